@@ -1,0 +1,91 @@
+"""Quire: durable, versioned, observable state for multi-agent workflows.
+
+Everything public is here. Names load on first use, so that `import quire` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire import errors as errors
+    from quire.api import sync as sync
+    from quire.api.draft import DictDraft as DictDraft
+    from quire.api.store import Store as Store
+    from quire.api.store import open as open  # noqa: A004
+    from quire.api.views import BlameLine as BlameLine
+    from quire.api.views import Event as Event
+    from quire.api.workflow import Workflow as Workflow
+    from quire.config import Settings as Settings
+    from quire.errors import QuireError as QuireError
+    from quire.model import Append as Append
+    from quire.model import Checkpoint as Checkpoint
+    from quire.model import Delete as Delete
+    from quire.model import Increment as Increment
+    from quire.model import Insert as Insert
+    from quire.model import Remove as Remove
+    from quire.model import Set as Set
+    from quire.model import Splice as Splice
+    from quire.model import Version as Version
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "quire.api.draft": ("DictDraft",),
+    "quire.api.store": ("Store", "open"),
+    "quire.api.views": ("BlameLine", "Event"),
+    "quire.api.workflow": ("Workflow",),
+    "quire.config": ("Settings",),
+    "quire.errors": ("QuireError",),
+    "quire.model": (
+        "Append",
+        "Checkpoint",
+        "Delete",
+        "Increment",
+        "Insert",
+        "Remove",
+        "Set",
+        "Splice",
+        "Version",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {"errors": "quire.errors", "sync": "quire.api.sync"}
+
+__all__ = [
+    "Append",
+    "BlameLine",
+    "Checkpoint",
+    "Delete",
+    "DictDraft",
+    "Event",
+    "Increment",
+    "Insert",
+    "QuireError",
+    "Remove",
+    "Set",
+    "Settings",
+    "Splice",
+    "Store",
+    "Version",
+    "Workflow",
+    "errors",
+    "open",
+    "sync",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

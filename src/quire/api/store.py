@@ -1,0 +1,226 @@
+"""A store: an open handle on a URL and a namespace, and the way to everything else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from quire.api import views, writes
+from quire.api.views import Event
+from quire.api.workflow import Pointer, Workflow
+from quire.config import Settings
+from quire.core.names import check_id
+from quire.engine.actor import DELETED, Write
+from quire.engine.clock import Clock, SystemClock, system_ids
+from quire.engine.engine import Engine
+from quire.engine.verify import Report, verify
+from quire.errors import Invalid, InvalidKey
+from quire.model import WORKFLOWS, Version
+from quire.storage.base import Capabilities
+from quire.storage.open import open_backend
+
+_PAGE = 1000
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """What a store holds and how it is doing."""
+
+    backend: str
+    durability: str
+    note: str
+    workflows: int
+    versions: int
+    keyframes: int
+    blobs: int
+    cells: int
+    size_bytes: int
+    position: int
+    resident_workflows: int
+    resident_bytes: int
+    commits: int
+
+
+class Opening:
+    """What `quire.open` returns: `async with` it, or `await` it and close the store yourself."""
+
+    def __init__(self, url: str, namespace: str, settings: Settings, clock: Clock, ids: Callable[[], str]) -> None:
+        self._arguments = (url, namespace, settings, clock, ids)
+        self._store: Store | None = None
+
+    def __await__(self) -> Generator[Any, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        """Open."""
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is queued and close."""
+        assert self._store is not None
+        await self._store.close()
+
+    async def _open(self) -> Store:
+        url, namespace, settings, clock, ids = self._arguments
+        backend = await open_backend(url, namespace=namespace)
+        try:
+            seen = await backend.latest()
+        except BaseException:
+            await backend.close()
+            raise
+        return Store(Engine(backend, settings, clock, ids, seen), namespace)
+
+
+def open(  # noqa: A001 - reads as quire.open(...), like the built-in
+    url: str,
+    *,
+    namespace: str = "default",
+    settings: Settings | None = None,
+    clock: Clock | None = None,
+    ids: Callable[[], str] | None = None,
+) -> Opening:
+    """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
+
+    namespace: stores in one place that see nothing of each other.  settings: see quire.config.  clock, ids: where
+    time and ids come from, for tests.
+    Raises InvalidKey for a URL or namespace that is not allowed, IncompatibleFormat for a file that is not a store or
+    of a newer format, StorageUnavailable, Unsupported for a backend that is not there.
+    Cost: independent of what the store holds.
+
+    >>> async with quire.open("sqlite:///state.db") as store:            # doctest: +SKIP
+    ...     await store.create("research-42", {"topic": "tides"})
+    """
+    return Opening(url, namespace, settings or Settings(), clock or SystemClock(), ids or system_ids())
+
+
+class Store:
+    """An open store. Use it from the event loop it was opened on; `quire.sync` is the same for code without one."""
+
+    def __init__(self, engine: Engine, namespace: str) -> None:
+        self.engine = engine
+        self.namespace = namespace
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend promises."""
+        return self.engine.backend.capabilities
+
+    async def create(
+        self, workflow_id: str, state: Mapping[str, Any], *, author: str = "system", message: str = "created"
+    ) -> Workflow:
+        """Start a workflow with a state and return its handle.
+
+        Raises AlreadyExists, InvalidKey for an id that is not allowed, InvalidState naming the path.
+        """
+        workflow = Workflow(self.engine, workflow_id)
+        bounds = writes.limits(self.engine.settings)
+        await self.engine.write(writes.creation(workflow.stream, state, author, message, bounds))
+        return workflow
+
+    def workflow(self, workflow_id: str) -> Workflow:
+        """Return a handle on a workflow, whether it exists or not. No I/O. Raises InvalidKey."""
+        return Workflow(self.engine, workflow_id)
+
+    async def workflows(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
+        """Return the ids of existing workflows that start with `prefix`, sorted, greater than `after`."""
+        found: list[str] = []
+        last = WORKFLOWS + after if after else ""
+        while limit is None or len(found) < limit:
+            names = await self.engine.backend.streams(WORKFLOWS + prefix, after=last, limit=_PAGE)
+            heads = await self.engine.backend.heads(names)
+            found += [h.stream.removeprefix(WORKFLOWS) for h in heads if h.version and h.kind != DELETED]
+            if len(names) < _PAGE:
+                break
+            last = names[-1]
+        return found if limit is None else found[:limit]
+
+    async def delete(self, workflow_id: str, *, author: str = "system", message: str = "deleted") -> Version:
+        """End a workflow: it counts as absent, its history stays and its numbers are never reused.
+
+        Raises WorkflowNotFound.
+        """
+        check_id(workflow_id, "workflow id")
+        made = await self.engine.write(writes.ending(WORKFLOWS + workflow_id, author, message))
+        assert made is not None
+        return made
+
+    async def transact(self, changes: Sequence[Write]) -> list[Version | None]:
+        """Write to several workflows, all or nothing, durable together. Parts come from `workflow.change(...)`.
+
+        Returns a version for each part, None for one that changed nothing. Raises what any part raises, with nothing
+        written.
+        """
+        if not changes or not all(isinstance(c, Write) for c in changes):
+            raise Invalid("transact takes a list of `workflow.change(...)`")
+        return await self.engine.write_all(list(changes))
+
+    async def watch(
+        self,
+        *,
+        after: int | None = None,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[Event]:
+        """Yield every version of every workflow after a position (None: from now on; 0: all), for ever.
+
+        Filters and cursor as in `Workflow.watch`; an event's `position` is where to go on from.
+        """
+        sieve = views.sieve(path, types, author)
+        start = self.engine.seen if after is None else after
+        async for event in views.watch_store(self.engine, start, sieve, cursor):
+            yield event
+
+    async def put_blob(self, data: bytes) -> str:
+        """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state."""
+        if not isinstance(data, bytes):
+            raise Invalid(f"a blob is bytes, not {type(data).__name__}")
+        name = blake3(data).hexdigest()
+        await self.engine.backend.put_blob(name, data)
+        return name
+
+    async def blob(self, name: str) -> bytes | None:
+        """Return the bytes of a blob, or None."""
+        return await self.engine.backend.blob(name)
+
+    async def verify(self, workflow_id: str | None = None) -> Report:
+        """Prove that logs, keyframes and blobs are whole, of one workflow or all. Cost: reads everything once."""
+        prefix = "" if workflow_id is None else WORKFLOWS + check_id(workflow_id, "workflow id")
+        return await verify(self.engine.backend, self.engine.residents, prefix=prefix)
+
+    async def backup(self, path: str) -> None:
+        """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""
+        if not path:
+            raise InvalidKey("a backup needs the path of a new file")
+        await self.engine.backend.backup(path)
+
+    async def stats(self) -> Stats:
+        """Return counts and sizes. Cost: counts rows."""
+        backend, engine = self.engine.backend, self.engine
+        found, promises = await backend.stats(), backend.capabilities
+        return Stats(
+            backend=promises.backend,
+            durability=promises.durability,
+            note=promises.note,
+            workflows=len(await self.workflows()),
+            versions=found.records,
+            keyframes=found.keyframes,
+            blobs=found.blobs,
+            cells=found.cells,
+            size_bytes=found.size_bytes,
+            position=await backend.latest(),
+            resident_workflows=len(engine.residents),
+            resident_bytes=engine.residents.size_bytes,
+            commits=engine.committer.commits,
+        )
+
+    async def close(self) -> None:
+        """Finish queued writes and release everything. Idempotent."""
+        await self.engine.close()

@@ -1,0 +1,136 @@
+"""From what a caller says to a `Write`: options checked, values cleaned, forms of change told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+import msgspec
+
+from quire.config import Settings
+from quire.core import patch
+from quire.core.changes import clean
+from quire.engine.actor import DELETED, Plan, Write
+from quire.errors import Invalid, InvalidState
+from quire.model import Append, Change, Delete, Fork, Increment, Insert, Remove, Set, Splice
+
+_NAME_MAX = 200
+_ATOMS = (Delete, Increment, Remove, Splice)
+
+Changes = Sequence[Change] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""Quire changes, a JSON Patch (a list of objects) or a merge patch (an object)."""
+
+
+class Writing(TypedDict, total=False):
+    """What every writing method takes.
+
+    author: who to blame, default "system".  message: why.  kind: a word for the version, default "change".
+    if_version: write only if the head is exactly this, else HeadMoved.  allow_empty: make a version even if nothing
+    changes.  idempotency_key: sent again with the same key the write is not repeated, the version it made is returned.
+    """
+
+    author: str
+    message: str
+    kind: str
+    if_version: int | None
+    allow_empty: bool
+    idempotency_key: str | None
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    author: str = "system"
+    message: str = ""
+    kind: str = "change"
+    if_version: int | None = None
+    allow_empty: bool = False
+    idempotency_key: str | None = None
+
+
+def limits(settings: Settings) -> dict[str, int]:
+    """Return the bounds that `clean` enforces."""
+    return {"depth_max": settings.depth_max, "key_bytes_max": settings.key_bytes_max}
+
+
+def write(stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, Any], **more: Any) -> tuple[Write, str | None]:
+    """Return the write and its idempotency key. Raises Invalid for an option that is not allowed."""
+    try:
+        options = msgspec.convert(dict(how), _Options)
+    except msgspec.ValidationError as cause:
+        known = ", ".join(_Options.__struct_fields__)
+        raise Invalid(f"{cause}; a write takes {known}") from None
+    return Write(
+        stream,
+        plan,
+        author=name(options.author, "author"),
+        message=text(options.message),
+        kind=more.pop("kind", None) or name(options.kind, "kind"),
+        if_version=options.if_version,
+        allow_empty=more.pop("allow_empty", options.allow_empty),
+        **more,
+    ), options.idempotency_key
+
+
+def plan_of(changes: Any, bounds: dict[str, int]) -> Sequence[Change | Fork] | Plan:
+    """Return the plan for any of the three forms of change. Raises Invalid for anything else."""
+    if isinstance(changes, Mapping):
+        merge = cast("dict[str, Any]", clean(dict(cast("Mapping[str, Any]", changes)), **bounds))
+        return lambda state: patch.from_merge_patch(state, merge)
+    if not isinstance(changes, Sequence) or isinstance(changes, str | bytes):
+        raise Invalid(
+            "changes are a list of Quire changes, a JSON Patch (a list of objects) or a merge patch (an object), "
+            f"not {type(changes).__name__}"
+        )
+    items = list(cast("Sequence[Any]", changes))
+    if items and all(isinstance(c, Mapping) for c in items):
+        operations = cast("list[dict[str, Any]]", clean([dict(c) for c in items], **bounds))
+        return lambda state: patch.from_json_patch(state, operations)
+    return [_cleaned(c, bounds) for c in items]
+
+
+def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: dict[str, int]) -> Write:
+    """Return the write that starts a workflow."""
+    if not isinstance(state, Mapping):
+        raise InvalidState(f"a workflow's state is an object, not {type(state).__name__}")
+    whole = cast("dict[str, Any]", clean(dict(state), **bounds))
+    how = {"author": author, "message": message}
+    return write(stream, [Set((), whole)], how, kind="create", exists=False, allow_empty=True)[0]
+
+
+def ending(stream: str, author: str, message: str) -> Write:
+    """Return the write that ends a workflow; its history stays."""
+    return write(stream, [Set((), {})], {"author": author, "message": message}, kind=DELETED, allow_empty=True)[0]
+
+
+def name(value: Any, what: str) -> str:
+    """Return a short printable name. Raises Invalid."""
+    if not isinstance(value, str) or not 1 <= len(value) <= _NAME_MAX or not value.isprintable():
+        raise Invalid(f"{what} {value!r}: 1 to {_NAME_MAX} printable characters are needed")
+    return value
+
+
+def text(value: Any) -> str:
+    """Return text that can be stored. Raises InvalidState."""
+    if not isinstance(value, str):
+        raise InvalidState(f"a message is text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidState("a message with a lone surrogate cannot be stored; replace or remove it") from None
+    return value
+
+
+def _cleaned(change: Any, bounds: dict[str, int]) -> Change:
+    match change:
+        case Set(path, value):
+            return Set(path, clean(value, path=path, **bounds))
+        case Append(path, values):
+            return Append(path, clean(values, path=path, **bounds))
+        case Insert(path, index, values):
+            return Insert(path, index, clean(values, path=path, **bounds))
+        case _ if isinstance(change, _ATOMS):
+            clean([list(change.path), *msgspec.to_builtins(change)[2:]], **bounds)
+            return change
+        case _:
+            raise Invalid(
+                f"{change!r} is not a change; make one with quire.Set, quire.Append, ... or give a JSON Patch"
+            )

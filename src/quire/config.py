@@ -1,0 +1,62 @@
+"""Settings: frozen values with named bounds, and the presets people ask for by name.
+
+Every queue, cache, retry and batch of the engine is bounded here; the comment says what happens at the bound.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from quire.errors import Invalid
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How an open store behaves. Durability is the backend's business and chosen in the URL."""
+
+    batch_writes_max: int = 1024
+    """Writes in one commit; more wait for the next one."""
+    batch_bytes_max: int = 8 * 1024 * 1024
+    """Bytes of changes in one commit; more wait for the next one."""
+    queue_writes_max: int = 100_000
+    """Writes waiting at once; further writers wait for room before they queue."""
+    write_bytes_max: int = 16 * 1024 * 1024
+    """Bytes of one write's changes as JSON; more raises LimitExceeded."""
+    depth_max: int = 64
+    """Nesting of a stored value; more raises InvalidState."""
+    key_bytes_max: int = 512
+    """UTF-8 bytes of one object key; more raises LimitExceeded."""
+    resident_bytes_max: int = 100 * 1024 * 1024
+    """Estimated memory of the states kept ready; the least recently used are dropped and read again when asked for."""
+    recent_records: int = 64
+    """Newest records kept per live workflow for rebasing and watching; older ones are read from the log."""
+    feed_records: int = 4096
+    """Newest records kept per store for watchers of the whole store; older ones are read from the log."""
+    keyframe_changes_min: int = 64
+    """No keyframe before this many versions since the last."""
+    keyframe_ratio: float = 1.0
+    """A keyframe is due when the changes since the last weigh this many times its compressed size."""
+    retry_seconds: float = 30.0
+    """How long a write is rebased over other processes' commits before it gives up with StorageTimeout."""
+    idempotency_seconds: float = 7 * 24 * 3600.0
+    """How long an idempotency key is remembered."""
+    delivery_backoff_s: tuple[float, float] = (0.05, 30.0)
+    """First and longest pause before a failed delivery to a subscriber is tried again."""
+    verify_on_load: bool = True
+    """Recompute the chain of every record that a state is built from."""
+
+
+DEVELOPMENT = Settings(resident_bytes_max=128 * 1024 * 1024)
+PRODUCTION = Settings(resident_bytes_max=512 * 1024 * 1024)
+HIGH_THROUGHPUT = Settings(
+    resident_bytes_max=1024 * 1024 * 1024, batch_writes_max=4096, batch_bytes_max=32 * 1024 * 1024
+)
+
+_PRESETS = {"development": DEVELOPMENT, "production": PRODUCTION, "high_throughput": HIGH_THROUGHPUT}
+
+
+def preset(name: str) -> Settings:
+    """Return the settings of that name: development, production or high_throughput."""
+    try:
+        return _PRESETS[name]
+    except KeyError:
+        raise Invalid(f"no preset {name!r}; there are {', '.join(_PRESETS)}") from None

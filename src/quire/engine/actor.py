@@ -1,0 +1,268 @@
+"""One live workflow (or any other stream): its published state, and the batch being prepared on top of it.
+
+1. `state` and `head` are what is durable. They are replaced, never mutated: a reader may hold on to them.
+2. A batch works on `Working`, which copies each touched container once, and seals one record per write.
+3. `publish` makes the batch the truth once it is durable; `abandon` forgets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from quire.config import Settings
+from quire.core import merge, record
+from quire.core.changes import Working, effective
+from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, WorkflowNotFound
+from quire.model import WORKFLOWS, Change, Fork, Head, Record
+from quire.storage.base import CellWrite
+
+Plan = Callable[[dict[str, Any]], Sequence[Change | Fork]]
+"""Changes that depend on the state they meet: a diff, a JSON Patch with tests, a guard that raises to refuse."""
+
+DELETED = "delete"
+"""Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
+
+
+class NeedHistory(Exception):  # noqa: N818 - a signal between actor and committer, not an error anyone sees
+    """The write's base is older than the records the actor remembers."""
+
+
+class Write(msgspec.Struct, eq=False):
+    """What a caller wants written to one stream.
+
+    plan: the changes, or a function of the state that gives them.  base: the version the changes were made on, when
+    that matters; they are rebased over what came since.  if_version: the head must be exactly this.  exists: True
+    needs the stream to exist, False to be absent.  allow_empty: make a version even without a change.
+    """
+
+    stream: str
+    plan: Sequence[Change | Fork] | Plan
+    author: str = "system"
+    message: str = ""
+    kind: str = "change"
+    base: int | None = None
+    if_version: int | None = None
+    exists: bool | None = True
+    allow_empty: bool = False
+    start: dict[str, Any] | None = None
+    """The state a forked log starts from."""
+
+
+class Mark(NamedTuple):
+    """Where a batch stood, to go back to when a later part of a group fails."""
+
+    pending: int
+
+
+class Actor:
+    """The live state of one stream. Lives on the event loop; no method here waits."""
+
+    __slots__ = (
+        "_pending",
+        "_settings",
+        "_start",
+        "_working",
+        "changes_since_keyframe",
+        "head",
+        "keyframe_size",
+        "recent",
+        "size_since_keyframe",
+        "stale",
+        "state",
+        "state_size",
+        "waiters",
+    )
+
+    def __init__(self, settings: Settings, head: Head, state: dict[str, Any], *, state_size: int) -> None:
+        self._settings = settings
+        self.head = head
+        self.state = state
+        self.state_size = state_size
+        self.stale = False
+        self.recent: deque[Record] = deque(maxlen=settings.recent_records)
+        self.waiters: list[asyncio.Future[None]] = []
+        self.changes_since_keyframe = 0
+        self.size_since_keyframe = 0
+        self.keyframe_size = 0
+        self._working: Working | None = None
+        self._start: dict[str, Any] | None = None
+        self._pending: list[Record] = []
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a workflow here: something was written and not deleted since."""
+        return self.head.version > 0 and self.head.kind != DELETED
+
+    @property
+    def tip(self) -> tuple[int, bytes, str]:
+        """Version, chain and kind that the next record follows."""
+        if self._pending:
+            last = self._pending[-1]
+            return last.version, last.chain, last.kind
+        return self.head.version, self.head.chain, self.head.kind
+
+    @property
+    def pending(self) -> list[Record]:
+        """Records sealed in this batch."""
+        return self._pending
+
+    def prepare(self, write: Write, now_ms: int) -> Record | None:
+        """Seal one write on top of the batch; None when it changes nothing.
+
+        Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
+        """
+        version, chain, kind = self.tip
+        self._expect(write, version, present=version > 0 and kind != DELETED)
+        working = self._working
+        if working is None:
+            working = self._working = Working(self.state)
+        if write.base is not None and write.base < version:
+            changes: Sequence[Change | Fork] = self._rebased(write, version)
+        elif callable(write.plan):
+            changes = write.plan(working.state)
+        else:
+            changes = write.plan
+        body_changes = self._apply(working, changes)
+        if write.start is not None:
+            self._start = write.start
+            self._working = Working(write.start)
+        if not body_changes and not write.allow_empty:
+            return None
+        body = record.encode(body_changes)
+        if len(body) > self._settings.write_bytes_max:
+            self._rebuild()
+            raise LimitExceeded(
+                f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "
+                f"{self._settings.write_bytes_max:,}; split it, or keep large bytes in a blob",
+                limit="write_bytes_max",
+                allowed=self._settings.write_bytes_max,
+                found=len(body),
+            )
+        sealed = record.seal(
+            write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, chain
+        )
+        self._pending.append(sealed)
+        return sealed
+
+    def mark(self) -> Mark:
+        """Remember where the batch stands."""
+        return Mark(len(self._pending))
+
+    def back_to(self, mark: Mark) -> None:
+        """Drop what was prepared since `mark`."""
+        if len(self._pending) > mark.pending:
+            del self._pending[mark.pending :]
+            if not self._pending:
+                self._start = None
+            self._rebuild()
+
+    def publish(self) -> None:
+        """The batch is durable: it becomes the state."""
+        self._accept(self._pending, self._working.state if self._working else self.state)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forget the batch; what is durable stays."""
+        self._pending = []
+        self._working = None
+        self._start = None
+
+    def absorb(self, records: Sequence[Record]) -> None:
+        """Take in records that another process committed after our head. Raises CorruptRecord if they do not follow."""
+        new = [r for r in records if r.version > self.head.version]
+        if not new:
+            return
+        record.check_all(new, self.head.version, self.head.chain)
+        working = Working(self.state)
+        for entry in new:
+            for change in record.decode(entry):
+                if isinstance(change, Fork):
+                    self.stale = True  # its state starts elsewhere: it is loaded again
+                    return
+                working.apply(change)
+        self._accept(new, working.state)
+
+    def since(self, version: int) -> list[Record] | None:
+        """Published records after `version`, oldest first; None when the actor no longer remembers them all."""
+        if version >= self.head.version:
+            return []
+        if self.recent and self.recent[0].version <= version + 1:
+            return [r for r in self.recent if r.version > version]
+        return None
+
+    def wake(self) -> None:
+        """Tell whoever waits for this stream that its head moved."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _accept(self, records: Sequence[Record], state: dict[str, Any]) -> None:
+        last = records[-1]
+        self.state = state
+        self.head = Head(last.stream, last.version, last.chain, last.kind)
+        self.recent.extend(records)
+        size = sum(len(r.body) for r in records)
+        self.changes_since_keyframe += len(records)
+        self.size_since_keyframe += size
+        self.state_size += size
+
+    def _expect(self, write: Write, version: int, *, present: bool) -> None:
+        name = write.stream.removeprefix(WORKFLOWS)
+        if write.exists is True and not present:
+            raise WorkflowNotFound(name)
+        if write.exists is False and present:
+            raise AlreadyExists(
+                f"workflow {name} exists already, at version {version}; open it with `store.workflow({name!r})`"
+            )
+        if write.if_version is not None and write.if_version != version:
+            raise HeadMoved(name, expected=write.if_version, actual=version)
+
+    def _rebased(self, write: Write, version: int) -> Sequence[Change | Fork]:
+        assert write.base is not None
+        assert not callable(write.plan)
+        remembered = self.since(write.base)
+        if remembered is None:
+            raise NeedHistory
+        pending = [r for r in self._pending if r.version > write.base]
+        return rebase(write, [*remembered, *pending])
+
+    def _apply(self, working: Working, changes: Sequence[Change | Fork]) -> list[Change | Fork]:
+        """Apply all or none; return those that changed something."""
+        kept: list[Change | Fork] = []
+        try:
+            for change in changes:
+                if isinstance(change, Fork):
+                    kept.append(change)
+                elif effective(working.state, change):
+                    working.apply(change)
+                    kept.append(change)
+        except ChangeError:
+            if kept:
+                self._rebuild()
+            raise
+        return kept
+
+    def _rebuild(self) -> None:
+        """Make the working state anew from what is published and pending: a write failed half-way."""
+        working = Working(self.state if self._start is None else self._start)
+        for sealed in self._pending:
+            for change in record.decode(sealed):
+                if not isinstance(change, Fork):
+                    working.apply(change)
+        self._working = working
+
+
+def rebase(write: Write, records: Sequence[Record]) -> Sequence[Change]:
+    """Return the write's changes as they read after `records`, which came since its base; ours win where both wrote."""
+    assert not callable(write.plan)
+    over = [c for r in records for c in record.decode(r) if not isinstance(c, Fork)]
+    ours = [c for c in write.plan if not isinstance(c, Fork)]
+    changes, _ = merge.rebase(ours, over)
+    return changes
+

@@ -1,0 +1,370 @@
+"""Group commit: while one commit is on its way to the disk, writes gather for the next.
+
+1. One commit is in flight at a time. Everything queued meanwhile, of any workflow, goes into the next: one
+   transaction, one fsync, one wake-up of the loop.
+2. A caller is answered only when its write is durable, refused, or known not to be stored.
+3. An error out of the backend means the outcome is unknown. The backend is reconnected and the log is asked; only
+   what was found is acknowledged, only what was not found is reported as failed.
+4. Refused means another process was first. What it wrote is read, and the writes go onto the new head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from quire.config import Settings
+from quire.engine.actor import Actor, Mark, NeedHistory, Write, rebase
+from quire.engine.clock import Clock
+from quire.engine.resident import Residents
+from quire.errors import Closed, Conflict, OutcomeUnknown, StorageError, StorageTimeout
+from quire.model import Record, Version
+from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
+
+
+Stamp = Callable[[list[Record | None]], CellWrite]
+"""Makes the cell that goes with the records of a write, once their numbers are known."""
+
+
+class CellMoved(Conflict):
+    """A cell did not hold what the write expected. `names` says which."""
+
+    code = "cell_moved"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"changed meanwhile: {', '.join(names)}")
+        self.names = tuple(names)
+
+
+class _Submission:
+    """Writes that stand or fall together, and who waits for them."""
+
+    __slots__ = ("cells", "deadline", "future", "records", "stamp", "writes")
+
+    def __init__(
+        self,
+        writes: Sequence[Write],
+        cells: Sequence[CellWrite],
+        stamp: Stamp | None,
+        future: asyncio.Future[list[Version | None]],
+    ) -> None:
+        self.writes = writes
+        self.cells = cells
+        self.stamp = stamp
+        self.future = future
+        self.records: list[Record | None] = []
+        self.deadline: float | None = None
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def succeed(self) -> None:
+        if not self.future.done():
+            self.future.set_result([None if r is None else Version(r) for r in self.records])
+
+
+class _Bundle:
+    """What must be one item of a commit: a stream, or several that a transaction ties together."""
+
+    __slots__ = ("actors", "cells", "records", "submissions")
+
+    def __init__(self) -> None:
+        self.actors: dict[str, Actor] = {}
+        self.records: list[Record] = []
+        self.cells: list[CellWrite] = []
+        self.submissions: list[_Submission] = []
+
+    def take(self, other: _Bundle) -> None:
+        self.actors.update(other.actors)
+        self.records += other.records
+        self.cells += other.cells
+        self.submissions += other.submissions
+
+    def item(self) -> Item:
+        expect = tuple(Expect(a.head.stream, a.head.version, a.head.chain) for a in self.actors.values())
+        return Item(expect, tuple(self.records), tuple(self.cells))
+
+
+class Committer:
+    """The one writer of a store."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        residents: Residents,
+        settings: Settings,
+        clock: Clock,
+        committed: Callable[[list[Record]], None],
+    ) -> None:
+        """committed: told of the records of each commit, in position order, before their writers are."""
+        self._backend = backend
+        self._residents = residents
+        self._settings = settings
+        self._clock = clock
+        self._committed = committed
+        self._queue: deque[_Submission] = deque()
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self._broken = False
+        self.commits = 0
+
+    async def submit(
+        self, writes: Sequence[Write], cells: Sequence[CellWrite] = (), *, stamp: Stamp | None = None
+    ) -> list[Version | None]:
+        """Write all or none; return each write's version, None for one that changed nothing.
+
+        cells: set in the same commit.  stamp: one more, made from the records.
+        If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise,
+        StorageTimeout when other processes kept winning, OutcomeUnknown, CellMoved, Closed.
+        """
+        loop = asyncio.get_running_loop()
+        while len(self._queue) >= self._settings.queue_writes_max:
+            room = loop.create_future()
+            self._room.append(room)
+            await room
+        if self._closed:
+            raise Closed("the store is closed; open it again to write")
+        submission = _Submission(writes, cells, stamp, loop.create_future())
+        self._queue.append(submission)
+        if self._task is None:
+            self._task = loop.create_task(self._drain())
+        return await submission.future
+
+    async def close(self) -> None:
+        """Finish what is queued, refuse what comes later."""
+        self._closed = True
+        while self._task is not None:
+            await asyncio.wait([self._task])
+            await asyncio.sleep(0)
+
+    async def _drain(self) -> None:
+        try:
+            while self._queue:
+                await self._round()
+                await asyncio.sleep(0)  # writers just answered get to queue again: larger commits
+        finally:
+            self._task = None
+
+    async def _round(self) -> None:
+        taken: list[_Submission] = []
+        try:
+            bundles = await self._prepare(taken)
+            if bundles:
+                await self._commit(bundles)
+        except BaseException as error:  # a bug or a cancelled loop: nobody may be left waiting
+            for submission in taken:
+                submission.fail(error if isinstance(error, Exception) else Closed("the store is shutting down"))
+            self._residents.each(Actor.abandon)
+            raise
+
+    async def _prepare(self, taken: list[_Submission]) -> list[_Bundle]:
+        """Apply queued writes to their actors, up to the bounds of one commit."""
+        bundles: dict[str, _Bundle] = {}
+        now_ms = self._clock.now_ms()
+        size = 0
+        while self._queue and len(taken) < self._settings.batch_writes_max and size < self._settings.batch_bytes_max:
+            submission = self._queue.popleft()
+            taken.append(submission)
+            if submission.future.done():  # its caller was cancelled before anything happened
+                continue
+            try:
+                actors = [self._residents.peek(w.stream) or await self._load(w.stream, bundles) for w in submission.writes]
+                await self._seal(submission, actors, now_ms)
+            except Exception as error:  # noqa: BLE001 - the caller's, whatever it is; plans are the caller's code
+                submission.fail(error)
+                continue
+            size += sum(len(r.body) for r in submission.records if r is not None)
+            self._join(bundles, submission, actors)
+        while self._room and len(self._queue) < self._settings.queue_writes_max:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+        return list({id(b): b for b in bundles.values()}.values())
+
+    async def _load(self, stream: str, bundles: dict[str, _Bundle]) -> Actor:
+        """Return an actor that is not in memory, or went stale; one already in this batch stays the same."""
+        bundle = bundles.get(stream)
+        if bundle is not None:
+            return bundle.actors[stream]
+        return await self._residents.get(stream)
+
+    async def _seal(self, submission: _Submission, actors: list[Actor], now_ms: int) -> None:
+        marks: list[tuple[Actor, Mark]] = []
+        submission.records = []
+        try:
+            for write, actor in zip(submission.writes, actors, strict=True):
+                marks.append((actor, actor.mark()))
+                try:
+                    sealed = actor.prepare(write, now_ms)
+                except NeedHistory:
+                    await self._catch_up(write, actor)
+                    sealed = actor.prepare(write, now_ms)
+                submission.records.append(sealed)
+            if submission.stamp is not None:
+                submission.cells = (submission.stamp(submission.records),)
+        except BaseException:
+            for actor, mark in marks:
+                actor.back_to(mark)
+            raise
+
+    async def _catch_up(self, write: Write, actor: Actor) -> None:
+        """Rebase a write whose base the actor no longer remembers, over the log."""
+        assert write.base is not None
+        upto = actor.head.version
+        records = await self._backend.read(write.stream, after=write.base, upto=upto)
+        write.plan = rebase(write, records)
+        write.base = upto
+
+    def _join(self, bundles: dict[str, _Bundle], submission: _Submission, actors: list[Actor]) -> None:
+        """Put a prepared submission into the bundle of its streams, tying those together."""
+        if not submission.cells and not any(a.pending for a in actors):
+            submission.succeed()  # it changed nothing, and nothing before it is undecided
+            return
+        names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]
+        bundle = bundles.get(names[0])
+        if bundle is None:
+            bundle = bundles[names[0]] = _Bundle()
+        for name, actor in zip(names, actors, strict=False):
+            other = bundles.get(name)
+            if other is not None and other is not bundle:
+                bundle.take(other)
+                for moved in other.actors:
+                    bundles[moved] = bundle
+            bundles[name] = bundle
+            bundle.actors[name] = actor
+        bundle.records += [r for r in submission.records if r is not None]
+        bundle.cells += submission.cells
+        bundle.submissions.append(submission)
+
+    async def _commit(self, bundles: list[_Bundle]) -> None:
+        items = [bundle.item() for bundle in bundles]
+        outcomes: Sequence[Outcome | StorageError]
+        if self._broken:
+            outcomes = [await self._revive()] * len(items)
+        else:
+            try:
+                outcomes = await self._backend.commit(items)
+            except StorageError as error:
+                outcomes = await self._look(items, error)
+        self.commits += 1
+        records: list[Record] = []
+        done: list[_Bundle] = []
+        again: list[_Submission] = []
+        for bundle, outcome in zip(bundles, outcomes, strict=True):
+            if isinstance(outcome, Committed):
+                records += self._publish(bundle, outcome)
+                done.append(bundle)
+            elif isinstance(outcome, Refused):
+                again += await self._refused(bundle, outcome)
+            else:
+                for actor in bundle.actors.values():
+                    actor.abandon()
+                    actor.stale = True
+                for submission in bundle.submissions:
+                    submission.fail(_copy(outcome))
+        if records:
+            self._committed(records)
+        for bundle in done:
+            for submission in bundle.submissions:
+                submission.succeed()
+        if again:
+            self._queue.extendleft(reversed(again))
+            await self._clock.sleep(random.random() * 0.002)  # noqa: S311 - jitter between processes, no secret
+
+    def _publish(self, bundle: _Bundle, outcome: Committed) -> list[Record]:
+        for offset, sealed in enumerate(bundle.records):
+            msgspec.structs.force_setattr(sealed, "position", outcome.first + offset)
+        for actor in bundle.actors.values():
+            if actor.pending:
+                actor.publish()
+                self._residents.settle(actor)
+        return bundle.records
+
+    async def _refused(self, bundle: _Bundle, outcome: Refused) -> list[_Submission]:
+        """Take in what others wrote; return the submissions to try again."""
+        for actor in bundle.actors.values():
+            actor.abandon()
+        try:
+            for head in outcome.heads:
+                actor = bundle.actors[head.stream]
+                if head.version < actor.head.version:
+                    actor.stale = True  # dropped or restored from a backup under us
+                else:
+                    await self._residents.refresh(actor)
+        except StorageError as error:
+            for submission in bundle.submissions:
+                submission.fail(_copy(error))
+            return []
+        again: list[_Submission] = []
+        now = self._clock.monotonic()
+        for submission in bundle.submissions:
+            moved = [c.name for c in submission.cells if c.name in outcome.cells]
+            if submission.deadline is None:
+                submission.deadline = now + self._settings.retry_seconds
+            if moved:
+                submission.fail(CellMoved(moved))
+            elif now > submission.deadline:
+                streams = ", ".join(w.stream for w in submission.writes)
+                submission.fail(
+                    StorageTimeout(f"{streams}: other processes kept writing first for {self._settings.retry_seconds:g} s")
+                )
+            else:
+                again.append(submission)
+        return again
+
+    async def _revive(self) -> Outcome | StorageError:
+        """An earlier failure could not be cleared up, and nothing of this batch was sent yet: reconnect first."""
+        try:
+            await self._backend.recover()
+        except StorageError as error:
+            return error
+        self._broken = False
+        self._residents.each(_mark_stale)
+        return Refused()  # the heads may have moved under us: prepare it all again
+
+    async def _look(self, items: Sequence[Item], error: StorageError) -> list[Outcome | StorageError]:
+        """After a failed commit: reconnect, and find out what of it is stored."""
+        try:
+            await self._backend.recover()
+            return [await self._outcome(item, error) for item in items]
+        except StorageError as second:
+            self._broken = True
+            unknown = OutcomeUnknown(
+                f"the commit failed ({error}) and the store cannot be asked whether it is stored ({second}); "
+                "read the workflow before writing again, or retry with the same idempotency key"
+            )
+            unknown.__cause__ = error
+            return [unknown] * len(items)
+
+    async def _outcome(self, item: Item, error: StorageError) -> Outcome | StorageError:
+        """Say what became of one item. An item is atomic, so any part of it answers for the whole."""
+        if item.records:
+            wanted = item.records[0]
+            found = await self._backend.read(wanted.stream, after=wanted.version - 1, upto=wanted.version)
+            stored = bool(found) and found[0].chain == wanted.chain
+            return Committed(found[0].position, found[0].position + len(item.records) - 1) if stored else error
+        for write in item.cells:
+            cell = await self._backend.cell(write.name)
+            if (None if cell is None else cell.value) != write.value:
+                return error
+        return Committed(0, 0)
+
+
+def _mark_stale(actor: Actor) -> None:
+    actor.stale = True
+    actor.wake()
+
+
+def _copy(error: StorageError) -> StorageError:
+    """Return an error of its own for each waiter: tracebacks grow on shared ones."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    twin.__cause__ = error.__cause__ or error
+    return twin

@@ -1,0 +1,251 @@
+"""The engine of one open store: residents, committer and watchers wired to a backend.
+
+What happens to a write: `write` -> committer -> actor (fold, seal) -> backend (durable) -> published state -> watchers
+-> the caller. What happens to a read: ask the backend cheaply whether another process committed, take that in, answer
+from the resident state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from quire.config import Settings
+from quire.core import keyframes
+from quire.engine.actor import Actor, Write
+from quire.engine.clock import Clock
+from quire.engine.committer import Committer
+from quire.engine.resident import Residents
+from quire.errors import Closed, CorruptRecord, QuireError, StorageError, VersionNotFound
+from quire.model import WORKFLOWS, Record, Version
+from quire.storage.base import Backend, CellWrite
+
+log = logging.getLogger("quire.engine")
+
+_FEED_PAGE = 1000
+_POLL_S = 1.0
+"""How long one wait for other processes lasts; a commit ends it early."""
+
+
+class Engine:
+    """One per open store and event loop."""
+
+    def __init__(self, backend: Backend, settings: Settings, clock: Clock, ids: Callable[[], str], seen: int) -> None:
+        """seen: the backend's latest position at opening; what came before is read when asked for."""
+        self.backend = backend
+        self.settings = settings
+        self.clock = clock
+        self.ids = ids
+        self.residents = Residents(backend, settings)
+        self.committer = Committer(backend, self.residents, settings, clock, self._committed)
+        self.recent: deque[Record] = deque(maxlen=settings.feed_records)
+        self.seen = seen
+        self.closed = False
+        self._catching_up = asyncio.Lock()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._watching = 0
+        self._poller: asyncio.Task[None] | None = None
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._keyframes_due: dict[str, None] = {}
+        self._keyframer: asyncio.Task[None] | None = None
+
+    # writing
+
+    async def write(self, write: Write, cells: Sequence[CellWrite] = ()) -> Version | None:
+        """Write to one stream; None when nothing changed and no version was asked for."""
+        return (await self.committer.submit((write,), cells))[0]
+
+    async def write_all(self, writes: Sequence[Write]) -> list[Version | None]:
+        """Write to several streams, all or none, durable together."""
+        return await self.committer.submit(writes)
+
+    @asynccontextmanager
+    async def key_lock(self, name: str) -> AsyncIterator[None]:
+        """One task at a time per name."""
+        lock, holders = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, holders + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, holders = self._locks.pop(name)
+            if holders > 1:
+                self._locks[name] = (lock, holders - 1)
+
+    # reading
+
+    async def current(self, stream: str) -> Actor:
+        """Return the actor of a stream with everything that any process had committed before the call."""
+        if self.closed:
+            raise Closed("the store is closed; open it again to read")
+        if await self.backend.latest() > self.seen:
+            await self._catch_up()
+        return self.residents.peek(stream) or await self.residents.get(stream)
+
+    async def state_at(self, stream: str, version: int) -> dict[str, Any]:
+        """Return the state at a version, not to be altered. Raises VersionNotFound, CorruptRecord."""
+        actor = await self.current(stream)
+        if version == actor.head.version:
+            return actor.state
+        if not 1 <= version < actor.head.version:
+            raise VersionNotFound(stream.removeprefix(WORKFLOWS), version, newest=actor.head.version)
+        return await self.residents.materialise(stream, version)
+
+    async def record(self, stream: str, version: int) -> Record:
+        """Return one record. Raises VersionNotFound."""
+        found = await self.backend.read(stream, after=version - 1, upto=version) if version > 0 else []
+        if not found:
+            raise VersionNotFound(stream.removeprefix(WORKFLOWS), version)
+        return found[0]
+
+    # watching
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While any such context is open, `wait` also notices other processes' commits."""
+        self._watching += 1
+        if self._poller is None:
+            self._poller = asyncio.get_running_loop().create_task(self._poll())
+        try:
+            yield
+        finally:
+            self._watching -= 1
+            if self._watching == 0 and self._poller is not None:
+                self._poller.cancel()
+                self._poller = None
+
+    async def wait(self, stream: str | None, after: int) -> None:
+        """Wait until a stream's head passes version `after`; with None, the store passes position `after`."""
+        if self.closed:
+            raise Closed("the store was closed while watching")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if stream is None:
+            if self.seen > after:
+                return
+            self._waiters.append(waiter)
+        else:
+            actor = await self.current(stream)
+            if actor.head.version > after:
+                return
+            actor.waiters.append(waiter)
+        await waiter
+
+    async def close(self) -> None:
+        """Finish queued writes, stop the tasks, close the backend."""
+        if self.closed:
+            return
+        await self.committer.close()
+        self.closed = True
+        for task in (self._poller, self._keyframer):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._wake_store()
+        self.residents.each(Actor.wake)
+        await self.backend.close()
+
+    # inside
+
+    def _committed(self, records: list[Record]) -> None:
+        """Our own commit is durable and published."""
+        first, last = records[0].position, records[-1].position
+        if first == self.seen + 1 and last - first + 1 == len(records):
+            self.recent.extend(records)
+            self.seen = last
+        # otherwise somebody else's commits lie between: the next look at the backend reads them all in order
+        for stream in {r.stream for r in records}:
+            actor = self.residents.peek(stream)
+            if actor is None:
+                continue
+            if actor.waiters:
+                actor.wake()
+            if self._keyframe_due(actor):
+                self._keyframes_due[stream] = None
+        if self._keyframes_due and self._keyframer is None:
+            self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
+        self._wake_store()
+
+    async def _catch_up(self) -> None:
+        """Take in what other processes committed."""
+        async with self._catching_up:
+            target = await self.backend.latest()
+            while self.seen < target:
+                page = await self.backend.feed(self.seen, limit=_FEED_PAGE)
+                for entry in page:
+                    if entry.position <= self.seen:
+                        continue  # our own commit was published while we read
+                    self.recent.append(entry)
+                    self.seen = entry.position
+                    self._take_in(entry)
+                if len(page) < _FEED_PAGE:
+                    self.seen = max(self.seen, target)
+            self._wake_store()
+
+    def _take_in(self, entry: Record) -> None:
+        actor = self.residents.peek(entry.stream)
+        if actor is None or entry.version <= actor.head.version or actor.pending:
+            return  # not in memory, known, or about to be refused and refreshed by the committer
+        try:
+            if entry.version == actor.head.version + 1:
+                actor.absorb([entry])
+                self.residents.settle(actor)
+            else:
+                actor.stale = True
+        except (CorruptRecord, QuireError):
+            actor.stale = True  # loading it again says exactly what is wrong, to whoever asks
+        actor.wake()
+
+    def _wake_store(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _keyframe_due(self, actor: Actor) -> bool:
+        return keyframes.due(
+            changes=actor.changes_since_keyframe,
+            size=actor.size_since_keyframe,
+            last_size=actor.keyframe_size,
+            changes_min=self.settings.keyframe_changes_min,
+            ratio=self.settings.keyframe_ratio,
+        )
+
+    async def _write_keyframes(self) -> None:
+        """Off the commit path: nobody waits for this, and losing it loses nothing."""
+        try:
+            while self._keyframes_due:
+                stream = next(iter(self._keyframes_due))
+                del self._keyframes_due[stream]
+                actor = self.residents.peek(stream)
+                if actor is None or not self._keyframe_due(actor):
+                    continue
+                head, state = actor.head, actor.state
+                changes, size = actor.changes_since_keyframe, actor.size_since_keyframe
+                frame = await asyncio.to_thread(keyframes.make, head, state)
+                await self.backend.put_keyframe(frame)
+                actor.changes_since_keyframe -= changes
+                actor.size_since_keyframe -= size
+                actor.keyframe_size = len(frame.body)
+                actor.state_size = frame.size
+                self.residents.settle(actor)
+                old = keyframes.surplus(await self.backend.keyframes(stream))
+                if old:
+                    await self.backend.drop_keyframes(stream, old)
+        except StorageError as error:
+            log.warning("a keyframe could not be written, reading will be slower until one can: %s", error)
+        finally:
+            self._keyframer = None
+
+    async def _poll(self) -> None:
+        """While somebody watches, look out for other processes' commits."""
+        while True:
+            try:
+                if await self.backend.changed(self.seen, timeout_s=_POLL_S) > self.seen:
+                    await self._catch_up()
+            except StorageError as error:
+                log.warning("watching: the store does not answer, trying again: %s", error)
+                await self.clock.sleep(_POLL_S)

@@ -1,0 +1,202 @@
+"""Live states kept ready, within a bound of bytes; everything here can be dropped and read again.
+
+Loading is: newest keyframe, the records after it, fold. A keyframe that does not check out is passed over for an
+older one, down to none: the log alone is always enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from quire.config import Settings
+from quire.core import keyframes, record
+from quire.core.fold import fold
+from quire.engine.actor import Actor
+from quire.errors import CorruptRecord, VersionNotFound
+from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
+from quire.storage.base import Backend
+
+log = logging.getLogger("quire.engine")
+
+_PAGE = 2000
+"""Records read at a time when folding: bounds memory, not the result."""
+_MEMORY_PER_BYTE = 5
+"""A parsed state takes about this many times its JSON text in memory."""
+_FORK_DEPTH_MAX = 1000
+"""Forks of forks of forks that are followed before the log is called damaged."""
+
+
+class Residents:
+    """The actors in memory, least recently used first."""
+
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._actors: OrderedDict[str, Actor] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[Actor]] = {}
+        self._bytes = 0
+        self._sizes: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Estimated memory of the states."""
+        return self._bytes
+
+    def peek(self, stream: str) -> Actor | None:
+        """Return the actor if it is here and current, without waiting."""
+        actor = self._actors.get(stream)
+        return None if actor is None or actor.stale else actor
+
+    async def get(self, stream: str) -> Actor:
+        """Return the actor of a stream, loading it if need be; several callers share one load."""
+        actor = self._actors.get(stream)
+        if actor is not None and not actor.stale:
+            self._actors.move_to_end(stream)
+            return actor
+        task = self._loading.get(stream)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(stream))
+            self._loading[stream] = task
+            task.add_done_callback(lambda _: self._loading.pop(stream, None))
+        return await asyncio.shield(task)
+
+    async def refresh(self, actor: Actor) -> None:
+        """Take in what other processes committed to this stream."""
+        missed = await self._backend.read(actor.head.stream, after=actor.head.version)
+        actor.absorb(missed)
+        if actor.stale:
+            await self.get(actor.head.stream)
+
+    def settle(self, actor: Actor) -> None:
+        """Account for an actor whose state changed, and evict others while over the bound."""
+        stream = actor.head.stream
+        size = actor.state_size * _MEMORY_PER_BYTE
+        self._bytes += size - self._sizes.get(stream, 0)
+        self._sizes[stream] = size
+        if self._bytes > self._settings.resident_bytes_max:
+            self._evict()
+
+    def each(self, visit: Callable[[Actor], None]) -> None:
+        """Call `visit` on every actor in memory."""
+        for actor in list(self._actors.values()):
+            visit(actor)
+
+    async def materialise(self, stream: str, version: int) -> dict[str, Any]:
+        """Return the state of an old version, a fresh object. Raises CorruptRecord where the log is damaged."""
+        state, _, _ = await self._read(stream, version)
+        return state
+
+    def _evict(self) -> None:
+        for stream, actor in list(self._actors.items()):
+            if self._bytes <= self._settings.resident_bytes_max:
+                return
+            if actor.pending or actor.waiters:
+                continue
+            del self._actors[stream]
+            self._bytes -= self._sizes.pop(stream, 0)
+
+    async def _load(self, stream: str) -> Actor:
+        state, head, since = await self._read(stream, None)
+        old = self._actors.get(stream)
+        actor = Actor(self._settings, head, state, state_size=since.state_bytes)
+        actor.changes_since_keyframe = since.changes
+        actor.size_since_keyframe = since.size
+        actor.keyframe_size = since.keyframe_bytes
+        if old is not None:  # whoever holds the old one sees it stale; who waits moves over
+            actor.waiters, old.waiters = old.waiters, []
+        self._actors[stream] = actor
+        self._actors.move_to_end(stream)
+        self.settle(actor)
+        return actor
+
+    async def _read(self, stream: str, upto: int | None, depth: int = 0) -> tuple[dict[str, Any], Head, _Since]:
+        """Return state, head and what lies after the keyframe, at `upto` (None: the newest)."""
+        at = upto
+        while True:
+            frame = await self._backend.keyframe(stream, at)
+            try:
+                return await self._fold(stream, upto, frame, depth)
+            except CorruptRecord:
+                if frame is None:
+                    raise
+                log.warning("%s: keyframe %d does not check out, using an older one", stream, frame.version)
+                at = frame.version - 1
+
+    async def _fold(
+        self, stream: str, upto: int | None, frame: Keyframe | None, depth: int
+    ) -> tuple[dict[str, Any], Head, _Since]:
+        since = _Since()
+        head = Head(stream)
+        state: dict[str, Any] = {}
+        after = 0
+        if frame is not None:
+            state = keyframes.state_of(frame)
+            since.keyframe_bytes, since.state_bytes = len(frame.body), frame.size
+            after = frame.version - 1  # the record of the keyframe's own version is read too, to check that they agree
+        while True:
+            page = await self._backend.read(stream, after=after, upto=upto, limit=_PAGE)
+            full = len(page) == _PAGE
+            if frame is not None and after < frame.version:
+                head = _agreed(frame, page)
+                page = page[1:]
+            if not page:
+                break
+            if self._settings.verify_on_load:
+                record.check_all(page, head.version, head.chain)
+            if page[0].version == 1 and page[0].kind == "fork":
+                state = await self._forked(page[0], depth)
+            state = fold(state, page)
+            last = page[-1]
+            head = Head(stream, last.version, last.chain, last.kind)
+            since.add(page)
+            after = head.version
+            if not full:
+                break
+        if upto is not None and head.version != upto:
+            raise VersionNotFound(stream.removeprefix(WORKFLOWS), upto, newest=head.version)
+        return state, head, since
+
+    async def _forked(self, first: Record, depth: int) -> dict[str, Any]:
+        """Return the state that a forked log starts from, checking that the parent is still the one forked."""
+        origin = record.decode(first)[0]
+        if not isinstance(origin, Fork) or depth > _FORK_DEPTH_MAX:
+            raise CorruptRecord(f"{first.stream}: its fork record cannot be followed", at=f"{first.stream}@1")
+        state, head, _ = await self._read(WORKFLOWS + origin.workflow_id, origin.version, depth + 1)
+        if head.chain.hex() != origin.chain:
+            raise CorruptRecord(
+                f"{first.stream}: forked from {origin.workflow_id}@{origin.version}, which is not the same history any more",
+                at=f"{first.stream}@1",
+            )
+        return state
+
+
+def _agreed(frame: Keyframe, page: list[Record]) -> Head:
+    """Return the head at a keyframe, given the log from its version on. Raises CorruptRecord when they disagree."""
+    if not page or page[0].version != frame.version or page[0].chain != frame.chain:
+        at = f"{frame.stream}@{frame.version}"
+        raise CorruptRecord(f"{at}: the keyframe does not belong to this log", at=at)
+    return Head(frame.stream, frame.version, frame.chain, page[0].kind)
+
+
+class _Since:
+    """What was read after a keyframe: decides when the next one is due."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.size = 0
+        self.keyframe_bytes = 0
+        self.state_bytes = 0
+
+    def add(self, page: list[Record]) -> None:
+        size = sum(len(r.body) for r in page)
+        self.changes += len(page)
+        self.size += size
+        self.state_bytes += size
+

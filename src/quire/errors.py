@@ -1,0 +1,271 @@
+"""Every error Quire raises, split by whose promise was broken.
+
+    QuireError
+     ├ RequestError                     the caller
+     │  ├ NotFound (LookupError)
+     │  │  ├ WorkflowNotFound
+     │  │  ├ VersionNotFound
+     │  │  ├ CheckpointNotFound
+     │  │  └ RunNotFound
+     │  ├ Invalid (ValueError)
+     │  │  ├ InvalidState              a value that cannot be stored, with its JSON path
+     │  │  ├ InvalidKey                an id or a name that is not allowed
+     │  │  ├ ChangeError               a change that does not fit the state
+     │  │  └ LimitExceeded
+     │  ├ Conflict
+     │  │  ├ AlreadyExists
+     │  │  ├ HeadMoved                 `if_version` no longer holds
+     │  │  ├ KeyReused                 an idempotency key came back with other content
+     │  │  └ MergeConflict
+     │  └ Denied (PermissionError)
+     ├ StorageError                     the world
+     │  ├ StorageUnavailable (ConnectionError)
+     │  ├ StorageTimeout (TimeoutError)
+     │  ├ StorageFull (OSError)
+     │  ├ OutcomeUnknown                the write may or may not be there
+     │  ├ CorruptRecord                 stored bytes do not match their checksum
+     │  ├ IncompatibleFormat            not a store, or a store of another version
+     │  └ Unsupported                   this backend cannot do that
+     ├ StepFailed                       an agent's own code raised
+     └ Closed (RuntimeError)
+
+Each carries a stable `code` that the command line and servers show, and `retryable`: whether the same call may
+succeed later without being changed. Messages say what, where and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class QuireError(Exception):
+    """The root: catch this to catch everything Quire raises."""
+
+    code: ClassVar[str] = "quire"
+    retryable: ClassVar[bool] = False
+
+
+class RequestError(QuireError):
+    """The caller asked for something that cannot be done as asked."""
+
+    code = "request"
+
+
+class NotFound(RequestError, LookupError):
+    """Something named does not exist."""
+
+    code = "not_found"
+
+
+class WorkflowNotFound(NotFound):
+    """No workflow of this id in this namespace."""
+
+    code = "workflow_not_found"
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(f"Workflow not found: {workflow_id}")
+        self.workflow_id = workflow_id
+
+
+class VersionNotFound(NotFound):
+    """The workflow exists, the version asked for does not."""
+
+    code = "version_not_found"
+
+    def __init__(self, workflow_id: str, version: object, *, newest: int | None = None) -> None:
+        known = "" if newest is None else f"; versions run from 1 to {newest}"
+        super().__init__(f"Version not found: {workflow_id}@{version}{known}")
+        self.workflow_id = workflow_id
+        self.version = version
+
+
+class CheckpointNotFound(NotFound):
+    """No checkpoint of this name on this workflow."""
+
+    code = "checkpoint_not_found"
+
+    def __init__(self, workflow_id: str, name: str) -> None:
+        super().__init__(
+            f"Checkpoint not found: {workflow_id}@{name}; `checkpoints()` or `quire log --checkpoints` lists them"
+        )
+        self.workflow_id = workflow_id
+        self.name = name
+
+
+class RunNotFound(NotFound):
+    """The workflow holds no run of a topology."""
+
+    code = "run_not_found"
+
+
+class Invalid(RequestError, ValueError):
+    """A value, id or option that is not allowed."""
+
+    code = "invalid"
+
+
+class InvalidState(Invalid):
+    """A value that is not plain JSON. `path` is its JSON Pointer."""
+
+    code = "invalid_state"
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class InvalidKey(Invalid):
+    """An id, name or URL that breaks the rules for them."""
+
+    code = "invalid_key"
+
+
+class ChangeError(Invalid):
+    """A change that does not fit the state it is applied to. `path` is its JSON Pointer."""
+
+    code = "change_error"
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class LimitExceeded(Invalid):
+    """A named limit was reached; nothing was stored."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, allowed: int, found: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+        self.found = found
+
+
+class Conflict(RequestError):
+    """Another write came first."""
+
+    code = "conflict"
+
+
+class AlreadyExists(Conflict):
+    """A workflow or checkpoint of this name is there already."""
+
+    code = "already_exists"
+
+
+class HeadMoved(Conflict):
+    """`if_version` named a version that is no longer the head."""
+
+    code = "head_moved"
+    retryable = True
+
+    def __init__(self, workflow_id: str, *, expected: int, actual: int) -> None:
+        super().__init__(
+            f"{workflow_id} is at version {actual}, not {expected}: read it again and retry, "
+            "or leave out if_version to have the write rebased"
+        )
+        self.workflow_id = workflow_id
+        self.expected = expected
+        self.actual = actual
+
+
+class KeyReused(Conflict):
+    """An idempotency key was used before for a different write."""
+
+    code = "key_reused"
+
+
+class MergeConflict(Conflict):
+    """Writes that cannot both stand. `conflicts` says which."""
+
+    code = "merge_conflict"
+
+    def __init__(self, message: str, *, conflicts: list[Any]) -> None:
+        super().__init__(message)
+        self.conflicts = conflicts
+
+
+class Denied(RequestError, PermissionError):
+    """The caller may not do this."""
+
+    code = "denied"
+
+
+class StorageError(QuireError):
+    """The world broke a promise: a disk, a server, a network."""
+
+    code = "storage"
+
+
+class StorageUnavailable(StorageError, ConnectionError):
+    """The store cannot be reached or answered with an I/O error."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class StorageTimeout(StorageError, TimeoutError):
+    """The store did not answer in time; for a lock: somebody else holds it."""
+
+    code = "storage_timeout"
+    retryable = True
+
+
+class StorageFull(StorageError, OSError):
+    """No space left. Nothing of the failed write is stored."""
+
+    code = "storage_full"
+    retryable = True
+
+
+class OutcomeUnknown(StorageError):
+    """A commit failed in a way that does not tell whether it is stored.
+
+    Read the workflow before writing again, or write with an idempotency key and simply retry.
+    """
+
+    code = "outcome_unknown"
+
+
+class CorruptRecord(StorageError):
+    """Stored bytes do not match their checksum. `at` says where."""
+
+    code = "corrupt_record"
+
+    def __init__(self, message: str, *, at: str = "") -> None:
+        super().__init__(message)
+        self.at = at
+
+
+class IncompatibleFormat(StorageError):
+    """Not a Quire store, or one written by a version this one cannot read."""
+
+    code = "incompatible_format"
+
+    def __init__(self, message: str, *, found: object = None, supported: object = None) -> None:
+        super().__init__(message)
+        self.found = found
+        self.supported = supported
+
+
+class Unsupported(StorageError):
+    """This backend cannot do what was asked. `capability` names it."""
+
+    code = "unsupported"
+
+    def __init__(self, message: str, *, capability: str) -> None:
+        super().__init__(message)
+        self.capability = capability
+
+
+class StepFailed(QuireError):
+    """A step of a run raised; the original exception is the cause."""
+
+    code = "step_failed"
+
+
+class Closed(QuireError, RuntimeError):
+    """The store was closed."""
+
+    code = "closed"

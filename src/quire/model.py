@@ -1,0 +1,222 @@
+"""The values that Quire passes around: frozen, comparable, without behaviour of their own.
+
+The seven changes are the whole write language of the log. They are encoded as JSON arrays, `["set", ["a", 0], 1]`,
+so that the stored text reads by itself. `Record` is one version as stored; `Version` is the same seen by a user.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+Path = tuple[str | int, ...]
+"""Where in a state: object keys and list indexes from the root. `()` is the root."""
+
+GENESIS = bytes(32)
+"""The chain before the first version of a stream."""
+
+WORKFLOWS = "workflows/"
+"""The stream prefix of workflows."""
+
+
+class Set(msgspec.Struct, frozen=True, array_like=True, tag="set"):
+    """Put `value` at `path`: adds or replaces an object key, replaces a list item. `()` replaces the state."""
+
+    path: Path
+    value: Any
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag="del"):
+    """Remove the object key at `path`."""
+
+    path: Path
+
+
+class Append(msgspec.Struct, frozen=True, array_like=True, tag="append"):
+    """Add `values` at the end of the list at `path`."""
+
+    path: Path
+    values: list[Any]
+
+
+class Insert(msgspec.Struct, frozen=True, array_like=True, tag="insert"):
+    """Insert `values` before `index` (0..len) of the list at `path`."""
+
+    path: Path
+    index: int
+    values: list[Any]
+
+
+class Remove(msgspec.Struct, frozen=True, array_like=True, tag="remove"):
+    """Remove `count` items starting at `index` of the list at `path`."""
+
+    path: Path
+    index: int
+    count: int = 1
+
+
+class Splice(msgspec.Struct, frozen=True, array_like=True, tag="splice"):
+    """In the string at `path`, at code point `position`, delete `delete` code points and insert `insert`."""
+
+    path: Path
+    position: int
+    delete: int
+    insert: str
+
+
+class Increment(msgspec.Struct, frozen=True, array_like=True, tag="inc"):
+    """Add `amount` to the number at `path`; an absent object key counts as 0."""
+
+    path: Path
+    amount: int | float
+
+
+class Fork(msgspec.Struct, frozen=True, array_like=True, tag="fork"):
+    """The first entry of a forked log: history continues from `version` of `workflow_id`, whose chain was `chain`."""
+
+    workflow_id: str
+    version: int
+    chain: str
+
+
+Change = Set | Delete | Append | Insert | Remove | Splice | Increment
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One version as stored.
+
+    stream: `kind/id`.  version: 1, 2, 3... within the stream.  time: UTC milliseconds.  body: JSON text of the
+    changes (UTF-8).  chain: 32 bytes, see core/record.py.  position: store-wide commit order, 0 until committed.
+    """
+
+    stream: str
+    version: int
+    time: int
+    author: str
+    message: str
+    kind: str
+    body: bytes
+    chain: bytes
+    position: int = 0
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The newest version of a stream: number, chain and kind. Version 0 with GENESIS where there is none."""
+
+    stream: str
+    version: int = 0
+    chain: bytes = GENESIS
+    kind: str = ""
+
+
+class Keyframe(msgspec.Struct, frozen=True):
+    """A whole state kept to read fast: derived, disposable, checked by `digest` (blake3 of the JSON) and `chain`.
+
+    body: zstd of the state's JSON.  size: bytes of the JSON.
+    """
+
+    stream: str
+    version: int
+    chain: bytes
+    size: int
+    digest: bytes
+    body: bytes
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """A small register beside the log. expires: UTC milliseconds by the backend's clock, None for never."""
+
+    name: str
+    value: bytes
+    expires: int | None = None
+
+
+_body_decoder = msgspec.json.Decoder(list[Change | Fork])
+
+
+class Version(msgspec.Struct, frozen=True):
+    """One accepted write, as a user sees it. Cheap to make: `changes` are decoded each time they are read."""
+
+    record: Record
+
+    @property
+    def number(self) -> int:
+        """1, 2, 3... within the workflow; never reused."""
+        return self.record.version
+
+    @property
+    def id(self) -> str:
+        """Names this version of this workflow for ever: its number and the start of its checksum."""
+        return f"{self.record.version}-{self.record.chain[:6].hex()}"
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow it belongs to."""
+        return self.record.stream.removeprefix(WORKFLOWS)
+
+    @property
+    def parent(self) -> int | None:
+        """The version before; None for the first."""
+        return self.record.version - 1 or None
+
+    @property
+    def position(self) -> int:
+        """Its place in the store-wide order."""
+        return self.record.position
+
+    @property
+    def author(self) -> str:
+        """Who wrote it."""
+        return self.record.author
+
+    @property
+    def message(self) -> str:
+        """Why, in the author's words."""
+        return self.record.message
+
+    @property
+    def time(self) -> datetime:
+        """When, for people; order never comes from it."""
+        return datetime.fromtimestamp(self.record.time / 1000, UTC)
+
+    @property
+    def kind(self) -> str:
+        """create, change, restore, fork, delete, step, or what the writer named."""
+        return self.record.kind
+
+    @property
+    def changes(self) -> list[Change | Fork]:
+        """What changed, in order: fresh objects, the caller's to keep."""
+        return _body_decoder.decode(self.record.body)
+
+    @property
+    def checksum(self) -> str:
+        """The chain in hex: proves this version and every one before it."""
+        return self.record.chain.hex()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the changes as JSON."""
+        return len(self.record.body)
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A named label on a version.
+
+    kind: manual, automatic, snapshot, ...  checksum: chain of the labelled version in hex.
+    A snapshot also keeps its state whole: `blob` names it, `size_bytes` is its JSON's length.
+    """
+
+    name: str
+    workflow_id: str
+    version: int
+    created_at: datetime
+    author: str = "system"
+    kind: str = "manual"
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    checksum: str = ""
+    blob: str | None = None
+    size_bytes: int | None = None

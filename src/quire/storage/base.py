@@ -1,0 +1,211 @@
+"""What a backend must do: four areas (log, keyframes, blobs, cells), one protocol.
+
+A backend stores bytes and checks expectations; it knows nothing of JSON states, changes or people. Everything else,
+sessions and checkpoints included, is a stream in its log, so that a backend stays one small file. The promises below
+are tested for every backend by `quire.testing.conformance`.
+
+Rules that hold everywhere:
+
+1. What `commit` answered with `Committed` is there after a crash, as far as `capabilities.durability` says.
+2. An item of a commit is all or nothing. Items of one call are independent: one refused never stops another.
+3. A stream's versions are consecutive from 1; a version once committed never changes.
+4. Positions grow in commit order; the records of one item have consecutive positions. A reader that has seen
+   position p never later finds a new record at or before p.
+5. Nothing of one namespace is visible in another.
+6. Driver exceptions are translated here into `quire.errors`; an error out of `commit` means the outcome is unknown
+   until `recover` and a look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from quire.model import Cell, Head, Keyframe, Record
+
+Durability = Literal["none", "process", "power"]
+"""What an acknowledged write survives: nothing, the death of the process, the loss of power."""
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a backend can promise. `note` is a sentence for people, shown by `stats`."""
+
+    backend: str
+    durability: Durability
+    multi_process: bool
+    backup: bool
+    note: str = ""
+
+
+class Expect(msgspec.Struct, frozen=True):
+    """The head a stream must have for an item to be committed: version 0 and GENESIS for a new one."""
+
+    stream: str
+    version: int
+    chain: bytes
+
+
+class CellWrite(msgspec.Struct, frozen=True):
+    """Set a cell if it holds `expected` now (None: absent or expired). value None deletes. ttl_ms from the commit."""
+
+    name: str
+    expected: bytes | None
+    value: bytes | None
+    ttl_ms: int | None = None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """What is committed together. Records of several streams may be mixed; each stream's are in version order.
+
+    Every stream written is also in `expect`, with the version before its first record here.
+    """
+
+    expect: tuple[Expect, ...] = ()
+    records: tuple[Record, ...] = ()
+    cells: tuple[CellWrite, ...] = ()
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """first, last: positions of the item's records (0, 0 where it had none)."""
+
+    first: int
+    last: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Nothing of the item is stored: these expectations did not hold. Here is what is there instead.
+
+    heads: the actual head of every mismatching stream.  cells: names of the cells that mismatched.
+    """
+
+    heads: tuple[Head, ...] = ()
+    cells: tuple[str, ...] = ()
+
+
+Outcome = Committed | Refused
+
+
+class StorageStats(msgspec.Struct, frozen=True):
+    """Counts of one namespace; `size_bytes` is of the whole store."""
+
+    streams: int
+    records: int
+    keyframes: int
+    blobs: int
+    cells: int
+    size_bytes: int
+
+
+class Backend(Protocol):
+    """One open store in one namespace. All methods may be called concurrently from one event loop."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this backend promises."""
+        ...
+
+    # log
+    async def commit(self, items: Sequence[Item]) -> list[Outcome]:
+        """Store items in order, durably, and answer for each. Raises StorageError: outcome unknown for all."""
+        ...
+
+    async def read(self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None) -> list[Record]:
+        """Records with after < version <= upto, oldest first. An unknown stream is empty."""
+        ...
+
+    async def heads(self, streams: Sequence[str]) -> list[Head]:
+        """The head of each stream, in the order asked; version 0 where there is none."""
+        ...
+
+    async def streams(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
+        """Names of streams that start with `prefix`, sorted by code point, greater than `after`."""
+        ...
+
+    async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
+        """Records of this namespace with position > after, in commit order."""
+        ...
+
+    async def latest(self) -> int:
+        """A position at or past every commit that had finished before the call. Cheap: called before reads."""
+        ...
+
+    async def changed(self, after: int, *, timeout_s: float) -> int:
+        """Wait until `latest()` passes `after`, or the time is over; return `latest()`. Other processes count."""
+        ...
+
+    async def trim(self, stream: str, upto: int) -> int:
+        """Remove records with version <= upto, never the head's. Returns how many. Numbers stay used."""
+        ...
+
+    async def drop(self, stream: str) -> None:
+        """Remove a stream with its records and keyframes. Positions stay used."""
+        ...
+
+    # keyframes
+    async def put_keyframe(self, keyframe: Keyframe) -> None:
+        """Keep it, replacing one of the same stream and version."""
+        ...
+
+    async def keyframe(self, stream: str, at: int | None = None) -> Keyframe | None:
+        """The newest with version <= at (None: the newest of all)."""
+        ...
+
+    async def keyframes(self, stream: str) -> list[int]:
+        """Versions that have one, ascending."""
+        ...
+
+    async def drop_keyframes(self, stream: str, versions: Sequence[int]) -> None:
+        """Remove those; absent ones are ignored."""
+        ...
+
+    # blobs
+    async def put_blob(self, name: str, data: bytes) -> None:
+        """Keep bytes under a name made from their content; putting it again changes nothing."""
+        ...
+
+    async def blob(self, name: str) -> bytes | None:
+        """The bytes, or None."""
+        ...
+
+    async def drop_blob(self, name: str) -> None:
+        """Remove it; absent is fine."""
+        ...
+
+    async def blobs(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        """Names greater than `after`, sorted."""
+        ...
+
+    # cells (written through `commit`)
+    async def cell(self, name: str) -> Cell | None:
+        """The register, or None if absent or expired by the backend's clock."""
+        ...
+
+    async def cells(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> list[Cell]:
+        """Unexpired registers whose name starts with `prefix` and is greater than `after`, sorted by name."""
+        ...
+
+    # care
+    async def check(self) -> list[str]:
+        """Problems in the backend's own structures, in words; empty when sound."""
+        ...
+
+    async def stats(self) -> StorageStats:
+        """Counts and size."""
+        ...
+
+    async def backup(self, path: str) -> None:
+        """Write a consistent copy that opens as a store, while writers go on. Raises Unsupported where it cannot."""
+        ...
+
+    async def recover(self) -> None:
+        """After an error out of `commit`: reconnect, so that what is read now is what is durable.
+
+        Raises StorageError while that cannot be said.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release everything. Idempotent."""
+        ...

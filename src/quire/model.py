@@ -141,6 +141,9 @@ class Version(msgspec.Struct, frozen=True):
 
     record: Record
 
+    def __repr__(self) -> str:
+        return f"<Version {self.workflow_id}@{self.number} by {self.author}>"
+
     @property
     def number(self) -> int:
         """1, 2, 3... within the workflow; never reused."""

@@ -15,7 +15,7 @@ from quire.api.revisions import Revision
 from quire.api.views import BlameLine, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.core import history, record
-from quire.core.changes import clean
+from quire.core.values import clean
 from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.names import check_id

@@ -9,7 +9,7 @@ import msgspec
 
 from quire.config import Settings
 from quire.core import patch
-from quire.core.changes import clean
+from quire.core.values import clean
 from quire.engine.actor import DELETED, Plan, Write
 from quire.errors import Invalid, InvalidState
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Remove, Set, Splice

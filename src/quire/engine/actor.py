@@ -17,7 +17,8 @@ import msgspec
 from quire.config import Settings
 from quire.core import merge, record
 from quire.core.changes import Working, effective
-from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, WorkflowNotFound
+from quire.core.path import format as pointer
+from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
 from quire.storage.base import CellWrite
 
@@ -51,6 +52,8 @@ class Write(msgspec.Struct, eq=False):
     allow_empty: bool = False
     start: dict[str, Any] | None = None
     """The state a forked log starts from."""
+    guard: Callable[[dict[str, Any]], None] | None = None
+    """Looks at the state the write is about to meet, and raises to refuse it."""
 
 
 class Mark(NamedTuple):
@@ -121,6 +124,8 @@ class Actor:
         working = self._working
         if working is None:
             working = self._working = Working(self.state)
+        if write.guard is not None:
+            write.guard(working.state)
         if write.base is not None and write.base < version:
             changes: Sequence[Change | Fork] = self._rebased(write, version)
         elif callable(write.plan):
@@ -263,6 +268,14 @@ def rebase(write: Write, records: Sequence[Record]) -> Sequence[Change]:
     assert not callable(write.plan)
     over = [c for r in records for c in record.decode(r) if not isinstance(c, Fork)]
     ours = [c for c in write.plan if not isinstance(c, Fork)]
-    changes, _ = merge.rebase(ours, over)
+    changes, clashes = merge.rebase(ours, over)
+    lost = [c for c in clashes if c.dropped]
+    if lost:
+        name, at = write.stream.removeprefix(WORKFLOWS), pointer(lost[0].path)
+        raise MergeConflict(
+            f"{name}: {at} was removed or replaced since version {write.base}, which this write was made on; "
+            "nothing was written: read the state again and decide",
+            conflicts=list(lost),
+        )
     return changes
 

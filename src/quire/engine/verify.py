@@ -9,7 +9,8 @@ import msgspec
 from blake3 import blake3
 
 from quire.core import keyframes, record
-from quire.core.changes import Working, same
+from quire.core.changes import Working
+from quire.core.values import same
 from quire.engine.resident import Residents
 from quire.errors import ChangeError, CorruptRecord, NotFound, StorageError
 from quire.model import GENESIS, WORKFLOWS, Fork, Record

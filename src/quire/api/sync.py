@@ -1,0 +1,311 @@
+"""Quire for code without an event loop: `quire.sync.open`, the same words without `await`.
+
+Every method runs its async twin on one background loop per store; safe from any thread. Signatures and docstrings are
+held equal to the async ones by tests/test_parity.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from quire.api import store as _store
+from quire.api import workflow as _workflow
+from quire.api.draft import DictDraft
+from quire.api.revisions import Revision
+from quire.api.store import Stats
+from quire.api.views import BlameLine, Event, Order
+from quire.api.workflow import Pointer
+from quire.api.writes import Changes, Writing
+from quire.config import Settings
+from quire.engine.actor import Write
+from quire.engine.clock import Clock
+from quire.engine.verify import Report
+from quire.errors import Closed
+from quire.model import Change, Checkpoint, Version
+from quire.storage.base import Capabilities
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """One event loop in one daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-sync", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise Closed("the store is closed; open it again")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
+        try:
+            while True:
+                try:
+                    yield self.run(anext(events))  # type: ignore[arg-type]
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not self._loop.is_closed():
+                self.run(events.aclose())  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def open(  # noqa: A001 - reads as quire.sync.open(...)
+    url: str,
+    *,
+    namespace: str = "default",
+    settings: Settings | None = None,
+    clock: Clock | None = None,
+    ids: Callable[[], str] | None = None,
+) -> Store:
+    loop = _Loop()
+    try:
+        opening = _store.open(url, namespace=namespace, settings=settings, clock=clock, ids=ids)
+
+        async def opened() -> _store.Store:
+            return await opening
+
+        return Store(loop, loop.run(opened()))
+    except BaseException:
+        loop.stop()
+        raise
+
+
+class Store:
+    """An open store, for threads."""
+
+    def __init__(self, loop: _Loop, store: _store.Store) -> None:
+        self._loop = loop
+        self._store = store
+        self.namespace = store.namespace
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._store.capabilities
+
+    def create(
+        self, workflow_id: str, state: Mapping[str, Any], *, author: str = "system", message: str = "created"
+    ) -> Workflow:
+        self._loop.run(self._store.create(workflow_id, state, author=author, message=message))
+        return self.workflow(workflow_id)
+
+    def workflow(self, workflow_id: str) -> Workflow:
+        return Workflow(self._loop, self._store.workflow(workflow_id))
+
+    def workflows(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
+        return self._loop.run(self._store.workflows(prefix, after=after, limit=limit))
+
+    def delete(self, workflow_id: str, *, author: str = "system", message: str = "deleted") -> Version:
+        return self._loop.run(self._store.delete(workflow_id, author=author, message=message))
+
+    def transact(self, changes: Sequence[Write]) -> list[Version | None]:
+        return self._loop.run(self._store.transact(changes))
+
+    def watch(
+        self,
+        *,
+        after: int | None = None,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        cursor: str | None = None,
+    ) -> Iterator[Event]:
+        events = self._store.watch(after=after, path=path, types=types, author=author, cursor=cursor)
+        return self._loop.iterate(events)
+
+    def put_blob(self, data: bytes) -> str:
+        return self._loop.run(self._store.put_blob(data))
+
+    def blob(self, name: str) -> bytes | None:
+        return self._loop.run(self._store.blob(name))
+
+    def verify(self, workflow_id: str | None = None) -> Report:
+        return self._loop.run(self._store.verify(workflow_id))
+
+    def backup(self, path: str) -> None:
+        return self._loop.run(self._store.backup(path))
+
+    def stats(self) -> Stats:
+        return self._loop.run(self._store.stats())
+
+    def close(self) -> None:
+        try:
+            self._loop.run(self._store.close())
+        except Closed:
+            return
+        self._loop.stop()
+
+
+class Edit:
+    """`with wf.edit() as state:` what is done to `state` becomes one version when the block ends."""
+
+    def __init__(self, loop: _Loop, edit: _workflow.Edit) -> None:
+        self._loop = loop
+        self._edit = edit
+
+    @property
+    def version(self) -> Version | None:
+        """What was written, None if nothing changed."""
+        return self._edit.version
+
+    def __enter__(self) -> DictDraft:
+        return self._loop.run(self._edit.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._edit.__aexit__(kind, error, trace))
+
+
+class Workflow:
+    """A handle on one workflow, for threads."""
+
+    def __init__(self, loop: _Loop, workflow: _workflow.Workflow) -> None:
+        self._loop = loop
+        self._workflow = workflow
+        self.id = workflow.id
+
+    def __repr__(self) -> str:
+        return repr(self._workflow)
+
+    def edit(self, **how: Unpack[Writing]) -> Edit:
+        return Edit(self._loop, self._workflow.edit(**how))
+
+    def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.set(path, value, **how))
+
+    def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.delete(path, **how))
+
+    def append(self, path: Pointer, *values: Any, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.append(path, *values, **how))
+
+    def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.insert(path, index, *values, **how))
+
+    def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.remove(path, index, count, **how))
+
+    def splice(
+        self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[Writing]
+    ) -> Version:
+        return self._loop.run(self._workflow.splice(path, position, delete, insert, **how))
+
+    def inc(self, path: Pointer, amount: int | float = 1, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.inc(path, amount, **how))
+
+    def apply(self, changes: Changes, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.apply(changes, **how))
+
+    def change(self, changes: Changes, **how: Unpack[Writing]) -> Write:
+        return self._workflow.change(changes, **how)
+
+    def save(self, state: Mapping[str, Any], *, base: Revision = None, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.save(state, base=base, **how))
+
+    def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.restore(version, **how))
+
+    def fork(
+        self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None
+    ) -> Workflow:
+        return Workflow(self._loop, self._loop.run(self._workflow.fork(new_id, at=at, author=author, message=message)))
+
+    def exists(self) -> bool:
+        return self._loop.run(self._workflow.exists())
+
+    def version(self, version: Revision = None) -> Version:
+        return self._loop.run(self._workflow.version(version))
+
+    def state(self, version: Revision = None) -> dict[str, Any]:
+        return self._loop.run(self._workflow.state(version))
+
+    def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
+        return self._loop.run(self._workflow.get(path, default, version=version))
+
+    def history(
+        self,
+        limit: int | None = None,
+        *,
+        before: Revision = None,
+        author: str | None = None,
+        path: Pointer | None = None,
+        kind: str | None = None,
+        order: Order = "newest",
+    ) -> list[Version]:
+        found = self._workflow.history(limit, before=before, author=author, path=path, kind=kind, order=order)
+        return self._loop.run(found)
+
+    def diff(self, old: Revision, new: Revision = None) -> list[Change]:
+        return self._loop.run(self._workflow.diff(old, new))
+
+    def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
+        return self._loop.run(self._workflow.blame(path, version=version))
+
+    def watch(
+        self,
+        *,
+        after: Revision = None,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        cursor: str | None = None,
+    ) -> Iterator[Event]:
+        events = self._workflow.watch(after=after, path=path, types=types, author=author, cursor=cursor)
+        return self._loop.iterate(events)
+
+    def checkpoint(
+        self,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        kind: str = "manual",
+        description: str = "",
+        author: str = "system",
+        version: Revision = None,
+    ) -> Checkpoint:
+        made = self._workflow.checkpoint(
+            name, tags=tags, kind=kind, description=description, author=author, version=version
+        )
+        return self._loop.run(made)
+
+    def checkpoints(self, *, tag: str | None = None, kind: str | None = None) -> list[Checkpoint]:
+        return self._loop.run(self._workflow.checkpoints(tag=tag, kind=kind))
+
+    def drop_checkpoint(self, name: str, *, author: str = "system") -> None:
+        return self._loop.run(self._workflow.drop_checkpoint(name, author=author))
+
+
+def _document() -> None:
+    """Give each method its async twin's docstring: written once, the same in both."""
+    for ours, theirs in ((Store, _store.Store), (Workflow, _workflow.Workflow)):
+        for name, method in vars(ours).items():
+            twin = getattr(theirs, name, None)
+            if not name.startswith("_") and twin is not None and callable(method):
+                method.__doc__ = twin.__doc__
+    open.__doc__ = _store.open.__doc__
+
+
+_document()

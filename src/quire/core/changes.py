@@ -1,0 +1,277 @@
+"""The seven changes applied, inverted, and made fewer.
+
+`Working` is the one place where a change meets a state; `apply` and the engine's live states are built on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from quire.core.path import describe, get
+from quire.core.path import format as pointer
+from quire.core.values import same
+from quire.errors import ChangeError
+from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+
+_MISSING: Any = object()
+
+
+class Working:
+    """A state being changed. Containers of the state it began with are copied before their first change, once each.
+
+    Values that come in with a change are never altered either: they belong to whoever made the change.
+    `Working.owning(state)` copies nothing: for folding into a state, with changes, that nobody else holds.
+    One change is all or nothing.
+    """
+
+    __slots__ = ("_fresh", "state")
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+        # containers made here, by id; the references keep the ids from being used again
+        self._fresh: dict[int, Any] | None = {}
+
+    @classmethod
+    def owning(cls, state: dict[str, Any]) -> Working:
+        """Return one that may alter everything it is given."""
+        working = cls(state)
+        working._fresh = None
+        return working
+
+    def apply(self, change: Change) -> None:
+        """Apply one change. Raises ChangeError, with nothing altered. Cost: O(depth + width of what is copied)."""
+        _APPLY[type(change)](self, change)
+
+    def _set(self, change: Set) -> None:
+        if not change.path:
+            if type(change.value) is not dict:
+                raise ChangeError(f"the state must be an object, not {describe(change.value)}")
+            self.state = cast("dict[str, Any]", change.value)
+            return
+        node, key = self._reach(change.path[:-1], change.path), change.path[-1]
+        if type(node) is dict:
+            node[_key(key, change.path)] = change.value
+        else:
+            node[_position(key, len(node) - 1, change.path, len(node))] = change.value
+
+    def _delete(self, change: Delete) -> None:
+        if not change.path:
+            raise ChangeError("the whole state cannot be deleted; set it to an empty object")
+        node, key = self._reach(change.path[:-1], change.path), change.path[-1]
+        if type(node) is not dict:
+            raise ChangeError(f"{pointer(change.path)}: items of a list are taken out with remove", path=pointer(change.path))
+        if _key(key, change.path) not in node:
+            raise ChangeError(f"{pointer(change.path)}: there is nothing to delete", path=pointer(change.path))
+        del node[key]
+
+    def _append(self, change: Append) -> None:
+        self._list(change.path).extend(change.values)
+
+    def _insert(self, change: Insert) -> None:
+        items = self._list(change.path)
+        at = _position(change.index, len(items), change.path, len(items))
+        items[at:at] = change.values
+
+    def _remove(self, change: Remove) -> None:
+        items = self._list(change.path)
+        if change.count < 0 or change.index < 0 or change.index + change.count > len(items):
+            raise ChangeError(
+                f"{pointer(change.path)}: cannot remove {change.count} items from {change.index} on, "
+                f"the list has {len(items)}",
+                path=pointer(change.path),
+            )
+        del items[change.index : change.index + change.count]
+
+    def _splice(self, change: Splice) -> None:
+        where = pointer(change.path)
+        if not change.path:
+            raise ChangeError("the whole state is not a string")
+        text = get(self.state, change.path, _MISSING)
+        if type(text) is not str:
+            found = "nothing" if text is _MISSING else describe(text)
+            raise ChangeError(f"{where}: splice needs a string, found {found}", path=where)
+        at, gone = change.position, change.delete
+        if at < 0 or gone < 0 or at + gone > len(text):
+            raise ChangeError(
+                f"{where}: cannot splice {gone} of {len(text)} characters at {at}; positions count code points",
+                path=where,
+            )
+        self._put(change.path, text[:at] + change.insert + text[at + gone :])
+
+    def _increment(self, change: Increment) -> None:
+        where = pointer(change.path)
+        if not change.path:
+            raise ChangeError("the whole state is not a number")
+        before = get(self.state, change.path, _MISSING)
+        if before is _MISSING:
+            if type(get(self.state, change.path[:-1], _MISSING)) is not dict:
+                raise ChangeError(f"{where}: there is no number, and no object to put one in", path=where)
+            before = 0
+        if type(before) not in (int, float):
+            raise ChangeError(f"{where}: inc needs a number, found {describe(before)}", path=where)
+        if type(change.amount) not in (int, float):
+            raise ChangeError(f"{where}: inc by {describe(change.amount)}, a number is needed", path=where)
+        try:
+            after = before + change.amount
+        except OverflowError:
+            after = math.inf
+        if type(after) is float and not math.isfinite(after):
+            raise ChangeError(f"{where}: {before} + {change.amount} is not a finite number", path=where)
+        self._put(change.path, after)
+
+    def _put(self, path: Path, value: Any) -> None:
+        self._reach(path[:-1], path)[path[-1]] = value
+
+    def _list(self, path: Path) -> list[Any]:
+        node = self._reach(path, path)
+        if type(node) is not list:
+            raise ChangeError(f"{pointer(path)}: a list is needed, found {describe(node)}", path=pointer(path))
+        return cast("list[Any]", node)
+
+    def _reach(self, path: Path, whole: Path) -> Any:
+        """Return the container at `path`, ours to alter. Raises ChangeError if there is none."""
+        fresh = self._fresh
+        node: Any = self.state
+        if fresh is not None and id(node) not in fresh:
+            self.state = node = dict(node)
+            fresh[id(node)] = node
+        for depth, token in enumerate(path):
+            if type(node) is dict:
+                child = node.get(token, _MISSING)
+            elif type(node) is list and type(token) is int and 0 <= token < len(node):
+                child = node[token]
+            else:
+                child = _MISSING
+            kind = type(child)
+            if kind is not dict and kind is not list:
+                place = pointer(path[: depth + 1])
+                found = "nothing" if child is _MISSING else describe(child)
+                raise ChangeError(f"{pointer(whole)}: {place} holds {found}", path=pointer(whole))
+            if fresh is not None and id(child) not in fresh:
+                child = child.copy()
+                fresh[id(child)] = child
+                node[token] = child
+            node = child
+        return node
+
+
+_APPLY: dict[type[Any], Callable[[Working, Any], None]] = {
+    Set: Working._set,  # pyright: ignore[reportPrivateUsage]
+    Delete: Working._delete,  # pyright: ignore[reportPrivateUsage]
+    Append: Working._append,  # pyright: ignore[reportPrivateUsage]
+    Insert: Working._insert,  # pyright: ignore[reportPrivateUsage]
+    Remove: Working._remove,  # pyright: ignore[reportPrivateUsage]
+    Splice: Working._splice,  # pyright: ignore[reportPrivateUsage]
+    Increment: Working._increment,  # pyright: ignore[reportPrivateUsage]
+}
+
+
+def apply(state: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
+    """Apply changes to a state.
+
+    state: not modified.  changes: in order.
+    Returns a new object that shares every untouched branch with `state`.
+    Raises ChangeError at the first change that does not fit. Cost: O(len(changes) x depth + what is copied).
+
+    >>> apply({"n": 1}, [Set(("n",), 2)])
+    {'n': 2}
+    """
+    working = Working(state)
+    for change in changes:
+        working.apply(change)
+    return working.state
+
+
+def invert(state: dict[str, Any], changes: Sequence[Change]) -> list[Change]:
+    """Return changes that undo `changes`, which were made on `state`. Raises ChangeError like `apply`."""
+    working = Working(state)
+    undo: list[Change] = []
+    for change in changes:
+        back = _undo(working.state, change)
+        working.apply(change)
+        undo.append(back)
+    undo.reverse()
+    return undo
+
+
+def _undo(state: dict[str, Any], change: Change) -> Change:
+    path = change.path
+    before = get(state, path, _MISSING)
+    match change:
+        case Append():
+            return Remove(path, len(before) if type(before) is list else 0, len(change.values))
+        case Insert():
+            return Remove(path, change.index, len(change.values))
+        case Remove():
+            return Insert(path, change.index, before[change.index : change.index + change.count] if before else [])
+        case Splice():
+            gone = before[change.position : change.position + change.delete] if type(before) is str else ""
+            return Splice(path, change.position, len(change.insert), gone)
+        case Increment() if type(before) is int and type(change.amount) is int:
+            return Increment(path, -change.amount)
+        case _:
+            return Delete(path) if before is _MISSING else Set(path, before)
+
+
+def effective(state: dict[str, Any], change: Change) -> bool:
+    """Tell whether a change would alter the state. True for one that does not fit: applying it says why."""
+    match change:
+        case Set():
+            return not same(get(state, change.path, _MISSING), change.value)
+        case Append():
+            return bool(change.values) or type(get(state, change.path)) is not list
+        case Insert():
+            return bool(change.values) or type(get(state, change.path)) is not list
+        case Remove():
+            return change.count != 0 or type(get(state, change.path)) is not list
+        case Splice():
+            text = get(state, change.path)
+            at, end = change.position, change.position + change.delete
+            fits = type(text) is str and 0 <= at <= end <= len(text)
+            return not fits or text[at:end] != change.insert
+        case Increment():
+            return change.amount != 0 or type(get(state, change.path)) not in (int, float)
+        case Delete():
+            return True
+
+
+def coalesce(changes: Sequence[Change]) -> list[Change]:
+    """Return fewer changes with the same effect: neighbours on the same path become one where that is exact."""
+    kept: list[Change] = []
+    for change in changes:
+        joined = _join(kept[-1], change) if kept and kept[-1].path == change.path else None
+        if joined is None:
+            kept.append(change)
+        else:
+            kept[-1] = joined
+    return kept
+
+
+def _join(a: Change, b: Change) -> Change | None:
+    match a, b:
+        case Append(), Append():
+            return Append(a.path, [*a.values, *b.values])
+        case Set(), Set():
+            return b
+        case Increment(), Increment() if type(a.amount) is int and type(b.amount) is int:
+            return Increment(a.path, a.amount + b.amount)
+        case Splice(), Splice() if b.position == a.position + len(a.insert) and a.delete == 0:
+            return Splice(a.path, a.position, b.delete, a.insert + b.insert)
+        case _:
+            return None
+
+
+def _key(key: str | int, path: Path) -> str:
+    if type(key) is not str:
+        raise ChangeError(f"{pointer(path)}: {key!r} is an index, but there is an object", path=pointer(path))
+    return key
+
+
+def _position(key: str | int, last: int, path: Path, length: int) -> int:
+    if type(key) is not int or not 0 <= key <= last:
+        raise ChangeError(
+            f"{pointer(path)}: {key!r} is not a place in a list of {length} items", path=pointer(path)
+        )
+    return key

@@ -1,0 +1,153 @@
+"""Values: what may be stored, and when two are the same.
+
+A state is a JSON object of objects, lists, strings, finite numbers, booleans and null. int and float stay apart: `1`,
+`1.0` and `True` are three values, though Python calls them equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, cast
+
+import msgspec
+
+from quire.core.path import format as pointer
+from quire.errors import InvalidState, LimitExceeded
+from quire.model import Path
+
+_encode = msgspec.json.Encoder().encode
+_PLAIN = frozenset((int, bool, type(None)))
+_HINTS = {
+    "bytes": "keep bytes in a blob (`store.put_blob`) and store its name",
+    "bytearray": "keep bytes in a blob (`store.put_blob`) and store its name",
+    "set": "store a sorted list",
+    "frozenset": "store a sorted list",
+    "datetime": "store `.isoformat()`",
+    "date": "store `.isoformat()`",
+    "Decimal": "store it as a string",
+    "UUID": "store `str(...)`",
+    "complex": "store a list of two numbers",
+}
+_DIGITS_MAX = 4000
+"""Longer integers cannot be read back: Python refuses to parse them."""
+
+
+def clean(value: Any, *, path: Path = (), depth_max: int = 64, key_bytes_max: int = 512) -> Any:
+    """Return a private plain copy of a JSON value; tuples become lists.
+
+    path: where it will be, for messages and depth.  depth_max: nesting from the root.  key_bytes_max: UTF-8 bytes of
+    a key.  Raises InvalidState naming the place, LimitExceeded. Cost: O(value), one pass.
+    """
+    return _clean(value, path, depth_max, key_bytes_max)
+
+
+def _clean(value: Any, path: Path, depth_max: int, key_max: int) -> Any:
+    kind = type(value)
+    if kind is str:
+        _check_text(value, path)
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            name = "NaN" if value != value else "Infinity"  # noqa: PLR0124 - NaN is what differs from itself
+            raise _invalid(path, f"{name} is not JSON; store None or a string instead")
+        return value
+    if kind in _PLAIN:
+        if kind is int and (value.bit_length() > 64) and len(f"{value:x}") > _DIGITS_MAX * 0.8:
+            raise _invalid(path, f"an integer of more than {_DIGITS_MAX} digits; store it as a string")
+        return value
+    if kind is dict or isinstance(value, Mapping):
+        if len(path) >= depth_max:
+            raise _invalid(path, f"nested deeper than {depth_max}; flatten it, or keep it as a blob")
+        result: dict[str, Any] = {}
+        for key, item in cast("Mapping[Any, Any]", value).items():
+            if type(key) is not str:
+                key = _key(key, path)  # noqa: PLW2901
+            _check_text(key, path, what="key ")
+            if len(key) * 4 > key_max and len(key.encode()) > key_max:
+                raise LimitExceeded(
+                    f"state{pointer(path)}: a key of {len(key.encode()):,} bytes, allowed are {key_max}; put it into a value",
+                    limit="key_bytes_max",
+                    allowed=key_max,
+                    found=len(key.encode()),
+                )
+            result[key] = _clean(item, (*path, key), depth_max, key_max)
+        return result
+    if kind in (list, tuple):
+        if len(path) >= depth_max:
+            raise _invalid(path, f"nested deeper than {depth_max}; flatten it, or keep it as a blob")
+        return [_clean(v, (*path, i), depth_max, key_max) for i, v in enumerate(cast("list[Any]", value))]
+    return _clean(_plain(value, path), path, depth_max, key_max)
+
+
+def _plain(value: Any, path: Path) -> Any:
+    """Return the plain value behind a subclass of a JSON type. Raises InvalidState for anything else."""
+    if isinstance(value, Enum) and isinstance(value, str | int):
+        return value.value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, list | tuple):
+        return list(cast("list[Any]", value))
+    if hasattr(value, "to_plain"):
+        return value.to_plain()
+    hint = _HINTS.get(type(value).__name__, "store plain objects, lists, strings, numbers, booleans and None")
+    raise _invalid(path, f"{type(value).__name__} is not JSON; {hint}")
+
+
+def _key(key: Any, path: Path) -> str:
+    if isinstance(key, str):
+        return str.__str__(key.value if isinstance(key, Enum) else key)
+    raise _invalid(path, f"key {key!r} is {type(key).__name__}; keys are strings")
+
+
+def _check_text(text: str, path: Path, what: str = "") -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise _invalid(
+            path, f"{what}text with a lone surrogate at {cause.start}; it is not Unicode, replace or remove it"
+        ) from None
+
+
+def _invalid(path: Path, what: str) -> InvalidState:
+    where = pointer(path[:8]) + ("/..." if len(path) > 8 else "")
+    return InvalidState(f"state{where}: {what}", path=pointer(path))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Tell whether two JSON values are the same: order of keys does not matter, 1, 1.0 and True differ, so do 0.0 and -0.0.
+
+    Cost: `==` in C finds most differences; equal ones are confirmed by comparing their encodings.
+    """
+    if a is b:
+        return True
+    kind = type(a)
+    if kind is not type(b) or a != b:
+        return False
+    if kind is str or kind in _PLAIN:
+        return True
+    if kind is float:
+        return math.copysign(1.0, a) == math.copysign(1.0, b)
+    try:
+        if _encode(a) == _encode(b):
+            return True
+    except (TypeError, ValueError, RecursionError):
+        return False  # not JSON: whoever asks will be told by `clean`
+    return _same_slowly(a, b)
+
+
+def _same_slowly(a: Any, b: Any) -> bool:
+    """Compare equal containers whose encodings differ: by the order of keys, or by 1 against 1.0 somewhere."""
+    if type(a) is dict and type(b) is dict:
+        ours, theirs = cast("dict[str, Any]", a), cast("dict[str, Any]", b)
+        return ours.keys() == theirs.keys() and all(_same_slowly(v, theirs[k]) for k, v in ours.items())
+    if type(a) is list and type(b) is list:
+        left, right = cast("list[Any]", a), cast("list[Any]", b)
+        return len(left) == len(right) and all(map(_same_slowly, left, right))
+    if type(a) is float and type(b) is float:
+        return a == b and math.copysign(1.0, a) == math.copysign(1.0, b)
+    return type(a) is type(b) and a == b

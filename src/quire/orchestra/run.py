@@ -1,0 +1,273 @@
+"""A run: one execution of a topology on a workflow.
+
+1. A step's result, its bookkeeping and its changes of the state are one version. After kill -9 a step is either done,
+   with all of that, or not started: nothing finished runs again, nothing finished is lost.
+2. What an agent does outside the state happens at least once; `context.key` is stable for making it idempotent.
+3. Whoever starts or resumes a run takes its epoch. Every commit of a step checks it, so an older owner that is still
+   alive stops at its next commit instead of overwriting.
+4. A run ends with no child alive: a failure cancels the siblings and waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from quire.api import writes
+from quire.api.draft import recording
+from quire.api.store import Store
+from quire.api.workflow import Workflow
+from quire.core.values import clean
+from quire.core.fold import copied
+from quire.engine.actor import Write
+from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
+from quire.model import Change, Increment, Set
+from quire.orchestra import steps, topology
+from quire.orchestra.topology import Node
+
+log = logging.getLogger("quire.orchestra")
+
+RUN = "_run"
+"""The key of the state under which a run keeps its books; agents may read it, not write it."""
+
+
+class RunLost(Conflict):
+    """Another process took the run over; this one must stop."""
+
+    code = "run_lost"
+
+
+class RunResult(msgspec.Struct, frozen=True):
+    """How a run ended: the topology's result, the state left behind, and which steps ran here and which before."""
+
+    id: str
+    result: Any
+    state: dict[str, Any]
+    ran: list[str]
+    resumed: list[str]
+
+
+async def run(
+    store: Store,
+    node: Node,
+    *,
+    id: str,  # noqa: A002 - the word users have for it
+    state: Mapping[str, Any] | None = None,
+    input: Any = None,  # noqa: A002 - likewise
+    allow_topology_change: bool = False,
+) -> RunResult:
+    """Run a topology on workflow `id`, continuing if that run was begun before.
+
+    state: what the workflow starts with (not used when it exists).  input: given to the first step.
+    Raises StepFailed when an agent failed for good (run again to retry it), RunLost, Invalid when the topology is not
+    the one the run began with.
+    """
+    topology.check(node)
+    workflow = store.workflow(id)
+    if not await workflow.exists():
+        first = {**(state or {}), RUN: _books(node, input, store)}
+        if RUN in (state or {}):
+            raise Invalid(f"the key {RUN!r} is where a run keeps its books; choose another for your state")
+        await store.create(id, first, author="orchestra", message="run begins")
+    return await resume(store, node, id=id, allow_topology_change=allow_topology_change)
+
+
+async def resume(
+    store: Store,
+    node: Node,
+    *,
+    id: str,  # noqa: A002
+    allow_topology_change: bool = False,
+) -> RunResult:
+    """Continue a run in this process: finished steps are answered from the state, the rest is run.
+
+    Raises RunNotFound when the workflow holds no run, and what `run` raises.
+    """
+    topology.check(node)
+    workflow = store.workflow(id)
+    epoch = await _claim(workflow, store, node, allow_topology_change)
+    return await _Run(store, workflow, epoch).execute(node)
+
+
+def _books(node: Node, given: Any, store: Store) -> dict[str, Any]:
+    return {
+        "topology": topology.digest(node),
+        "status": "running",
+        "epoch": 0,
+        "input": given,
+        "started_at": store.engine.clock.now_ms(),
+        "steps": {},
+    }
+
+
+async def _claim(workflow: Workflow, store: Store, node: Node, allow_change: bool) -> int:
+    """Take the run's epoch; from then on older owners cannot commit."""
+    shape = topology.digest(node)
+    claimed = 0
+
+    def plan(state: dict[str, Any]) -> Sequence[Change]:
+        nonlocal claimed
+        books = state.get(RUN)
+        if not isinstance(books, dict):
+            raise RunNotFound(f"workflow {workflow.id} holds no run; start one with quire.orchestra.run(...)")
+        if books["topology"] != shape and not allow_change:
+            raise Invalid(
+                f"run {workflow.id} began with topology {books['topology']}, this one is {shape}: resume with the same "
+                "steps, or pass allow_topology_change=True (finished steps are kept by key)"
+            )
+        claimed = int(books["epoch"]) + 1
+        return [
+            Increment((RUN, "epoch"), 1),
+            Set((RUN, "status"), "running"),
+            Set((RUN, "topology"), shape),
+        ]
+
+    write, _ = writes.write(workflow.stream, plan, {"author": "orchestra", "message": "run claimed", "kind": "run"})
+    await store.engine.write(write)
+    return claimed
+
+
+class _Run:
+    """One execution in this process, from claim to end."""
+
+    def __init__(self, store: Store, workflow: Workflow, epoch: int) -> None:
+        self._store = store
+        self._workflow = workflow
+        self._epoch = epoch
+        self._ran: list[str] = []
+        self._resumed: list[str] = []
+
+    async def execute(self, node: Node) -> RunResult:
+        _, state = await self._workflow.snapshot()
+        try:
+            result = await self._node(node, "", state[RUN]["input"])
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        await self._commit([Set((RUN, "status"), "completed")], "orchestra", "run completed", "run")
+        final = await self._workflow.state()
+        return RunResult(self._workflow.id, copied(result), final, self._ran, self._resumed)
+
+    async def _node(self, node: Node, prefix: str, given: Any) -> Any:
+        key = topology.keyed(node, prefix)
+        if isinstance(node, steps.Step):
+            return await self._step(node, key, given)
+        if isinstance(node, topology.Sequence):
+            for part in node.parts:
+                given = await self._node(part, key, given)
+            return given
+        gate = asyncio.Semaphore(node.limit or len(node.parts))
+
+        async def branch(part: Node) -> Any:
+            async with gate:
+                return await self._node(part, key, given)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(branch(part)) for part in node.parts]
+        return {part.name or str(i): task.result() for i, (part, task) in enumerate(zip(node.parts, tasks, strict=True))}
+
+    async def _step(self, step: steps.Step, key: str, given: Any) -> Any:
+        """Run one step to its end, or answer from the books."""
+        _, state = await self._workflow.snapshot()
+        entry = state[RUN]["steps"].get(key)
+        if entry is not None and entry["status"] == "done":
+            self._resumed.append(key)
+            return copied(entry["result"])
+        attempt = 0 if entry is None else int(entry["attempt"])
+        pause = step.retry.pause_s
+        for turn in range(step.retry.attempts):
+            attempt += 1
+            try:
+                result = await self._attempt(step, key, attempt, given)
+            except RunLost:
+                raise
+            except Exception as error:
+                last = turn == step.retry.attempts - 1
+                await self._failed(key, attempt, error, final=last)
+                if last:
+                    raise StepFailed(
+                        f"step {key} of run {self._workflow.id} failed after {turn + 1} attempt(s): "
+                        f"{type(error).__name__}: {error}; run it again to retry from here"
+                    ) from error
+                await self._store.engine.clock.sleep(pause)
+                pause *= step.retry.factor
+            else:
+                self._ran.append(key)
+                return result
+        raise AssertionError("a step has at least one attempt")
+
+    async def _attempt(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
+        clock = self._store.engine.clock
+        started = clock.now_ms()
+        base, state = await self._workflow.snapshot()
+        draft = recording(state)
+        done = {k: e["result"] for k, e in state[RUN]["steps"].items() if e["status"] == "done"}
+        context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done))
+        try:
+            result = clean(await steps.call(step, context), path=(RUN, "steps", key, "result"))
+            changes = draft.changes
+        finally:
+            draft.close()
+        if any(not c.path or c.path[0] == RUN for c in changes):
+            raise Invalid(f"step {key} changed {RUN!r} or replaced the whole state; a run keeps its books there")
+        entry = {
+            "status": "done",
+            "attempt": attempt,
+            "epoch": self._epoch,
+            "result": result,
+            "started_at": started,
+            "ended_at": clock.now_ms(),
+        }
+        await self._commit([*changes, Set((RUN, "steps", key), entry)], key, f"{key} done", "step", base=base)
+        return copied(result)
+
+    async def _failed(self, key: str, attempt: int, error: Exception, *, final: bool) -> None:
+        text = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace").decode()
+        entry = {"status": "failed", "attempt": attempt, "epoch": self._epoch, "error": text}
+        changes: list[Change] = [Set((RUN, "steps", key), entry)]
+        if final:
+            changes.append(Set((RUN, "status"), "failed"))
+        try:
+            await self._commit(changes, key, f"{key} failed: {text[:80]}", "step")
+        except QuireError:
+            log.warning("the failure of step %s could not be recorded: %s", key, text)
+
+    async def _commit(
+        self, changes: Sequence[Change], author: str, message: str, kind: str, base: int | None = None
+    ) -> None:
+        def guard(state: dict[str, Any]) -> None:
+            now = state[RUN]["epoch"]
+            if now != self._epoch:
+                raise RunLost(
+                    f"run {self._workflow.id} was taken over (epoch {now}, ours {self._epoch}): this process stops here"
+                )
+
+        await self._store.engine.write(
+            Write(
+                self._workflow.stream,
+                changes,
+                author=author or "orchestra",
+                message=message,
+                kind=kind,
+                base=base,
+                guard=guard,
+            )
+        )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error that says why a parallel part failed: the step's own rather than what followed from it."""
+    flat: list[BaseException] = []
+
+    def collect(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+                collect(inner)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            flat.append(error)
+
+    collect(group)
+    return next((e for e in flat if isinstance(e, StepFailed)), flat[0])

@@ -1,0 +1,1 @@
+"""Storage persists: one protocol (base.py), one small file for each backend, chosen only by open.py."""

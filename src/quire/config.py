@@ -33,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Newest records kept per store for watchers of the whole store; older ones are read from the log."""
     keyframe_changes_min: int = 64
     """No keyframe before this many versions since the last."""
+    keyframe_bytes_min: int = 4096
+    """Nor before the changes since the last weigh this much: folding less is quicker than reading a keyframe."""
     keyframe_ratio: float = 1.0
     """A keyframe is due when the changes since the last weigh this many times its compressed size."""
     retry_seconds: float = 30.0

@@ -21,13 +21,13 @@ _LEVEL = 3
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def due(*, changes: int, size: int, last_size: int, changes_min: int, ratio: float) -> bool:
+def due(*, changes: int, size: int, last_size: int, changes_min: int, bytes_min: int, ratio: float) -> bool:
     """Tell whether a keyframe is due.
 
     changes, size: number and body bytes of the versions since the last keyframe.  last_size: its compressed bytes,
     0 if there is none yet.
     """
-    return changes >= changes_min and size >= ratio * last_size
+    return changes >= changes_min and size >= max(bytes_min, ratio * last_size)
 
 
 def make(head: Head, state: dict[str, Any]) -> Keyframe:

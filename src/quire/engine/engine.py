@@ -211,6 +211,7 @@ class Engine:
             size=actor.size_since_keyframe,
             last_size=actor.keyframe_size,
             changes_min=self.settings.keyframe_changes_min,
+            bytes_min=self.settings.keyframe_bytes_min,
             ratio=self.settings.keyframe_ratio,
         )
 

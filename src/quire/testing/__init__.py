@@ -1,0 +1,1 @@
+"""What Quire tests itself with, shipped for backends and applications of your own. Needs the extra `testing`."""

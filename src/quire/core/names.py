@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
 from quire.errors import InvalidKey
 
 _RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MAX = 200
+_CHARACTER = re.compile(r"[A-Za-z0-9._-]")
+_LENGTH_MAX = 200
+_SHOWN_MAX = 40
 _SAID = "1 to 200 of A-Z a-z 0-9 . _ - are allowed, beginning with a letter or digit, without '..'"
 
 
-def check_id(value: Any, what: str = "id") -> str:
-    """Return an id that keeps the rule. Raises InvalidKey saying what is wrong with it.
+def check_id(value: Any, what: str = "workflow id") -> str:
+    """Return an id that keeps the rule.
+
+    value: anything; only text of 1 to 200 letters, digits, `.`, `_` and `-` passes.
+    what: how messages call it.
+    Raises InvalidKey showing the first character that is not allowed, where it is, and the rule.
 
     >>> check_id("research-42")
     'research-42'
     """
     if not isinstance(value, str):
-        raise InvalidKey(f"{what} {value!r} is {type(value).__name__}, not text; {_SAID}")
-    if _RULE.fullmatch(value) and len(value) <= _MAX and ".." not in value:
+        raise InvalidKey(f"{what} {reprlib.repr(value)} is {type(value).__name__}, not text; {_SAID}")
+    if _RULE.fullmatch(value) and len(value) <= _LENGTH_MAX and ".." not in value:
         return value
-    shown = value if len(value) <= 40 else value[:40] + "..."
+    shown = value if len(value) <= _SHOWN_MAX else value[:_SHOWN_MAX] + "..."
+    raise InvalidKey(f"{what} {shown!r} {_problem(value)}; {_SAID}")
+
+
+def check_namespace(value: Any) -> str:
+    """Return a namespace that keeps the rule of ids. Raises InvalidKey as `check_id` does.
+
+    >>> check_namespace("default")
+    'default'
+    """
+    return check_id(value, "namespace")
+
+
+def _problem(value: str) -> str:
     if not value:
-        problem = "is empty"
-    elif len(value) > _MAX:
-        problem = f"has {len(value)} characters"
-    elif ".." in value:
-        problem = "contains '..'"
-    else:
-        at = next((i for i, c in enumerate(value) if not re.match(r"[A-Za-z0-9._-]", c)), 0)
-        problem = f"has {value[at]!r} at {at}"
-    raise InvalidKey(f"{what} {shown!r} {problem}; {_SAID}")
+        return "is empty"
+    strange = next((i for i, c in enumerate(value) if not _CHARACTER.match(c)), None)
+    if strange is not None:
+        return f"has {value[strange]!r} at {strange}"
+    if not value[0].isalnum():
+        return f"begins with {value[0]!r}"
+    if ".." in value:
+        return f"has '..' at {value.index('..')}"
+    return f"has {len(value)} characters"

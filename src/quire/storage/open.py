@@ -1,71 +1,143 @@
-"""From a URL to a backend. The only place that knows which backends there are; each is imported when asked for."""
+"""From a URL to a backend: the only place that knows which backends there are.
+
+Each backend is imported when it is asked for, so that `import quire` stays fast. No message shows a password.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
-from quire.core.names import check_id
+from quire.core.names import check_id, check_namespace
 from quire.errors import InvalidKey, Unsupported
 from quire.storage.base import Backend
 
 _HERE = ("sqlite", "memory")
 _PLANNED = ("file", "postgresql", "redis", "nats", "rocksdb")
-_SECRET = re.compile(r"(://[^/@:]*:)[^/@]*@")
+_DURABILITIES = ("full", "relaxed")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
+_USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
+_SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key|credential|auth)[^=&]*=)[^&#]*", re.IGNORECASE)
 
 
-def redacted(url: str) -> str:
-    """Return a URL fit for messages: a password is shown as ***."""
-    return _SECRET.sub(r"\1***@", url)
+def redact_url(url: str) -> str:
+    """Return a URL fit for messages and logs: passwords, tokens and keys in it are shown as ***.
+
+    A user without a password may be a token, so it is hidden as well.
+
+    >>> redact_url("postgresql://ada:s3cret@db/quire?sslpassword=x")
+    'postgresql://ada:***@db/quire?sslpassword=***'
+    """
+    user = _USER.match(url)
+    if user:
+        start, name, password = user.groups()
+        url = f"{start}{name}:***@{url[user.end() :]}" if password else f"{start}***@{url[user.end() :]}"
+    return _SECRET.sub(r"\1***", url)
 
 
 async def open_backend(url: str, *, namespace: str) -> Backend:
     """Return the open backend that a URL names.
 
-    `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same, `memory:`,
-    `memory:name` (shared within the process). Option: `?durability=relaxed` for sqlite.
-    Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not there, and what
-    the backend raises.
+    url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
+    `memory:` (private), `memory:name` (shared within the process). Option of SQLite: `?durability=relaxed`.
+    namespace: what is seen of the store; keeps the rule of ids.
+    Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that this build has
+    not, and what the backend raises when it opens.
     """
     if not isinstance(url, str) or not url.strip():
-        raise InvalidKey(f"a store is named by a URL such as sqlite:///state.db, not {url!r}")
-    check_id(namespace, "namespace")
-    scheme, separator, rest = url.partition(":")
-    if not separator or scheme in (".", "") or "/" in scheme or not scheme.isalnum():
-        return await _sqlite(url, {}, namespace)
+        raise InvalidKey(f"a store is named by a URL such as sqlite:///state.db or memory:, not {url!r}")
+    check_namespace(namespace)
+    found = _SCHEME.fullmatch(url)
+    if found is None:
+        path, _, query = url.partition("?")
+        return await _open_sqlite(path, query, namespace, url)
+    scheme, rest = found[1].lower(), found[2]
+    place, _, query = rest.partition("?")
     if scheme == "memory":
-        from quire.storage.memory import open_memory
-
-        return await open_memory(rest.strip("/"), namespace=namespace)
+        return await _open_memory(place, query, namespace, url)
     if scheme == "sqlite":
-        parts = urlsplit(url)
-        if parts.netloc or not rest.startswith("///"):
+        if not place.startswith("///"):
             raise InvalidKey(
-                f"{redacted(url)}: write sqlite:///state.db for a file here, sqlite:////var/state.db for an absolute path"
+                f"{redact_url(url)}: write sqlite:///state.db for a file here, sqlite:////var/state.db "
+                "for an absolute path"
             )
-        return await _sqlite(unquote(parts.path[1:]), dict(parse_qsl(parts.query, keep_blank_values=True)), namespace)
+        return await _open_sqlite(_plain(place[3:], url), query, namespace, url)
     if scheme in _PLANNED:
         raise Unsupported(
-            f"{redacted(url)}: this release has no {scheme} backend; use sqlite:///PATH or memory:",
+            f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
             capability=f"backend:{scheme}",
         )
-    near = difflib.get_close_matches(scheme, (*_HERE, *_PLANNED), 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise InvalidKey(f"{redacted(url)}: unknown scheme {scheme!r}{hint} Known are {', '.join(_HERE)} and a bare path")
+    raise InvalidKey(
+        f"{redact_url(url)}: unknown scheme {scheme!r}{_nearest(scheme, (*_HERE, *_PLANNED))}; known are "
+        f"{', '.join(_HERE)}, and a bare path for SQLite (./a:b.db for one with a colon)"
+    )
 
 
-async def _sqlite(path: str, options: dict[str, str], namespace: str) -> Backend:
+async def _open_memory(place: str, query: str, namespace: str, url: str) -> Backend:
+    from quire.storage.memory import open_memory
+
+    _options(query, (), url)
+    name = place.strip("/")
+    return await open_memory(check_id(name, "memory name") if name else "", namespace=namespace)
+
+
+async def _open_sqlite(path: str, query: str, namespace: str, url: str) -> Backend:
     from quire.storage.sqlite import open_sqlite
 
-    durability = options.pop("durability", "full")
-    if options:
-        raise InvalidKey(f"sqlite: unknown option {next(iter(options))!r}; known is durability=full|relaxed")
-    if durability not in ("full", "relaxed"):
-        raise InvalidKey(f"sqlite: durability={durability!r}; it is full (default) or relaxed")
-    if not path or "\0" in path:
-        raise InvalidKey("sqlite: the path of the file is missing; write sqlite:///state.db")
+    durability = _options(query, ("durability",), url).get("durability", "full")
+    if durability not in _DURABILITIES:
+        raise InvalidKey(
+            f"{redact_url(url)}: durability={durability!r}{_nearest(durability, _DURABILITIES)}; "
+            "it is full (default) or relaxed"
+        )
+    _check_path(path, url)
+    return await open_sqlite(path, namespace=namespace, durability=durability)
+
+
+def _check_path(path: str, url: str) -> None:
+    """Refuse what SQLite would take for something else, or fail on with a riddle."""
+    if not path.strip():
+        raise InvalidKey(f"{redact_url(url)}: the path of the file is missing; write sqlite:///state.db")
+    if path == ":memory:":
+        raise InvalidKey(f"{redact_url(url)}: a store in memory is named memory:")
+    if "\0" in path or not _encodes(path):
+        raise InvalidKey(f"the path {path!r} holds a character that no file name can have; leave it out")
     if Path(path).is_dir():
         raise InvalidKey(f"{path} is a folder; name a file in it, such as {Path(path) / 'state.db'}")
-    return await open_sqlite(path, namespace=namespace, durability=durability)
+
+
+def _options(query: str, known: Collection[str], url: str) -> dict[str, str]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    for name in options:
+        if name not in known:
+            raise InvalidKey(
+                f"{redact_url(url)}: unknown option {name!r}{_nearest(name, known)}; "
+                f"known here: {', '.join(known) or 'none'}"
+            )
+    if len(options) < len(pairs):
+        raise InvalidKey(f"{redact_url(url)}: an option is given twice; give it once")
+    return options
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _plain(path: str, url: str) -> str:
+    try:
+        return unquote(path, errors="strict")
+    except UnicodeDecodeError as cause:
+        raise InvalidKey(f"{redact_url(url)}: the path is not UTF-8 behind its % signs") from cause
+
+
+def _encodes(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

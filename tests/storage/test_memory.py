@@ -15,8 +15,8 @@ class TestMemory(BackendConformance):
 class Heedless(MemoryBackend):
     """Ignores what is expected."""
 
-    def _commit(self, space, item):
-        return super()._commit(space, msgspec.structs.replace(item, expect=()))
+    def _refusal(self, space, item):
+        return super()._refusal(space, msgspec.structs.replace(item, expect=()))
 
 
 @pytest.mark.parametrize("promise", ["test_a_stale_item_is_refused_and_told_the_head", "test_one_of_many_wins_the_same_version", "test_another_chain_is_another_head"])

@@ -12,7 +12,7 @@ import quire
 from quire.core.names import check_id
 from quire.errors import IncompatibleFormat, InvalidKey, StorageUnavailable, Unsupported
 from quire.storage import _sqlite_file
-from quire.storage.open import open_backend, redacted
+from quire.storage.open import open_backend, redact_url
 
 
 @pytest.mark.parametrize("url", ["", " ", None, 5, "sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x.db", "sqlit:///x.db", "spam://x", "sqlite:///x.db?speed=max", "sqlite:///x.db?durability=none"])
@@ -32,7 +32,7 @@ async def test_a_backend_that_is_not_here_says_so_without_the_password(url):
     with pytest.raises(Unsupported) as caught:
         await open_backend(url, namespace="default")
     assert "secret" not in str(caught.value)
-    assert redacted("postgresql://u:secret@h/db") == "postgresql://u:***@h/db"
+    assert redact_url("postgresql://u:secret@h/db") == "postgresql://u:***@h/db"
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "a:b", "%00", "a b", "é", "a/b", "-a", ".a", "a..b", "x" * 201, None, 5, b"a", "a\n", "\ud800"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from quire.engine.actor import DELETED, Write
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.verify import Report, verify
-from quire.errors import Invalid, InvalidKey
+from quire.errors import CorruptRecord, Invalid, InvalidKey
 from quire.model import WORKFLOWS, Version
 from quire.storage.base import Capabilities
 from quire.storage.open import open_backend
@@ -175,8 +176,9 @@ class Store:
         """
         sieve = views.sieve(path, types, author)
         start = self.engine.seen if after is None else after
-        async for event in views.watch_store(self.engine, start, sieve, cursor):
-            yield event
+        async with aclosing(views.watch_store(self.engine, start, sieve, cursor)) as events:
+            async for event in events:
+                yield event
 
     async def put_blob(self, data: bytes) -> str:
         """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state."""
@@ -187,8 +189,11 @@ class Store:
         return name
 
     async def blob(self, name: str) -> bytes | None:
-        """Return the bytes of a blob, or None."""
-        return await self.engine.backend.blob(name)
+        """Return the bytes of a blob, or None. Raises CorruptRecord if they are not what was put."""
+        data = await self.engine.backend.blob(name)
+        if data is not None and blake3(data).hexdigest() != name:
+            raise CorruptRecord(f"blob {name[:12]}: its bytes do not match its name; restore a backup", at=name)
+        return data
 
     async def verify(self, workflow_id: str | None = None) -> Report:
         """Prove that logs, keyframes and blobs are whole, of one workflow or all. Cost: reads everything once."""

@@ -43,7 +43,12 @@ class _Loop:
         if self._loop.is_closed():
             work.close()
             raise Closed("the store is closed; open it again")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # an interrupted caller leaves nothing running; no effect on what is done
+            raise
 
     def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
         try:

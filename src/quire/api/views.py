@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
@@ -104,16 +104,17 @@ def sieve(path: Any, types: Collection[str] | None, author: str | None) -> Sieve
 
 
 async def _events(
-    records: AsyncIterator[Record], cursor: Cursor | None, place: Callable[[Record], int], wanted: Sieve
+    records: AsyncGenerator[Record], cursor: Cursor | None, place: Callable[[Record], int], wanted: Sieve
 ) -> AsyncGenerator[Event]:
     """Yield what passes the sieve; what was yielded is acknowledged when the next is asked for."""
     try:
-        async for found in records:
-            event = wanted(found)
-            if event is not None:
-                yield event
-            if cursor is not None:
-                await cursor.ack(place(found))
+        async with aclosing(records):
+            async for found in records:
+                event = wanted(found)
+                if event is not None:
+                    yield event
+                if cursor is not None:
+                    await cursor.ack(place(found))
     finally:
         if cursor is not None:
             await cursor.save()

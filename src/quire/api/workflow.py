@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Unpack, cast
 
@@ -300,8 +301,9 @@ class Workflow:
         """
         sieve = views.sieve(path, types, author)
         start = 0 if after == 0 else await self._number(after)
-        async for event in views.watch_stream(self._engine, self.stream, start, sieve, cursor):
-            yield event
+        async with aclosing(views.watch_stream(self._engine, self.stream, start, sieve, cursor)) as events:
+            async for event in events:
+                yield event
 
     # checkpoints
 

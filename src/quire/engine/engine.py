@@ -167,6 +167,7 @@ class Engine:
                 self._keyframes_due[stream] = None
         if self._keyframes_due and self._keyframer is None:
             self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
+        self.residents.evict()
         self._wake_store()
 
     async def _catch_up(self) -> None:
@@ -221,8 +222,8 @@ class Engine:
             while self._keyframes_due:
                 stream = next(iter(self._keyframes_due))
                 del self._keyframes_due[stream]
-                actor = self.residents.peek(stream)
-                if actor is None or not self._keyframe_due(actor):
+                actor = await self.residents.get(stream)
+                if not self._keyframe_due(actor):
                     continue
                 head, state = actor.head, actor.state
                 changes, size = actor.changes_since_keyframe, actor.size_since_keyframe

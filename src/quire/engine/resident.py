@@ -75,13 +75,11 @@ class Residents:
             await self.get(actor.head.stream)
 
     def settle(self, actor: Actor) -> None:
-        """Account for an actor whose state changed, and evict others while over the bound."""
+        """Account for an actor whose state changed; `evict` makes room."""
         stream = actor.head.stream
         size = actor.state_size * _MEMORY_PER_BYTE
         self._bytes += size - self._sizes.get(stream, 0)
         self._sizes[stream] = size
-        if self._bytes > self._settings.resident_bytes_max:
-            self._evict()
 
     def each(self, visit: Callable[[Actor], None]) -> None:
         """Call `visit` on every actor in memory."""
@@ -93,11 +91,14 @@ class Residents:
         state, _, _ = await self._read(stream, version)
         return state
 
-    def _evict(self) -> None:
+    def evict(self, keep: str | None = None) -> None:
+        """Drop the least recently used actors while over the bound, but not those in use, nor `keep`."""
+        if self._bytes <= self._settings.resident_bytes_max:
+            return
         for stream, actor in list(self._actors.items()):
             if self._bytes <= self._settings.resident_bytes_max:
                 return
-            if actor.pending or actor.waiters:
+            if actor.pending or actor.waiters or stream == keep:
                 continue
             del self._actors[stream]
             self._bytes -= self._sizes.pop(stream, 0)
@@ -114,6 +115,7 @@ class Residents:
         self._actors[stream] = actor
         self._actors.move_to_end(stream)
         self.settle(actor)
+        self.evict(keep=stream)
         return actor
 
     async def _read(self, stream: str, upto: int | None, depth: int = 0) -> tuple[dict[str, Any], Head, _Since]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from quire.engine.clock import Clock
@@ -34,7 +34,7 @@ async def _nothing() -> None:
     pass
 
 
-async def stream_records(engine: Engine, stream: str, after: int, idle: Idle = _nothing) -> AsyncIterator[Record]:
+async def stream_records(engine: Engine, stream: str, after: int, idle: Idle = _nothing) -> AsyncGenerator[Record]:
     """Yield the records of a stream with version > after, for ever; waits for new ones of any process."""
     with engine.watching():
         while True:
@@ -50,7 +50,7 @@ async def stream_records(engine: Engine, stream: str, after: int, idle: Idle = _
                 await engine.wait(stream, after)
 
 
-async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle = _nothing) -> AsyncIterator[Record]:
+async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle = _nothing) -> AsyncGenerator[Record]:
     """Yield the records of all streams that start with `prefix`, with position > after, in commit order, for ever."""
     with engine.watching():
         while True:

@@ -1,7 +1,7 @@
 """The reference backend: dicts, readable first. Nothing survives the process.
 
-Every other backend is run beside this one and must answer the same: what storage/base.py promises should be seen
-here at a glance. Handles on one `memory:name` may sit on the event loops of several threads: a place has a lock.
+Every other backend is run beside this one and must answer the same: what storage/base.py promises should be
+seen here at a glance. Handles on one `memory:name` may sit on the loops of several threads: a place has a lock.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process). Option of SQLite: `?durability=relaxed`.
     namespace: what is seen of the store; keeps the rule of ids.
-    Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that this build has
-    not, and what the backend raises when it opens.
+    Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
+    this build, and what the backend raises when it opens.
     """
     if not isinstance(url, str) or not url.strip():
         raise InvalidKey(f"a store is named by a URL such as sqlite:///state.db or memory:, not {url!r}")

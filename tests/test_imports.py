@@ -1,0 +1,62 @@
+"""Imports go down only."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "src" / "quire"
+LEVEL = {"errors": 0, "failpoints": 0, "model": 1, "config": 1, "core": 2, "storage": 3, "engine": 4, "api": 5, "orchestra": 6, "demo": 7, "testing": 8, "cli": 9}
+BACKENDS = {"memory", "sqlite", "_sqlite_file"}
+DRIVERS = {"apsw": "storage", "click": "cli", "rich": "cli", "hypothesis": "testing", "pytest": "testing"}
+IMPURE = {"time", "random", "asyncio", "threading", "os", "pathlib", "secrets", "socket", "subprocess", "datetime"}
+BANNED = {"pickle", "marshal", "shelve", "yaml", "dill"}
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files():
+    return [(f, f.relative_to(ROOT).with_suffix("").parts) for f in sorted(ROOT.rglob("*.py"))]
+
+
+def test_rooms_import_only_what_lies_below():
+    wrong = []
+    for file, parts in files():
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        for name in imports(file):
+            target = name.split(".")
+            if target[0] != "quire" or len(target) < 2 or target[1] not in LEVEL:
+                continue
+            if LEVEL[target[1]] > LEVEL[parts[0]]:
+                wrong.append(f"{'/'.join(parts)} imports {name}")
+            if len(target) > 2 and target[1] == "storage" and target[2] in BACKENDS and parts not in (("storage", "open"), ("storage", "sqlite")) and parts[0] != "testing":
+                wrong.append(f"{'/'.join(parts)} chooses a backend: {name}")
+            if parts[0] == "engine" and target[1] == "storage" and len(target) > 2 and target[2] != "base":
+                wrong.append(f"{'/'.join(parts)} knows more than the protocol: {name}")
+    assert not wrong
+
+
+def test_the_core_is_pure_and_drivers_stay_in_their_rooms():
+    wrong = []
+    for file, parts in files():
+        for name in imports(file):
+            top = name.split(".")[0]
+            if parts[0] == "core" and top in IMPURE:
+                wrong.append(f"{'/'.join(parts)} imports {name}")
+            if top in DRIVERS and parts[0] != DRIVERS[top] and not (top == "apsw" and parts[0] == "testing"):
+                wrong.append(f"{'/'.join(parts)} imports {name}")
+            if top in BANNED:
+                wrong.append(f"{'/'.join(parts)} imports {name}")
+    assert not wrong
+
+
+def test_nothing_evaluates_text():
+    for file, parts in files():
+        calls = [n.func.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert not {"eval", "exec", "compile", "__import__"} & set(calls), parts

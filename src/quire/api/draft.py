@@ -146,6 +146,12 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         for key in self:
             del self[key]
 
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value at a key, putting `default` there first if it is absent; an object or list comes as a draft."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
     def copy(self) -> dict[str, Any]:
         """Return a deep plain copy."""
         return cast("dict[str, Any]", self.to_plain())

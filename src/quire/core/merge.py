@@ -1,21 +1,35 @@
 """Rebasing: changes made on a base, rewritten to fit the state that others have changed since.
 
-Both sides' changes are lists in which each entry builds on the one before. So each of ours is moved past all of
-theirs, and theirs past each of ours, as two people would who swap places one step at a time. Where both wrote the same
-place ours, the later, wins; where theirs took away what ours needs, ours is left out and reported.
+Each of ours is moved past each of theirs, and theirs past ours, as two people swap places one step at a time.
+
+1. A swap keeps the meaning: theirs, then ours rewritten, gives what ours, then theirs rewritten, gives. So what
+   fitted the base fits the result. (A sum that leaves the finite numbers is the one exception.)
+2. Where both wrote the same place ours, the later, wins. Where theirs took away what ours needs, ours is left
+   out. Both are reported. What commutes or is the same on both sides merges silently.
+3. Texts are lists of code points: a splice is a removal and an insertion.
+4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index about
+   that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from quire.core.changes import Working
+from quire.core.path import get
+from quire.core.values import same
 from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
 
 
 class Clash(msgspec.Struct, frozen=True):
-    """Two changes that cannot both stand. dropped: ours could not be applied; otherwise it replaced theirs."""
+    """Two changes that cannot both stand, as they were written. `path` is ours.
+
+    dropped: True where ours could not be applied and was left out, False where it overruled theirs.
+    """
 
     path: Path
     ours: Change
@@ -23,144 +37,262 @@ class Clash(msgspec.Struct, frozen=True):
     dropped: bool
 
 
-def rebase(changes: Sequence[Change], over: Sequence[Change]) -> tuple[list[Change], list[Clash]]:
+class _Placed(Append, frozen=True, array_like=True, tag="append"):
+    """An append to a list whose length is known."""
+
+    index: int = 0
+
+
+class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
+    """Their append once ours is behind it: no longer at the end, and where, nobody knows."""
+
+
+class _Theirs(NamedTuple):
+    """One of their changes as it reads by now, and which of them it was."""
+
+    number: int
+    change: Change
+
+
+class _Swap(NamedTuple):
+    """How two changes read after each other. dropped: see Clash; None where they do not clash."""
+
+    ours: list[Change]
+    theirs: list[Change]
+    dropped: bool | None = None
+
+
+def rebase(
+    changes: Sequence[Change], over: Sequence[Change], *, base: dict[str, Any] | None = None
+) -> tuple[list[Change], list[Clash]]:
     """Return our changes as they apply after `over`, and where the two sides clashed.
 
-    changes, over: both made on the same base. The result applies to the base after `over`.
-    Cost: O(len(changes) x len(over)); nothing for changes that share no first key.
+    changes, over: each made on the same state, in order; not modified.  base: that state, if at hand, see rule 4.
+    Raises ChangeError only for changes that do not fit `base`.
+    Cost: O(len(changes) x len(over)) for those that share their first key, nothing for the others.
+
+    >>> rebase([Set(("notes", 2), "x")], [Remove(("notes",), 0, 1)])
+    ([Set(path=('notes', 1), value='x')], [])
     """
-    mine = {c.path[:1] for c in changes}
-    theirs = [o for o in over if not o.path or () in mine or o.path[:1] in mine]
-    if not theirs:
+    whole = not all(c.path for c in changes) or not all(c.path for c in over)
+    mine = {None if whole else c.path[0] for c in changes}
+    if whole or any(c.path[0] in mine for c in over):
+        ours, others = _parts(changes, base), _parts(over, base)
+    else:
         return list(changes), []
+    waiting: dict[str | int | None, list[_Theirs]] = {}
+    for number, parts in enumerate(others):
+        first = None if whole else over[number].path[0]
+        if first in mine:
+            waiting.setdefault(first, []).extend(_Theirs(number, part) for part in parts)
     result: list[Change] = []
     clashes: list[Clash] = []
-    for change in changes:
-        ours = [change]
-        moved: list[Change] = []
-        for other in theirs:
-            before = ours
-            ours = []
-            for part in before:
-                kept, clash = _past(part, other, second=True)
-                ours += kept
-                if clash is not None:
-                    clashes.append(Clash(part.path, part, other, dropped=clash))
-            others = [other]
-            for part in before:
-                others = [p for o in others for p in _past(o, part, second=False)[0]]
-            moved += others
-        theirs = moved
-        result += ours
+    for change, parts in zip(changes, ours, strict=True):
+        first = None if whole else change.path[0]
+        met: dict[int, bool] = {}
+        moved, waiting[first] = _past(parts, waiting.get(first, []), met)
+        result += _joined(moved)
+        clashes += [Clash(change.path, change, over[number], dropped) for number, dropped in met.items()]
     return result, clashes
 
 
-def _past(change: Change, other: Change, *, second: bool) -> tuple[list[Change], bool | None]:
-    """Return `change` as it reads after `other`, and None, or whether it clashed by being dropped (True) or winning (False).
+def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[Change]]:
+    """Return each change as what can be swapped: splices in two, appends with their place if `base` tells it."""
+    working = None if base is None else Working(base)
+    found: list[list[Change]] = []
+    for change in changes:
+        parts: list[Change] = [change]
+        if isinstance(change, Splice) and change.delete and change.insert:
+            path, at = change.path, change.position
+            parts = [Splice(path, at, change.delete, ""), Splice(path, at, 0, change.insert)]
+        if working is not None:
+            if isinstance(change, Append):
+                length = len(get(working.state, change.path, ()))
+                parts = [_Placed(change.path, change.values, length)]
+            working.apply(change)
+        found.append(parts)
+    return found
 
-    second: where both insert at one place, `change` comes behind.
-    """
-    path, over = change.path, other.path
-    if path == over:
-        return _same_place(change, other, second=second)
-    if path[: len(over)] == over:
-        return _below(change, other)
-    if over[: len(path)] == path and isinstance(change, Set | Delete):
-        return [change], False  # ours replaces what theirs changed inside
-    return [change], None
+
+def _joined(parts: Iterable[Change]) -> list[Change]:
+    """Return the parts of one change as few plain changes."""
+    result: list[Change] = []
+    for part in parts:
+        last = result[-1] if result else None
+        if isinstance(part, _Placed):
+            result.append(Append(part.path, part.values))
+            continue
+        match part, last:
+            case Splice(path, at, more, text), Splice(_, before, gone, "") if at == before:
+                result[-1] = Splice(path, at, gone + more, text)
+            case _:
+                result.append(part)
+    return result
 
 
-def _below(change: Change, other: Change) -> tuple[list[Change], bool | None]:
-    """`other` changed the container that `change` goes through."""
-    depth = len(other.path)
+def _past(
+    ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool]
+) -> tuple[list[Change], list[_Theirs]]:
+    """Move runs of changes past each other; note in `met` which of theirs clashed, and how."""
+    done: list[Change] = []
+    for change in ours:
+        parts: list[Change] = [change]
+        behind: list[_Theirs] = []
+        for other in theirs:
+            if len(parts) == 1:
+                swap = _swap(parts[0], other.change)
+                parts = swap.ours
+                behind.extend(_Theirs(other.number, part) for part in swap.theirs)
+                if swap.dropped is not None:
+                    met[other.number] = swap.dropped
+            else:  # ours was split by an earlier one of theirs, or is gone
+                parts, rest = _past(parts, [other], met)
+                behind += rest
+        done += parts
+        theirs = behind
+    return done, theirs
+
+
+def _swap(ours: Change, theirs: Change) -> _Swap:
+    mine, other = ours.path, theirs.path
+    if mine == other:
+        return _same_place(ours, theirs)
+    if mine[: len(other)] == other:
+        kept = _inside(ours, theirs)
+        return _Swap(kept, [theirs], None if kept else True)
+    if other[: len(mine)] == mine:
+        kept = _inside(theirs, ours)
+        return _Swap([ours], kept, None if kept else False)
+    return _Swap([ours], [theirs])
+
+
+def _inside(change: Change, around: Change) -> list[Change]:
+    """Return `change`, made inside what `around` alters, as it reads then; nothing if its place is gone."""
+    depth = len(around.path)
     token = change.path[depth]
-    match other:
-        case Set() | Delete():
-            return [], True
-        case Insert(_, index, values) if isinstance(token, int) and token >= index:
-            return [_at(change, depth, token + len(values))], None
-        case Remove(_, index, count) if isinstance(token, int) and token >= index:
-            if token < index + count:
-                return [], True
-            return [_at(change, depth, token - count)], None
+    match around:
+        case Set() | Delete() | _Somewhere():
+            return []
+        case Insert(_, index, values) if cast("int", token) >= index:
+            shift = len(values)
+        case Remove(_, index, count) if cast("int", token) >= index:
+            if cast("int", token) < index + count:
+                return []
+            shift = -count
         case _:
-            return [change], None
+            return [change]
+    path = (*change.path[:depth], cast("int", token) + shift, *change.path[depth + 1 :])
+    return [msgspec.structs.replace(change, path=path)]
 
 
-def _same_place(change: Change, other: Change, *, second: bool) -> tuple[list[Change], bool | None]:
-    match change, other:
-        case Set(), _:
-            return [change], False
+def _same_place(ours: Change, theirs: Change) -> _Swap:
+    """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped."""
+    match ours, theirs:
+        case Set(_, a), Set(_, b):
+            return _Swap([ours], [], None if same(a, b) else False)
         case Delete(), Delete():
-            return [], None
-        case Delete(), _:
-            return [change], False
-        case Increment(), Increment() | Delete():
-            return [change], None if isinstance(other, Increment) else False
-        case Increment(), Set(_, value) if type(value) in (int, float):
-            return [change], False
-        case Append(), Set(_, value) if type(value) is list:
-            return [change], False
-        case Append(), Append() | Insert() | Remove():
-            return [change], None
-        case Insert(), Append() | Insert() | Remove():
-            return [_insert(change, other, second=second)], None
-        case Remove(), Append() | Insert() | Remove():
-            return _remove(change, other), None
-        case Splice(), Splice():
-            return _splice(change, other, second=second), None
+            return _Swap([], [])
+        case Set() | Delete(), _:
+            return _Swap([ours], [], False)
+        case Increment(_, amount), Set(path, value) if _countable(value, amount):
+            return _Swap([ours], [Set(path, value + amount)])
+        case Increment(path, amount), Delete():  # an absent number counts as 0
+            return _Swap([ours], [Set(path, amount)], False)
+        case Append(_, values), Set(path, value) if type(value) is list:
+            return _Swap([ours], [Set(path, cast("list[Any]", value) + values)])
+        case _, Set() | Delete():
+            return _Swap([], [theirs], True)
+        case Insert() | Remove(), _Somewhere():
+            return _Swap([], [theirs], True)
         case _:
-            return [], True
+            return _spans(ours, theirs)
 
 
-def _insert(change: Insert, other: Change, *, second: bool) -> Insert:
-    at = change.index
-    if isinstance(other, Insert) and (other.index < at or (other.index == at and second)):
-        at += len(other.values)
-    elif isinstance(other, Remove) and other.index < at:
-        at = max(other.index, at - other.count)
-    return Insert(change.path, at, change.values)
+def _countable(value: Any, amount: float) -> bool:
+    if type(value) not in (int, float):
+        return False
+    try:
+        return math.isfinite(value + amount)
+    except OverflowError:  # of an int too large for a float: its sum with an int is fine
+        return type(value) is type(amount) is int
 
 
-def _remove(change: Remove, other: Change) -> list[Change]:
-    start, end = change.index, change.index + change.count
-    if isinstance(other, Insert):
-        if other.index <= start:
-            start, end = start + len(other.values), end + len(other.values)
-        elif other.index < end:  # what they put in the middle of our range stays
-            behind = start + len(other.values)
-            return [
-                Remove(change.path, start, other.index - start),
-                Remove(change.path, behind, end - other.index),
-            ]
-    elif isinstance(other, Remove):
-        start, end = _without(start, end, other.index, other.index + other.count)
-    return [Remove(change.path, start, end - start)] if end > start or change.count == 0 else []
+class _Span(NamedTuple):
+    """The stretch of a list or a text that a change puts in (`grows`) or takes out."""
+
+    at: int
+    size: int
+    grows: bool
 
 
-def _without(start: int, end: int, low: int, high: int) -> tuple[int, int]:
-    """Return where the range start..end lies once low..high is gone."""
-    gone_before = max(0, min(high, start) - low)
-    gone_inside = max(0, min(end, high) - max(start, low))
-    return start - gone_before, end - gone_before - gone_inside
+def _span(change: Change) -> _Span | None:
+    match change:
+        case Insert(_, at, values):
+            return _Span(at, len(values), True)
+        case _Placed():
+            return _Span(change.index, len(change.values), True)
+        case Remove(_, at, count):
+            return _Span(at, count, False)
+        case Splice(_, at, gone, text):
+            return _Span(at, len(text) if text else gone, bool(text))
+        case _:
+            return None
 
 
-def _splice(change: Splice, other: Splice, *, second: bool) -> list[Change]:
-    start, end = change.position, change.position + change.delete
-    low, high = other.position, other.position + other.delete
-    grown = len(other.insert)
-    begin, stop = _without(start, end, low, high)
-    if low < start or (low == start and (second or other.delete) and not (start == end and not second and low == start)):
-        begin, stop = begin + grown, stop + grown
-    elif start < low < end:  # their text lies inside what we delete: delete around it
-        left = low - start
-        return [
-            Splice(change.path, start, left, change.insert),
-            Splice(change.path, start + len(change.insert) + grown, stop - begin - left, ""),
-        ]
-    return [Splice(change.path, begin, stop - begin, change.insert)]
+def _laid(change: Change, span: _Span) -> list[Change]:
+    """Return the change with another stretch; nothing where there is nothing left to take out."""
+    match change:
+        case Insert() | _Placed():
+            return [msgspec.structs.replace(change, index=span.at)]
+        case Remove(path):
+            return [Remove(path, span.at, span.size)] if span.size else []
+        case Splice(path, _, _, text) if text:
+            return [Splice(path, span.at, 0, text)]
+        case Splice(path):
+            return [Splice(path, span.at, span.size, "")] if span.size else []
+        case _:
+            return [change]
 
 
-def _at(change: Change, depth: int, token: int) -> Change:
-    path = (*change.path[:depth], token, *change.path[depth + 1 :])
-    return msgspec.structs.replace(change, path=path)
+def _spans(ours: Change, theirs: Change) -> _Swap:
+    """Return the swap of two changes inside the same list or text. At the same place theirs comes first."""
+    a, b = _span(ours), _span(theirs)
+    if a is None or b is None:  # numbers add up, and an append is behind everything that has a place
+        if type(ours) is Append and type(theirs) is Append:
+            return _Swap([ours], [_Somewhere(theirs.path, theirs.values)])
+        return _Swap([ours], [theirs])
+    if a.grows and b.grows:
+        if b.at > a.at:
+            return _Swap([ours], _laid(theirs, b._replace(at=b.at + a.size)))
+        behind = Insert(theirs.path, b.at, theirs.values) if isinstance(theirs, _Placed) else theirs
+        return _Swap(_laid(ours, a._replace(at=a.at + b.size)), [behind])
+    if a.grows:
+        put, taken = _put_and_take(a, b)
+        return _Swap(_laid(ours, put), [p for span in taken for p in _laid(theirs, span)])
+    if b.grows:
+        put, taken = _put_and_take(b, a)
+        return _Swap([p for span in taken for p in _laid(ours, span)], _laid(theirs, put))
+    return _Swap(_laid(ours, _without(a, b)), _laid(theirs, _without(b, a)))
+
+
+def _put_and_take(put: _Span, take: _Span) -> tuple[_Span, list[_Span]]:
+    """Return an insertion after a removal, and the removal, around it if need be, after the insertion."""
+    end = take.at + take.size
+    if put.at <= take.at:
+        return put, [take._replace(at=take.at + put.size)]
+    if put.at >= end:
+        return put._replace(at=put.at - take.size), [take]
+    before = put.at - take.at
+    return put._replace(at=take.at), [
+        _Span(take.at, before, False),
+        _Span(take.at + put.size, take.size - before, False),
+    ]
+
+
+def _without(span: _Span, gone: _Span) -> _Span:
+    """Return where a removal lies, and what is left of it, once another has been made."""
+    start, end = span.at, span.at + span.size
+    low, high = gone.at, gone.at + gone.size
+    before = max(0, min(high, start) - low)
+    within = max(0, min(end, high) - max(start, low))
+    return _Span(start - before, span.size - within, False)

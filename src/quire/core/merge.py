@@ -2,13 +2,14 @@
 
 Each of ours is moved past each of theirs, and theirs past ours, as two people swap places one step at a time.
 
-1. A swap keeps the meaning: theirs, then ours rewritten, gives what ours, then theirs rewritten, gives. So what
-   fitted the base fits the result. (A sum that leaves the finite numbers is the one exception.)
+1. A swap keeps the meaning: theirs, then ours rewritten, gives what ours, then theirs rewritten, gives. So
+   what fitted the base fits the result. (A sum that leaves the finite numbers is the one exception.)
 2. Where both wrote the same place ours, the later, wins. Where theirs took away what ours needs, ours is left
    out. Both are reported. What commutes or is the same on both sides merges silently.
 3. Texts are lists of code points: a splice is a removal and an insertion.
-4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index about
-   that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong item.
+4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index
+   about that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong
+   item.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def rebase(
 ) -> tuple[list[Change], list[Clash]]:
     """Return our changes as they apply after `over`, and where the two sides clashed.
 
-    changes, over: each made on the same state, in order; not modified.  base: that state, if at hand, see rule 4.
+    changes, over: each made on the same state, in order; not modified.  base: that state, if at hand (rule 4).
     Raises ChangeError only for changes that do not fit `base`.
     Cost: O(len(changes) x len(over)) for those that share their first key, nothing for the others.
 
@@ -97,7 +98,7 @@ def rebase(
 
 
 def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[Change]]:
-    """Return each change as what can be swapped: splices in two, appends with their place if `base` tells it."""
+    """Return each change as what can be swapped: splices in two, appends with their place if known."""
     working = None if base is None else Working(base)
     found: list[list[Change]] = []
     for change in changes:
@@ -119,10 +120,9 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
     result: list[Change] = []
     for part in parts:
         last = result[-1] if result else None
-        if isinstance(part, _Placed):
-            result.append(Append(part.path, part.values))
-            continue
         match part, last:
+            case _Placed(path, values), _:
+                result.append(Append(path, values))
             case Splice(path, at, more, text), Splice(_, before, gone, "") if at == before:
                 result[-1] = Splice(path, at, gone + more, text)
             case _:

@@ -8,34 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
-from quire.model import Head, Record
+from quire.model import GENESIS, Head, Record
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item
 
-# This file is imported before the ones with the promises: their failures then say what was found instead.
-pytest.register_assert_rewrite("quire.testing._conformance_log", "quire.testing._conformance_beside")
+# This file is imported before those with the promises, whose failures then say what was found instead.
+pytest.register_assert_rewrite(
+    *(f"quire.testing._conformance_{part}" for part in ("commit", "log", "beside", "care"))
+)
 
 LIMIT_S = 60.0
 """A promise that is not answered by then is broken: nothing hangs for ever."""
+FAR_S = 1000.0
+"""Longer than that: who waits so long has to be woken."""
 
 
 class Suite:
     """What a subclass supplies, and what a promise can use."""
 
-    folder: Path
-    """Empty, and the test's own."""
+    place: Path
+    """A folder: empty, and the test's own."""
 
     async def open(self, namespace: str = "default") -> Backend:
-        """Open the place of this test: the same at every call, another for every test."""
+        """Open a handle on the place of this test: the same at every call, another for every test."""
         raise NotImplementedError
 
-    async def open_copy(self, path: str, namespace: str = "default") -> Backend:
+    async def open_copy(self, path: str) -> Backend:
         """Open what `backup` wrote. Needed where the capabilities say that there is a backup."""
         raise NotImplementedError
 
@@ -47,9 +52,9 @@ class Suite:
         """The wound clock, for a backend that takes one."""
         return self._ms
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, place: Path) -> None:
         """Set up for one promise."""
-        self.folder = folder
+        self.place = place
         self._ms = 1_700_000_000_000
         self._handles: list[Backend] = []
 
@@ -101,15 +106,25 @@ def promise(test: Callable[[S], Coroutine[None, None, None]]) -> Callable[[S], N
     return run
 
 
-def made(stream: str, version: int, body: bytes = b"[]", kind: str = "change") -> Record:
-    """Return a record whose chain depends on all that is given."""
-    chain = sha256(b"%b %d %b %b" % (stream.encode(), version, kind.encode(), body)).digest()
-    return Record(stream, version, 1_700_000_000_000 + version, "author", f"version {version}", kind, body, chain)
+def chain(stream: str, version: int) -> bytes:
+    """Return a stand-in for a chain, another for each version of each stream."""
+    return GENESIS if version == 0 else sha256(f"{stream}@{version}".encode()).digest()
+
+
+def entry(stream: str, version: int, body: bytes = b"[]", kind: str = "change") -> Record:
+    """Return a record that follows `chain(stream, version - 1)`."""
+    time = 1_700_000_000_000 + version
+    return Record(stream, version, time, "ann", f"version {version}", kind, body, chain(stream, version))
+
+
+def bare(records: Iterable[Record]) -> list[Record]:
+    """Return records without their positions, which belong to the store."""
+    return [msgspec.structs.replace(record, position=0) for record in records]
 
 
 def after(head: Head, *bodies: bytes, cells: Iterable[CellWrite] = (), kind: str = "change") -> Item:
     """Return an item that expects `head` and adds a record for each body."""
-    records = tuple(made(head.stream, head.version + i, body, kind) for i, body in enumerate(bodies, 1))
+    records = tuple(entry(head.stream, head.version + i, body, kind) for i, body in enumerate(bodies, 1))
     return Item((Expect(head.stream, head.version, head.chain),), records, tuple(cells))
 
 
@@ -153,15 +168,14 @@ async def set_cell(backend: Backend, name: str, value: bytes, *, ttl_ms: int | N
     await accepted(backend, Item(cells=(CellWrite(name, None, value, ttl_ms),)))
 
 
-async def whole(backend: Backend, *, blobs: Sequence[str] = (), cells: str = "") -> dict[str, object]:
+async def everything(backend: Backend) -> dict[str, object]:
     """Return all that a namespace answers, for comparing."""
     streams = await backend.streams()
-    frames = {s: [await backend.keyframe(s, v) for v in await backend.keyframes(s)] for s in streams}
     return {
         "feed": await backend.feed(limit=1_000_000),
-        "streams": {s: await backend.read(s) for s in streams},
+        "records": {s: await backend.read(s) for s in streams},
         "heads": await backend.heads(streams),
-        "keyframes": frames,
-        "blobs": {n: await backend.blob(n) for n in (*await backend.blobs(), *blobs)},
-        "cells": await backend.cells(cells),
+        "keyframes": {s: [await backend.keyframe(s, v) for v in await backend.keyframes(s)] for s in streams},
+        "blobs": {name: await backend.blob(name) for name in await backend.blobs()},
+        "cells": await backend.cells(),
     }

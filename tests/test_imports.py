@@ -4,7 +4,20 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "quire"
-LEVEL = {"errors": 0, "failpoints": 0, "model": 1, "config": 1, "core": 2, "storage": 3, "engine": 4, "api": 5, "orchestra": 6, "demo": 7, "testing": 8, "cli": 9}
+LEVEL = {
+    "errors": 0,
+    "failpoints": 0,
+    "model": 1,
+    "config": 1,
+    "core": 2,
+    "storage": 3,
+    "engine": 4,
+    "api": 5,
+    "orchestra": 6,
+    "demo": 7,
+    "testing": 8,
+    "cli": 9,
+}
 BACKENDS = {"memory", "sqlite", "_sqlite_file"}
 DRIVERS = {"apsw": "storage", "click": "cli", "rich": "cli", "hypothesis": "testing", "pytest": "testing"}
 IMPURE = {"time", "random", "asyncio", "threading", "os", "pathlib", "secrets", "socket", "subprocess", "datetime"}
@@ -35,7 +48,13 @@ def test_rooms_import_only_what_lies_below():
                 continue
             if LEVEL[target[1]] > LEVEL[parts[0]]:
                 wrong.append(f"{'/'.join(parts)} imports {name}")
-            if len(target) > 2 and target[1] == "storage" and target[2] in BACKENDS and parts not in (("storage", "open"), ("storage", "sqlite")) and parts[0] != "testing":
+            if (
+                len(target) > 2
+                and target[1] == "storage"
+                and target[2] in BACKENDS
+                and parts not in (("storage", "open"), ("storage", "sqlite"))
+                and parts[0] != "testing"
+            ):
                 wrong.append(f"{'/'.join(parts)} chooses a backend: {name}")
             if parts[0] == "engine" and target[1] == "storage" and len(target) > 2 and target[2] != "base":
                 wrong.append(f"{'/'.join(parts)} knows more than the protocol: {name}")
@@ -58,5 +77,9 @@ def test_the_core_is_pure_and_drivers_stay_in_their_rooms():
 
 def test_nothing_evaluates_text():
     for file, parts in files():
-        calls = [n.func.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(file.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
         assert not {"eval", "exec", "compile", "__import__"} & set(calls), parts

@@ -17,7 +17,9 @@ def test_same_methods_same_parameters_same_docs(ours, theirs):
     assert set(public(ours)) == set(public(theirs)) - internal
     for name, method in public(ours).items():
         twin = public(theirs)[name]
-        assert list(inspect.signature(method).parameters.values()) == list(inspect.signature(twin).parameters.values()), name
+        assert list(inspect.signature(method).parameters.values()) == list(
+            inspect.signature(twin).parameters.values()
+        ), name
         assert method.__doc__ == twin.__doc__, name
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from quire import errors as errors
     from quire.api import sync as sync
     from quire.api.draft import DictDraft as DictDraft
+    from quire.api.manager import StateManager as StateManager
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
     from quire.api.views import BlameLine as BlameLine
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "quire.api.draft": ("DictDraft",),
+    "quire.api.manager": ("StateManager",),
     "quire.api.store": ("Store", "open"),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
@@ -67,6 +69,7 @@ __all__ = [
     "Set",
     "Settings",
     "Splice",
+    "StateManager",
     "Store",
     "Version",
     "Workflow",

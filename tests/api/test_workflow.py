@@ -357,7 +357,10 @@ async def test_transactions_are_all_or_nothing(store, wf):
 
 async def test_transactions_and_single_writes_mix(store, wf):
     other = await store.create("v", {"n": 0})
-    both = [store.transact([wf.change([quire.Increment(("n",), 1)]), other.change([quire.Increment(("n",), 1)])]) for _ in range(20)]
+    both = [
+        store.transact([wf.change([quire.Increment(("n",), 1)]), other.change([quire.Increment(("n",), 1)])])
+        for _ in range(20)
+    ]
     await asyncio.gather(*both, *(wf.inc("/n") for _ in range(20)), *(other.inc("/n") for _ in range(20)))
     assert (await wf.get("/n"), await other.get("/n")) == (40, 40)
 
@@ -387,6 +390,7 @@ async def test_watch_filters(wf):
     async def first(**filters):
         async for event in wf.watch(after=1, **filters):
             return event.version.number
+        return None
 
     assert await first(path="/n") == 4
     assert await first(types=["append"]) == 3
@@ -444,7 +448,9 @@ async def test_closing(url):
 
 
 async def test_keyframes_are_written_and_never_matter(url):
-    async with quire.open(url, settings=quire.Settings(keyframe_changes_min=4, keyframe_bytes_min=0, resident_bytes_max=0)) as store:
+    async with quire.open(
+        url, settings=quire.Settings(keyframe_changes_min=4, keyframe_bytes_min=0, resident_bytes_max=0)
+    ) as store:
         wf = await store.create("w", {"l": []})
         states = [await wf.state()]
         for i in range(60):
@@ -578,7 +584,10 @@ def test_a_draft_behaves_like_what_it_drafts(state, data):
                     case _:
                         side.clear()
         elif isinstance(value, list):
-            act, at = data.draw(st.sampled_from(["append", "insert", "del", "slice", "iadd", "reverse"])), data.draw(st.integers(0, 3))
+            act, at = (
+                data.draw(st.sampled_from(["append", "insert", "del", "slice", "iadd", "reverse"])),
+                data.draw(st.integers(0, 3)),
+            )
             for side in (a, b):
                 match act:
                     case "append":

@@ -91,7 +91,9 @@ def test_the_cases_people_meet():
 def chained(changes_of_versions):
     records, parent = [], GENESIS
     for version, changes in enumerate(changes_of_versions, 1):
-        records.append(record.seal("workflows/w", version, 1000 + version, "a", "m", "change", record.encode(changes), parent))
+        records.append(
+            record.seal("workflows/w", version, 1000 + version, "a", "m", "change", record.encode(changes), parent)
+        )
         parent = records[-1].chain
     return records
 
@@ -113,7 +115,10 @@ def test_blame_names_every_leaf_and_a_change_that_touched_it(drawn):
 
 def test_blame_follows_items_that_move():
     versions = [[Set((), {"l": ["a", "b"]})], [Insert(("l",), 0, ["new"])], [Remove(("l",), 1, 1)]]
-    assert [(line.path, line.entry) for line in history.blame(enumerate(versions), ("l",))] == [(("l", 0), 1), (("l", 1), 0)]
+    assert [(line.path, line.entry) for line in history.blame(enumerate(versions), ("l",))] == [
+        (("l", 0), 1),
+        (("l", 1), 0),
+    ]
 
 
 def test_touches():
@@ -137,7 +142,15 @@ def test_a_chain_notices_any_alteration():
     assert record.check_all(records, 0, GENESIS) == records[-1].chain
     import msgspec
 
-    for field, value in [("author", "x"), ("message", "x"), ("kind", "x"), ("time", 1), ("body", b"[]"), ("stream", "workflows/v"), ("chain", bytes(32))]:
+    for field, value in [
+        ("author", "x"),
+        ("message", "x"),
+        ("kind", "x"),
+        ("time", 1),
+        ("body", b"[]"),
+        ("stream", "workflows/v"),
+        ("chain", bytes(32)),
+    ]:
         forged = [records[0], msgspec.structs.replace(records[1], **{field: value}), records[2]]
         with pytest.raises(CorruptRecord):
             record.check_all(forged, 0, GENESIS)

@@ -20,7 +20,9 @@ WRITERS = 4
 def live_and_die(path, after_s, honesty="honest", failpoint=None):
     """Run a writer, kill it, and return what it acknowledged: {(workflow, version): mark}."""
     env = {**os.environ, **({"QUIRE_FAILPOINT": failpoint} if failpoint else {})}
-    with subprocess.Popen([sys.executable, WRITER, path, str(WRITERS), honesty], stdout=subprocess.PIPE, env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, WRITER, path, str(WRITERS), honesty], stdout=subprocess.PIPE, env=env
+    ) as process:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         said, until = b"", None

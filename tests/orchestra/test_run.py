@@ -83,7 +83,9 @@ async def test_result_and_changes_of_a_step_are_one_version(store):
     await run(store, sequence(agent("a", []), agent("b", [])), id="r")
     versions = await store.workflow("r").history(kind="step", order="oldest")
     assert [v.author for v in versions] == ["a", "b"]
-    assert all(any(c.path[0] == "done" for c in v.changes) and any(c.path[0] == "_run" for c in v.changes) for v in versions)
+    assert all(
+        any(c.path[0] == "done" for c in v.changes) and any(c.path[0] == "_run" for c in v.changes) for v in versions
+    )
 
 
 async def test_a_failed_run_goes_on_at_the_failed_step(store):

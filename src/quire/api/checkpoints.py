@@ -60,9 +60,7 @@ class Checkpoints:
             return [Set((name,), label)]
 
         message = f"checkpoint {name} on version {version}"
-        await engine.write(
-            Write(self._stream, plan, author=author, message=message, kind="checkpoint", exists=None)
-        )
+        await engine.write(Write(self._stream, plan, author=author, message=message, kind="checkpoint", exists=None))
         return _checkpoint(self.workflow_id, name, label)
 
     async def all(self) -> list[Checkpoint]:

@@ -62,7 +62,7 @@ class Recorder:
                 self._tails[path] = length
                 return
             case Remove(path, index, count) if index + count > self._tails.get(path, length):
-                change = Remove(path, index, self._tails[path] - index)  # noqa: PLW2901 - the rest was ours
+                change = Remove(path, index, self._tails[path] - index)
             case _:
                 pass
         self._changes.append(change)

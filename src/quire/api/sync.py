@@ -233,9 +233,7 @@ class Workflow:
     def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         return self._loop.run(self._workflow.restore(version, **how))
 
-    def fork(
-        self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None
-    ) -> Workflow:
+    def fork(self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None) -> Workflow:
         return Workflow(self._loop, self._loop.run(self._workflow.fork(new_id, at=at, author=author, message=message)))
 
     def exists(self) -> bool:
@@ -301,6 +299,9 @@ class Workflow:
 
     def drop_checkpoint(self, name: str, *, author: str = "system") -> None:
         return self._loop.run(self._workflow.drop_checkpoint(name, author=author))
+
+    def kept_state(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return self._loop.run(self._workflow.kept_state(checkpoint))
 
 
 def _document() -> None:

@@ -16,12 +16,12 @@ from quire.api.revisions import Revision
 from quire.api.views import BlameLine, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.core import history, record
-from quire.core.values import clean
 from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.names import check_id
 from quire.core.path import get as get_path
 from quire.core.path import parse, resolve
+from quire.core.values import clean
 from quire.engine.actor import Actor, Plan, Write
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
@@ -344,6 +344,10 @@ class Workflow:
         """Remove a name; the version stays. Raises CheckpointNotFound."""
         await self._checkpoints.drop(name, writes.name(author, "author"))
 
+    async def kept_state(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the state that a snapshot keeps whole. Raises CorruptRecord when it is damaged or gone."""
+        return await self._checkpoints.kept_state(checkpoint)
+
     # inside
 
     async def _live(self) -> Actor:
@@ -363,9 +367,7 @@ class Workflow:
     def _values(self, values: tuple[Any, ...], path: Path) -> list[Any]:
         return cast("list[Any]", clean(list(values), path=path, **self._bounds))
 
-    async def _write(
-        self, plan: Sequence[Change] | Plan, content: Any, how: Mapping[str, Any], **more: Any
-    ) -> Version:
+    async def _write(self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any) -> Version:
         write, key = writes.write(self.stream, plan, how, **more)
         if key is None:
             made = await self._engine.write(write)

@@ -37,6 +37,13 @@ class Writing(TypedDict, total=False):
     idempotency_key: str | None
 
 
+class Bounds(TypedDict):
+    """The bounds that `clean` enforces."""
+
+    depth_max: int
+    key_bytes_max: int
+
+
 class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     author: str = "system"
     message: str = ""
@@ -46,12 +53,14 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idempotency_key: str | None = None
 
 
-def limits(settings: Settings) -> dict[str, int]:
+def limits(settings: Settings) -> Bounds:
     """Return the bounds that `clean` enforces."""
     return {"depth_max": settings.depth_max, "key_bytes_max": settings.key_bytes_max}
 
 
-def write(stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, Any], **more: Any) -> tuple[Write, str | None]:
+def write(
+    stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, Any], **more: Any
+) -> tuple[Write, str | None]:
     """Return the write and its idempotency key. Raises Invalid for an option that is not allowed."""
     try:
         options = msgspec.convert(dict(how), _Options)
@@ -70,7 +79,7 @@ def write(stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, A
     ), options.idempotency_key
 
 
-def plan_of(changes: Any, bounds: dict[str, int]) -> Sequence[Change | Fork] | Plan:
+def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
     """Return the plan for any of the three forms of change. Raises Invalid for anything else."""
     if isinstance(changes, Mapping):
         merge = cast("dict[str, Any]", clean(dict(cast("Mapping[str, Any]", changes)), **bounds))
@@ -87,7 +96,7 @@ def plan_of(changes: Any, bounds: dict[str, int]) -> Sequence[Change | Fork] | P
     return [_cleaned(c, bounds) for c in items]
 
 
-def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: dict[str, int]) -> Write:
+def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: Bounds) -> Write:
     """Return the write that starts a workflow."""
     if not isinstance(state, Mapping):
         raise InvalidState(f"a workflow's state is an object, not {type(state).__name__}")
@@ -119,7 +128,7 @@ def text(value: Any) -> str:
     return value
 
 
-def _cleaned(change: Any, bounds: dict[str, int]) -> Change:
+def _cleaned(change: Any, bounds: Bounds) -> Change:
     match change:
         case Set(path, value):
             return Set(path, clean(value, path=path, **bounds))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from quire.api.sync import Store, Workflow
     from quire.errors import QuireError
@@ -73,7 +73,7 @@ def main(ctx: click.Context, url: str, namespace: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(ctx: click.Context, *, make: bool = False) -> Iterator[Store]:
+def opened(ctx: click.Context, *, make: bool = False) -> Generator[Store]:
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
     from quire.api import sync
     from quire.errors import NotFound

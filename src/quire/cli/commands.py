@@ -111,12 +111,16 @@ def log(
                 out_json({"schema": SCHEMA, "checkpoints": plain(marks)})
                 return
             for c in marks:
-                click.echo(f"{c.name:<24} @{c.version:<6} {c.created_at:%Y-%m-%d %H:%M:%S}  {c.kind:<9} {c.description}")
+                click.echo(
+                    f"{c.name:<24} @{c.version:<6} {c.created_at:%Y-%m-%d %H:%M:%S}  {c.kind:<9} {c.description}"
+                )
             return
         top = None if before is None else wf.version(before).number + 1
-        found = wf.history(limit, before=None, author=author, path=path) if top is None else [
-            v for v in wf.history(author=author, path=path) if v.number < top
-        ][:limit]
+        found = (
+            wf.history(limit, before=None, author=author, path=path)
+            if top is None
+            else [v for v in wf.history(author=author, path=path) if v.number < top][:limit]
+        )
         if as_json:
             out_json({"schema": SCHEMA, "versions": [plain(v) for v in found]})
             return
@@ -326,9 +330,7 @@ def fork(ctx: click.Context, name: str, new: str, author: str) -> None:
 @click.option("--count", type=int, default=None, help="Stop after so many.")
 @click.option("--jsonl", is_flag=True, help="One JSON document a line.")
 @click.pass_context
-def watch(
-    ctx: click.Context, name: str, since: int | None, path: str | None, count: int | None, jsonl: bool
-) -> None:
+def watch(ctx: click.Context, name: str, since: int | None, path: str | None, count: int | None, jsonl: bool) -> None:
     """Follow the changes of NAME, or of the whole store, until interrupted."""
     from quire.core.history import summary
 
@@ -415,22 +417,26 @@ def import_(ctx: click.Context, file: str, name: str | None) -> None:
     from quire.errors import InvalidState
     from quire.model import Change
 
-    lines = [strict(line, f"{file} line {i}") for i, line in enumerate(given(file).splitlines(), 1)]
-    if not lines or not isinstance(lines[0], dict) or lines[0].get("quire") != "export":
+    lines: list[dict[str, Any]] = [strict(line, f"{file} line {i}") for i, line in enumerate(given(file).splitlines(), 1)]
+    if not lines or not all(isinstance(line, dict) for line in lines) or lines[0].get("quire") != "export":
         raise InvalidState(f"{file} is not an export of Quire")
     if lines[0].get("schema") != SCHEMA:
         raise InvalidState(f"{file} has schema {lines[0].get('schema')}, this Quire reads {SCHEMA}: upgrade quire")
     with opened(ctx, make=True) as store:
         wf = store.workflow(name or str(lines[0].get("workflow")))
         try:
-            versions = [(line, msgspec.convert(line["changes"], list[Change])) for line in lines[1:] if "version" in line]
+            versions = [
+                (line, msgspec.convert(line["changes"], list[Change])) for line in lines[1:] if "version" in line
+            ]
             marks = [line["checkpoint"] for line in lines[1:] if "checkpoint" in line]
             for number, (line, changes) in enumerate(versions):
                 if number == 0:
                     first = apply({}, changes)
                     store.create(wf.id, first, author=line["author"], message=line["message"])
                 else:
-                    wf.apply(changes, author=line["author"], message=line["message"], kind=line["kind"], allow_empty=True)
+                    wf.apply(
+                        changes, author=line["author"], message=line["message"], kind=line["kind"], allow_empty=True
+                    )
             for mark in marks:
                 wf.checkpoint(
                     mark["name"],

@@ -18,7 +18,7 @@ _LEAVES = frozenset((str, int, float, bool, type(None)))
 
 def copied(value: Any) -> Any:
     """Return a plain deep copy of a JSON value: what is handed to a caller never aliases a stored state."""
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is dict:
         return {k: v if type(v) in _LEAVES else copied(v) for k, v in cast("dict[str, Any]", value).items()}
     if kind is list:

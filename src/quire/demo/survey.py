@@ -131,9 +131,11 @@ def report(ctx: Context) -> str:
         [
             "# The Python standard library, surveyed by agents",
             "",
-            f"Python {sys.version.split()[0]}: {s['modules']} modules, {s['lines']:,} lines, "
-            f"{s['definitions']:,} public definitions, {s['documented_percent']} % of them documented, "
-            f"{s['imports']:,} imports between modules.",
+            (
+                f"Python {sys.version.split()[0]}: {s['modules']} modules, {s['lines']:,} lines, "
+                f"{s['definitions']:,} public definitions, {s['documented_percent']} % of them documented, "
+                f"{s['imports']:,} imports between modules."
+            ),
             "",
             "## Most depended on (modules that import it)",
             "",
@@ -188,7 +190,9 @@ async def _audience(place: Path, modules: int | None, fast: bool) -> int:
         await _attend(store, place, modules, fast, kill_at=None)
         sound = await _prove(store, before)
         await _tell(store, place)
-    print(f"\nDone in {time.monotonic() - started:.0f} s. Look around: quire --store {place / 'survey.db'} log {RUN} --oneline")
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. Look around: quire --store {place / 'survey.db'} log {RUN} --oneline"
+    )
     return 0 if sound else 1
 
 
@@ -243,7 +247,7 @@ class _Bars:
         self._text = ""
 
     def show(self, done: set[str]) -> None:
-        parts = []
+        parts: list[str] = []
         for stage, size in self._stages.items():
             count = sum(key.partition("/")[0] == stage for key in done)
             width = 20 if size > 1 else 3
@@ -295,7 +299,7 @@ async def _tell(store: Store, place: Path) -> None:
     found = next((name for name in used if name in findings), next(iter(findings)))  # some, like sys, have no source
     print(f"\n6. Who found out about {found}? blame of /findings/{found}")
     for line in (await workflow.blame(["findings", found]))[:3]:
-        print(f"   @{line.version:<4} {line.author:<16} {line.path:<28} = {str(line.value):.24}")
+        print(f"   @{line.version:<4} {line.author:<16} {line.path:<28} = {line.value!s:.24}")
     out = place / "report.md"
     out.write_text(await workflow.get("/report"), encoding="utf-8")
     os.chmod(out, 0o600)  # noqa: PTH101

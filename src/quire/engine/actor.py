@@ -20,7 +20,6 @@ from quire.core.changes import Working, effective
 from quire.core.path import format as pointer
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
-from quire.storage.base import CellWrite
 
 Plan = Callable[[dict[str, Any]], Sequence[Change | Fork]]
 """Changes that depend on the state they meet: a diff, a JSON Patch with tests, a guard that raises to refuse."""
@@ -29,7 +28,7 @@ DELETED = "delete"
 """Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
 
 
-class NeedHistory(Exception):  # noqa: N818 - a signal between actor and committer, not an error anyone sees
+class NeedHistory(Exception):
     """The write's base is older than the records the actor remembers."""
 
 
@@ -127,7 +126,7 @@ class Actor:
         if write.guard is not None:
             write.guard(working.state)
         if write.base is not None and write.base < version:
-            changes: Sequence[Change | Fork] = self._rebased(write, version)
+            changes: Sequence[Change | Fork] = self._rebased(write)
         elif callable(write.plan):
             changes = write.plan(working.state)
         else:
@@ -148,9 +147,7 @@ class Actor:
                 allowed=self._settings.write_bytes_max,
                 found=len(body),
             )
-        sealed = record.seal(
-            write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, chain
-        )
+        sealed = record.seal(write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, chain)
         self._pending.append(sealed)
         return sealed
 
@@ -228,7 +225,7 @@ class Actor:
         if write.if_version is not None and write.if_version != version:
             raise HeadMoved(name, expected=write.if_version, actual=version)
 
-    def _rebased(self, write: Write, version: int) -> Sequence[Change | Fork]:
+    def _rebased(self, write: Write) -> Sequence[Change | Fork]:
         assert write.base is not None
         assert not callable(write.plan)
         remembered = self.since(write.base)
@@ -278,4 +275,3 @@ def rebase(write: Write, records: Sequence[Record]) -> Sequence[Change]:
             conflicts=list(lost),
         )
     return changes
-

@@ -25,7 +25,6 @@ from quire.errors import Closed, Conflict, OutcomeUnknown, StorageError, Storage
 from quire.model import Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
 
-
 Stamp = Callable[[list[Record | None]], CellWrite]
 """Makes the cell that goes with the records of a write, once their numbers are known."""
 
@@ -174,7 +173,9 @@ class Committer:
             if submission.future.done():  # its caller was cancelled before anything happened
                 continue
             try:
-                actors = [self._residents.peek(w.stream) or await self._load(w.stream, bundles) for w in submission.writes]
+                actors = [
+                    self._residents.peek(w.stream) or await self._load(w.stream, bundles) for w in submission.writes
+                ]
                 await self._seal(submission, actors, now_ms)
             except Exception as error:  # noqa: BLE001 - the caller's, whatever it is; plans are the caller's code
                 submission.fail(error)
@@ -312,7 +313,9 @@ class Committer:
             elif now > submission.deadline:
                 streams = ", ".join(w.stream for w in submission.writes)
                 submission.fail(
-                    StorageTimeout(f"{streams}: other processes kept writing first for {self._settings.retry_seconds:g} s")
+                    StorageTimeout(
+                        f"{streams}: other processes kept writing first for {self._settings.retry_seconds:g} s"
+                    )
                 )
             else:
                 again.append(submission)

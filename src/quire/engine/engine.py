@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ class Engine:
         return await self.committer.submit(writes)
 
     @asynccontextmanager
-    async def key_lock(self, name: str) -> AsyncIterator[None]:
+    async def key_lock(self, name: str) -> AsyncGenerator[None]:
         """One task at a time per name."""
         lock, holders = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, holders + 1)
@@ -105,7 +105,7 @@ class Engine:
     # watching
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None]:
         """While any such context is open, `wait` also notices other processes' commits."""
         self._watching += 1
         if self._poller is None:
@@ -114,7 +114,7 @@ class Engine:
             yield
         finally:
             self._watching -= 1
-            if self._watching == 0 and self._poller is not None:
+            if self._watching == 0:
                 self._poller.cancel()
                 self._poller = None
 

@@ -173,7 +173,7 @@ class Residents:
         state, head, _ = await self._read(WORKFLOWS + origin.workflow_id, origin.version, depth + 1)
         if head.chain.hex() != origin.chain:
             raise CorruptRecord(
-                f"{first.stream}: forked from {origin.workflow_id}@{origin.version}, which is not the same history any more",
+                f"{first.stream}: forked from {origin.workflow_id}@{origin.version}, whose history differs now",
                 at=f"{first.stream}@1",
             )
         return state
@@ -201,4 +201,3 @@ class _Since:
         self.changes += len(page)
         self.size += size
         self.state_bytes += size
-

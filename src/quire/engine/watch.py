@@ -114,9 +114,7 @@ class Cursor:
             return
         value = str(self._acked).encode()
         cell = await self._engine.backend.cell(self._name)
-        await self._engine.committer.submit(
-            (), (CellWrite(self._name, None if cell is None else cell.value, value),)
-        )
+        await self._engine.committer.submit((), (CellWrite(self._name, None if cell is None else cell.value, value),))
         self._stored, self._unsaved = value, 0
 
     async def forget(self) -> None:
@@ -148,7 +146,13 @@ async def deliver(
                     await result
                 break
             except Exception as error:  # noqa: BLE001 - a subscriber's own code: contained, named, tried again
-                log.warning("%s v%d: a subscriber failed (%s), trying again in %.2g s", record.stream, record.version, error, pause)
+                log.warning(
+                    "%s v%d: a subscriber failed (%s), trying again in %.2g s",
+                    record.stream,
+                    record.version,
+                    error,
+                    pause,
+                )
                 await clock.sleep(pause)
                 pause = min(pause * 2, backoff_s[1])
         if cursor is not None:

@@ -21,8 +21,8 @@ from quire.api import writes
 from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
-from quire.core.values import clean
 from quire.core.fold import copied
+from quire.core.values import clean
 from quire.engine.actor import Write
 from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
 from quire.model import Change, Increment, Set
@@ -111,15 +111,15 @@ async def _claim(workflow: Workflow, store: Store, node: Node, allow_change: boo
 
     def plan(state: dict[str, Any]) -> Sequence[Change]:
         nonlocal claimed
-        books = state.get(RUN)
-        if not isinstance(books, dict):
+        books: Any = state.get(RUN)
+        if type(books) is not dict:
             raise RunNotFound(f"workflow {workflow.id} holds no run; start one with quire.orchestra.run(...)")
-        if books["topology"] != shape and not allow_change:
+        if state[RUN]["topology"] != shape and not allow_change:
             raise Invalid(
                 f"run {workflow.id} began with topology {books['topology']}, this one is {shape}: resume with the same "
                 "steps, or pass allow_topology_change=True (finished steps are kept by key)"
             )
-        claimed = int(books["epoch"]) + 1
+        claimed = int(state[RUN]["epoch"]) + 1
         return [
             Increment((RUN, "epoch"), 1),
             Set((RUN, "status"), "running"),
@@ -167,7 +167,9 @@ class _Run:
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(branch(part)) for part in node.parts]
-        return {part.name or str(i): task.result() for i, (part, task) in enumerate(zip(node.parts, tasks, strict=True))}
+        return {
+            part.name or str(i): task.result() for i, (part, task) in enumerate(zip(node.parts, tasks, strict=True))
+        }
 
     async def _step(self, step: steps.Step, key: str, given: Any) -> Any:
         """Run one step to its end, or answer from the books."""

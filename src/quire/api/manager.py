@@ -1,0 +1,483 @@
+"""StateManager: whole workflow states, versioned, with subscribers, snapshots and tasks. A thin face of the log.
+
+It has nothing of its own to lose: versions are the workflow's, snapshots are checkpoints that keep their state,
+subscriptions and conflicts are streams beside the workflow. So all of it is the same after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Self, cast
+
+import msgspec
+
+from quire.api import writes
+from quire.api.store import Store
+from quire.api.store import open as open_store
+from quire.api.tasks import TaskResult, Tasks
+from quire.api.workflow import Workflow
+from quire.core import record
+from quire.core.diff import diff
+from quire.core.fold import copied
+from quire.core.path import format as pointer
+from quire.core.path import get
+from quire.core.values import clean
+from quire.engine.actor import Write
+from quire.engine.watch import Cursor, deliver, stream_records
+from quire.errors import CorruptRecord, InvalidKey, InvalidState, MergeConflict, NotFound, QuireError
+from quire.model import WORKFLOWS, Change, Fork, Record, Set, Version
+
+log = logging.getLogger("quire.manager")
+
+SUBSCRIPTIONS = "subscriptions/"
+CONFLICTS = "conflicts/"
+STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+PRIORITIES = ("low", "medium", "high", "critical")
+_TYPES = {"tasks": "task-update", "agents": "agent-status", "metadata": "metadata-update"}
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any] | Any]
+
+
+class StateVersion(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """One version with its whole state. timestamp: UTC milliseconds.  checksum: the chain in hex."""
+
+    id: str
+    workflow_id: str
+    version: int
+    state: dict[str, Any]
+    timestamp: int
+    author: str
+    change_description: str
+    checksum: str
+    parent_version: str | None = None
+
+
+class StateChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """One change as subscribers receive it. type: task-update, agent-status, workflow-status or metadata-update."""
+
+    id: str
+    workflow_id: str
+    type: str
+    path: str
+    old_value: Any
+    new_value: Any
+    timestamp: int
+    agent_id: str
+
+
+class StateSnapshot(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A state kept whole. size: UTF-8 bytes of its canonical JSON.  checksum: SHA-256 of them in hex."""
+
+    id: str
+    workflow_id: str
+    state: dict[str, Any]
+    created_at: int
+    description: str
+    size: int
+    checksum: str
+
+
+class StateConflict(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A stale write that met a newer state. status: pending, resolved or failed."""
+
+    id: str
+    workflow_id: str
+    conflicting_changes: list[dict[str, Any]]
+    detected_at: int
+    resolution_strategy: str
+    status: str
+
+
+class StateMetrics(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Counts since the store was made, and averages in milliseconds since this manager was."""
+
+    total_states: int
+    active_workflows: int
+    versions_created: int
+    conflicts_resolved: int
+    snapshots_created: int
+    subscriptions: int
+    average_state_size: float
+    average_retrieval_time: float
+    average_persistence_time: float
+    resident_bytes: int
+
+
+class StateManager:
+    """Persist, read, watch, snapshot and restore whole workflow states.
+
+    storage: an open Store, or the URL of one (opened by `async with`, or by `start`).  env: a mapping of settings:
+    STATE_MANAGER_DEBUG ("true" logs every operation), "analytics" (called with each metric).
+    """
+
+    def __init__(self, storage: Store | str, env: Mapping[str, Any] | None = None) -> None:
+        self._storage = storage
+        self._env = {"STATE_MANAGER_DEBUG": os.environ.get("STATE_MANAGER_DEBUG", ""), **(env or {})}
+        self._store: Store | None = storage if isinstance(storage, Store) else None
+        self._handlers: dict[str, Handler] = {}
+        self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._times: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        self._tasks = Tasks(self)
+        self.set_debug_mode(str(self._env["STATE_MANAGER_DEBUG"]).lower() == "true")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open the store, if a URL was given, and go on delivering to subscribers known from before."""
+        if self._store is None:
+            self._store = await open_store(cast("str", self._storage))
+        for agent_id in self._handlers:
+            await self._deliver_to(agent_id)
+
+    async def close(self) -> None:
+        """Stop deliveries; close the store if it was opened here."""
+        tasks = list(self._deliveries.values())
+        self._deliveries.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._store is not None and not isinstance(self._storage, Store):
+            await self._store.close()
+            self._store = None
+
+    @property
+    def store(self) -> Store:
+        """The store underneath, for everything this face does not show."""
+        if self._store is None:
+            raise QuireError("the manager is not started: `async with StateManager(url)`, or `await manager.start()`")
+        return self._store
+
+    # versions
+
+    async def persist_workflow_state(
+        self,
+        workflow_id: str,
+        state: Mapping[str, Any],
+        author: str = "system",
+        change_description: str = "State update",
+    ) -> StateVersion:
+        """Store a whole state as a new version; only the difference is kept.
+
+        `updatedAt` is stamped, and a write whose own `updatedAt` is older than the current one is recorded as a
+        conflict; it still becomes current (last write wins), and the state it replaced stays in the history.
+        Raises InvalidState "State validation failed: ..." with nothing stored, and StorageError.
+        """
+        started = time.perf_counter()
+        validate(state)
+        workflow = self.store.workflow(workflow_id)
+        whole = cast("dict[str, Any]", clean(dict(state), **writes.limits(self.store.engine.settings)))
+        claimed = whole.get("updatedAt")
+        stale: list[dict[str, Any]] = []
+
+        def plan(current: dict[str, Any]) -> list[Change]:
+            known = current.get("updatedAt")
+            stale.clear()
+            if isinstance(claimed, int | float) and isinstance(known, int | float) and known > claimed:
+                stale.append({"current": known, "written": claimed})
+            now = self.store.engine.clock.now_ms()
+            stamped = {**whole, "updatedAt": max(now, int(known) + 1) if isinstance(known, int | float) else now}
+            return diff(current, stamped)
+
+        how = {"author": author, "message": change_description, "allow_empty": True}
+        write, _ = writes.write(workflow.stream, plan, how, exists=None)
+        made = await self.store.engine.write(write)
+        assert made is not None
+        if stale:
+            await self._record_conflict(workflow_id, made, stale)
+        version = await self._version(workflow, made)
+        self._measure("persist", started)
+        return version
+
+    async def get_workflow_state(self, workflow_id: str, version: str | int | None = None) -> dict[str, Any] | None:
+        """Return the current state, or that of a version named by number or id; None where there is none."""
+        started = time.perf_counter()
+        try:
+            return await self.store.workflow(workflow_id).state(version)
+        except (NotFound, InvalidKey):
+            return None
+        finally:
+            self._measure("get", started)
+
+    async def get_workflow_history(self, workflow_id: str) -> list[StateVersion]:
+        """Return every version with its state, newest first; none for an unknown workflow. Cost: O(history x state)."""
+        workflow = self.store.workflow(workflow_id)
+        try:
+            return [await self._version(workflow, v) for v in await workflow.history()]
+        except NotFound:
+            return []
+
+    async def validate_workflow(self, workflow_id: str) -> dict[str, Any]:
+        """Check one workflow's log and its current state."""
+        report = await self.store.verify(workflow_id)
+        problems = list(report.problems)
+        state = await self.get_workflow_state(workflow_id)
+        try:
+            validate(state or {})
+        except InvalidState as error:
+            problems.append(str(error))
+        return {"isValid": not problems, "errors": problems, "versions": report.versions}
+
+    # subscriptions
+
+    def register_agent(self, agent_id: str, handler: Handler) -> None:
+        """Say where an agent's messages go. Subscriptions from before a restart are delivered from then on."""
+        writes.name(agent_id, "agent")
+        self._handlers[agent_id] = handler
+        if self._store is not None:
+            task = asyncio.get_running_loop().create_task(self._deliver_to(agent_id))
+            self._deliveries[("", agent_id)] = task
+
+    async def subscribe_to_state_changes(self, workflow_id: str, agent_id: str) -> None:
+        """Send the agent every change of the workflow from now on, at least once, across restarts. Repeating is harmless."""
+        name = writes.name(agent_id, "agent")
+        workflow = self.store.workflow(workflow_id)
+        head = (await self.store.engine.current(workflow.stream)).head.version
+
+        def plan(known: dict[str, Any]) -> list[Change]:
+            return [] if name in known else [Set((name,), {"after": head})]
+
+        await self.store.engine.write(
+            Write(SUBSCRIPTIONS + workflow.id, plan, author=name, message=f"{name} subscribes", exists=None)
+        )
+        if name in self._handlers:
+            await self._deliver(workflow.id, name)
+
+    async def subscribers(self, workflow_id: str) -> list[str]:
+        """Return the agents subscribed to a workflow."""
+        stream = SUBSCRIPTIONS + self.store.workflow(workflow_id).id
+        return list((await self.store.engine.current(stream)).state)
+
+    async def _deliver_to(self, agent_id: str) -> None:
+        for stream in await self.store.engine.backend.streams(SUBSCRIPTIONS):
+            if agent_id in (await self.store.engine.current(stream)).state:
+                await self._deliver(stream.removeprefix(SUBSCRIPTIONS), agent_id)
+
+    async def _deliver(self, workflow_id: str, agent_id: str) -> None:
+        running = self._deliveries.get((workflow_id, agent_id))
+        if running is not None and not running.done():
+            return
+        engine = self.store.engine
+        subscription = (await engine.current(SUBSCRIPTIONS + workflow_id)).state[agent_id]
+        cursor = Cursor(engine, f"agents/{workflow_id}/{agent_id}")
+        after = await cursor.load(int(subscription["after"]))
+        records = stream_records(engine, WORKFLOWS + workflow_id, after, cursor.save)
+
+        async def handle(found: Record) -> None:
+            for change in await self._changes(found):
+                message = {"type": "data", "payload": {"type": "state-change", "change": msgspec.to_builtins(change)}}
+                result = self._handlers[agent_id](message)
+                if inspect.isawaitable(result):
+                    await result
+
+        self._deliveries[(workflow_id, agent_id)] = asyncio.get_running_loop().create_task(
+            deliver(
+                cast("AsyncIterator[Record]", records),
+                handle,
+                cursor,
+                engine.clock,
+                engine.settings.delivery_backoff_s,
+                lambda found: found.version,
+            )
+        )
+
+    async def _changes(self, found: Record) -> list[StateChange]:
+        engine = self.store.engine
+        before = await engine.state_at(found.stream, found.version - 1) if found.version > 1 else {}
+        after = await engine.state_at(found.stream, found.version)
+        changes: list[StateChange] = []
+        for index, change in enumerate(record.decode(found)):
+            path = () if isinstance(change, Fork) else change.path
+            if path == ("updatedAt",):
+                continue  # our own stamp, not a change anyone made
+            changes.append(
+                StateChange(
+                    id=f"{Version(found).id}/{index}",
+                    workflow_id=found.stream.removeprefix(WORKFLOWS),
+                    type=_TYPES.get(str(path[0]) if path else "", "workflow-status"),
+                    path=pointer(path) or "/",
+                    old_value=copied(get(before, path)),
+                    new_value=copied(get(after, path)),
+                    timestamp=found.time,
+                    agent_id=found.author,
+                )
+            )
+        return changes
+
+    # snapshots
+
+    async def create_state_snapshot(self, workflow_id: str, description: str = "Manual snapshot") -> StateSnapshot:
+        """Keep the current state whole. Raises NotFound "Workflow not found: ..."."""
+        workflow = self.store.workflow(workflow_id)
+        name = f"snap-{self.store.engine.ids()}"
+        await workflow.checkpoint(name, kind="snapshot", description=description, author="state-manager")
+        return await self.get_snapshot(workflow_id, name)
+
+    async def get_snapshot(self, workflow_id: str, snapshot_id: str) -> StateSnapshot:
+        """Return a snapshot. Raises NotFound "Snapshot not found: ...", CorruptRecord when its state is damaged."""
+        workflow = self.store.workflow(workflow_id)
+        found = [c for c in await workflow.checkpoints(kind="snapshot") if c.name == snapshot_id]
+        if not found:
+            raise NotFound(f"Snapshot not found: {snapshot_id}")
+        try:
+            state = await workflow.kept_state(found[0])
+        except CorruptRecord as cause:
+            raise CorruptRecord(f"Snapshot integrity check failed: {cause}", at=cause.at) from cause
+        whole = record.canonical(state)
+        return StateSnapshot(
+            id=found[0].name,
+            workflow_id=workflow_id,
+            state=state,
+            created_at=_ms(found[0].created_at),
+            description=found[0].description,
+            size=len(whole),
+            checksum=hashlib.sha256(whole).hexdigest(),
+        )
+
+    async def restore_from_snapshot(self, workflow_id: str, snapshot_id: str) -> None:
+        """Make a snapshot's state current, as a new version that subscribers are told of."""
+        snapshot = await self.get_snapshot(workflow_id, snapshot_id)
+        await self.store.workflow(workflow_id).save(
+            snapshot.state,
+            author="state-manager",
+            message=f"Restored from snapshot: {snapshot_id}",
+            kind="restore",
+            allow_empty=True,
+        )
+
+    # conflicts
+
+    async def list_conflicts(self, workflow_id: str | None = None) -> list[StateConflict]:
+        """Return recorded conflicts, oldest first."""
+        prefix = CONFLICTS if workflow_id is None else CONFLICTS + self.store.workflow(workflow_id).id
+        found: list[StateConflict] = []
+        for stream in await self.store.engine.backend.streams(prefix):
+            if workflow_id is None or stream == prefix:
+                entries = (await self.store.engine.current(stream)).state
+                found += [msgspec.convert(copied(e), StateConflict) for e in entries.values()]
+        return found
+
+    async def resolve_state_conflict(self, conflict_id: str) -> dict[str, Any]:
+        """Settle a conflict by its strategy and return the state. Raises NotFound "Conflict not found: ..."."""
+        conflict = next((c for c in await self.list_conflicts() if c.id == conflict_id), None)
+        if conflict is None:
+            raise NotFound(f"Conflict not found: {conflict_id}")
+        if conflict.resolution_strategy != "last-write-wins":
+            raise MergeConflict(f"Unknown resolution strategy: {conflict.resolution_strategy}", conflicts=[conflict])
+        await self._set_conflict(conflict.workflow_id, (conflict_id, "status"), "resolved")  # the last write stands
+        return await self.store.workflow(conflict.workflow_id).state()
+
+    async def _record_conflict(self, workflow_id: str, made: Version, stale: list[dict[str, Any]]) -> None:
+        conflict = StateConflict(
+            id=f"conflict-{self.store.engine.ids()}",
+            workflow_id=workflow_id,
+            conflicting_changes=[{"version": made.number, "author": made.author, **s} for s in stale],
+            detected_at=_ms(made.time),
+            resolution_strategy="last-write-wins",
+            status="pending",
+        )
+        await self._set_conflict(workflow_id, (conflict.id,), msgspec.to_builtins(conflict))
+
+    async def _set_conflict(self, workflow_id: str, path: tuple[str, ...], value: Any) -> None:
+        write = Write(CONFLICTS + workflow_id, [Set(path, value)], author="state-manager", message="conflict", exists=None)
+        await self.store.engine.write(write)
+
+    # metrics, tasks
+
+    async def get_state_metrics(self) -> StateMetrics:
+        """Return counts and average times."""
+        stats = await self.store.stats()
+        states = [(await self.store.engine.current(WORKFLOWS + w)).state for w in await self.store.workflows()]
+        conflicts = await self.list_conflicts()
+        snapshots = [await self.store.workflow(w).checkpoints(kind="snapshot") for w in await self.store.workflows()]
+        subscribed = [await self.subscribers(w) for w in await self.store.workflows()]
+        return StateMetrics(
+            total_states=stats.workflows,
+            active_workflows=sum(s.get("status") in ("pending", "running") for s in states),
+            versions_created=sum([(await self.store.workflow(w).version()).number for w in await self.store.workflows()]),
+            conflicts_resolved=sum(c.status == "resolved" for c in conflicts),
+            snapshots_created=sum(map(len, snapshots)),
+            subscriptions=sum(map(len, subscribed)),
+            average_state_size=sum(len(msgspec.json.encode(s)) for s in states) / max(1, len(states)),
+            average_retrieval_time=self._average("get"),
+            average_persistence_time=self._average("persist"),
+            resident_bytes=stats.resident_bytes,
+        )
+
+    def log_metrics(self, name: str, values: Mapping[str, Any]) -> None:
+        """Record a metric of your own: {"duration": ms, "success": 1}. It goes to the analytics sink, if there is one."""
+        sink = self._env.get("analytics")
+        log.debug("%s %s", name, dict(values))
+        if sink is not None:
+            try:
+                sink({"name": name, **values})
+            except Exception:
+                log.exception("the analytics sink failed; the operation itself is not affected")
+
+    def set_debug_mode(self, enabled: bool) -> None:
+        """Log every operation, or stop doing so."""
+        log.setLevel(logging.DEBUG if enabled else logging.NOTSET)
+
+    async def process_task(self, task: Mapping[str, Any]) -> TaskResult:
+        """Do a task (see `tasks.Tasks`) in order of priority; a failing one is a result, never an exception."""
+        return await self._tasks.submit(task)
+
+    def _measure(self, name: str, started: float) -> None:
+        ms = (time.perf_counter() - started) * 1000
+        self._times[name][0] += 1
+        self._times[name][1] += ms
+        self.log_metrics(name, {"duration": ms, "success": 1})
+
+    def _average(self, name: str) -> float:
+        count, total = self._times[name]
+        return total / count if count else 0.0
+
+    async def _version(self, workflow: Workflow, version: Version) -> StateVersion:
+        parent = None if version.parent is None else (await workflow.version(version.parent)).id
+        return StateVersion(
+            id=version.id,
+            workflow_id=workflow.id,
+            version=version.number,
+            state=await workflow.state(version.number),
+            timestamp=_ms(version.time),
+            author=version.author,
+            change_description=version.message,
+            checksum=version.checksum,
+            parent_version=parent,
+        )
+
+
+def validate(state: Mapping[str, Any]) -> None:
+    """Raise InvalidState "State validation failed: ..." unless this is a workflow's state; unknown fields are fine."""
+    if not isinstance(state, Mapping):
+        raise InvalidState(f"State validation failed: state is {type(state).__name__}, not an object")
+    errors = [f"{field} is required" for field in ("id", "name", "status", "createdAt") if not state.get(field)]
+    if state.get("status") and state["status"] not in STATUSES:
+        errors.append(f"status {state['status']!r} is not one of {', '.join(STATUSES)}")
+    if state.get("priority") is not None and state["priority"] not in PRIORITIES:
+        errors.append(f"priority {state['priority']!r} is not one of {', '.join(PRIORITIES)}")
+    tasks = state.get("tasks")
+    if isinstance(tasks, Mapping):
+        for key, task in cast("Mapping[str, Any]", tasks).items():
+            if not isinstance(task, Mapping) or cast("Mapping[str, Any]", task).get("id") != key:
+                errors.append(f"task {key} does not carry its own id")
+            elif not cast("Mapping[str, Any]", task).get("type"):
+                errors.append(f"task {key} has no type")
+    if errors:
+        raise InvalidState(f"State validation failed: {', '.join(errors)}")
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

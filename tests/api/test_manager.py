@@ -32,8 +32,18 @@ async def eventually(check):
 async def test_versions_count_know_their_parent_and_carry_everything(manager):  # A1 A2 A3 A8 B1 B2 B3
     first = await manager.persist_workflow_state("w", state(custom={"kept": [1]}))
     second = await manager.persist_workflow_state("w", state(status="completed", completedAt=5), "ann", "done")
-    assert (first.version, first.parent_version, first.author, first.change_description) == (1, None, "system", "State update")
-    assert (second.version, second.parent_version, second.author, second.change_description) == (2, first.id, "ann", "done")
+    assert (first.version, first.parent_version, first.author, first.change_description) == (
+        1,
+        None,
+        "system",
+        "State update",
+    )
+    assert (second.version, second.parent_version, second.author, second.change_description) == (
+        2,
+        first.id,
+        "ann",
+        "done",
+    )
     assert first.state["custom"] == {"kept": [1]}
     assert second.state["completedAt"] == 5
     assert first.workflow_id == "w"
@@ -110,7 +120,12 @@ async def test_subscribers_get_every_change_with_its_type(manager):  # A5 A6 A16
         ("metadata-update", "/metadata"),
     }
     status = next(c for c in changes if c["path"] == "/status")
-    assert (status["oldValue"], status["newValue"], status["agentId"], status["workflowId"]) == ("running", "completed", "bob", "w")
+    assert (status["oldValue"], status["newValue"], status["agentId"], status["workflowId"]) == (
+        "running",
+        "completed",
+        "bob",
+        "w",
+    )
     assert len({c["id"] for c in changes}) == 4
 
 
@@ -163,7 +178,10 @@ async def test_snapshots(manager):  # A7 B12 B13 B14 B15 B16
     assert await manager.restore_from_snapshot("w", snapshot.id) is None
     history = await manager.get_workflow_history("w")
     assert len(history) == before + 1
-    assert (history[0].author, history[0].change_description) == ("state-manager", f"Restored from snapshot: {snapshot.id}")
+    assert (history[0].author, history[0].change_description) == (
+        "state-manager",
+        f"Restored from snapshot: {snapshot.id}",
+    )
     assert (await manager.get_workflow_state("w"))["n"] == 1
     assert await manager.list_conflicts() == []  # a restore is no conflict
     with pytest.raises(NotFound, match="Snapshot not found: nope"):
@@ -193,7 +211,11 @@ async def test_stale_writes_are_detected_queued_and_resolved_once(manager):  # E
     await manager.persist_workflow_state("w", {**first.state, "n": 1})
     await manager.persist_workflow_state("w", {**stale, "n": 2}, "late")
     (conflict,) = await manager.list_conflicts("w")
-    assert (conflict.status, conflict.resolution_strategy, conflict.conflicting_changes[0]["author"]) == ("pending", "last-write-wins", "late")
+    assert (conflict.status, conflict.resolution_strategy, conflict.conflicting_changes[0]["author"]) == (
+        "pending",
+        "last-write-wins",
+        "late",
+    )
     assert (await manager.resolve_state_conflict(conflict.id))["n"] == 2
     (conflict,) = await manager.list_conflicts()
     assert conflict.status == "resolved"
@@ -220,7 +242,17 @@ async def test_metrics_and_debugging(manager, caplog):  # B18 B19 B20 G4 G5 G12
 
 
 def task(kind, payload, **more):
-    return {"id": f"t-{kind}", "type": kind, "priority": "high", "payload": payload, "context": {"workflowId": "w", "metadata": {}}, "createdAt": 0, "retryCount": 0, "maxRetries": 3, **more}
+    return {
+        "id": f"t-{kind}",
+        "type": kind,
+        "priority": "high",
+        "payload": payload,
+        "context": {"workflowId": "w", "metadata": {}},
+        "createdAt": 0,
+        "retryCount": 0,
+        "maxRetries": 3,
+        **more,
+    }
 
 
 async def test_every_type_of_task(manager):  # C1..C8 C10 C11 C12 B21
@@ -290,7 +322,10 @@ async def test_higher_priority_is_served_first(manager, monkeypatch):  # C15 G15
         return await real(workflow_id, version)
 
     monkeypatch.setattr(manager, "get_workflow_state", note)
-    waiting = [manager.process_task(task("get-state", {"workflowId": p}, priority=p)) for p in ("low", "medium", "critical", "high")]
+    waiting = [
+        manager.process_task(task("get-state", {"workflowId": p}, priority=p))
+        for p in ("low", "medium", "critical", "high")
+    ]
     await asyncio.gather(*waiting)
     assert served == ["critical", "high", "medium", "low"]
 

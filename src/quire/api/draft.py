@@ -337,9 +337,7 @@ class ListDraft(_Node, MutableSequence[Any]):
             return
         given = list(values)
         if len(given) != len(where):
-            raise ValueError(
-                f"attempt to assign sequence of size {len(given)} to extended slice of size {len(where)}"
-            )
+            raise ValueError(f"attempt to assign sequence of size {len(given)} to extended slice of size {len(where)}")
         path = self._path()
         new = [self._recorder.clean(v, (*path, at)) for at, v in zip(where, given, strict=True)]
         for at, value in zip(where, new, strict=True):

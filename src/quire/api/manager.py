@@ -391,7 +391,9 @@ class StateManager:
         await self._set_conflict(workflow_id, (conflict.id,), msgspec.to_builtins(conflict))
 
     async def _set_conflict(self, workflow_id: str, path: tuple[str, ...], value: Any) -> None:
-        write = Write(CONFLICTS + workflow_id, [Set(path, value)], author="state-manager", message="conflict", exists=None)
+        write = Write(
+            CONFLICTS + workflow_id, [Set(path, value)], author="state-manager", message="conflict", exists=None
+        )
         await self.store.engine.write(write)
 
     # metrics, tasks
@@ -406,7 +408,9 @@ class StateManager:
         return StateMetrics(
             total_states=stats.workflows,
             active_workflows=sum(s.get("status") in ("pending", "running") for s in states),
-            versions_created=sum([(await self.store.workflow(w).version()).number for w in await self.store.workflows()]),
+            versions_created=sum(
+                [(await self.store.workflow(w).version()).number for w in await self.store.workflows()]
+            ),
             conflicts_resolved=sum(c.status == "resolved" for c in conflicts),
             snapshots_created=sum(map(len, snapshots)),
             subscriptions=sum(map(len, subscribed)),

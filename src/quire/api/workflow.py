@@ -106,13 +106,13 @@ class Workflow:
 
     async def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
         """Put a value at a path: adds or replaces an object key, replaces a list item. "" replaces the state."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         value = clean(value, path=tokens, **self._bounds)
         return await self._write(lambda state: [Set(resolve(state, tokens), value)], ["set", tokens, value], how)
 
     async def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
         """Remove an object key, or a list item."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:
             where = resolve(state, tokens)
@@ -124,13 +124,13 @@ class Workflow:
 
     async def append(self, path: Pointer, *values: Any, **how: Unpack[Writing]) -> Version:
         """Add values at the end of a list."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         new = self._values(values, tokens)
         return await self._write(lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how)
 
     async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[Writing]) -> Version:
         """Insert values into a list before `index` (0 to its length)."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         new = self._values(values, tokens)
         return await self._write(
             lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how
@@ -138,7 +138,7 @@ class Workflow:
 
     async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[Writing]) -> Version:
         """Remove `count` items of a list from `index` on."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         return await self._write(
             lambda state: [Remove(resolve(state, tokens), index, count)], ["remove", tokens, index, count], how
         )
@@ -147,7 +147,7 @@ class Workflow:
         self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[Writing]
     ) -> Version:
         """In a string, at code point `position`, delete `delete` code points and insert `insert`."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         new = str(clean(insert, path=tokens, **self._bounds))
         return await self._write(
             lambda state: [Splice(resolve(state, tokens), position, delete, new)],
@@ -157,7 +157,7 @@ class Workflow:
 
     async def inc(self, path: Pointer, amount: int | float = 1, **how: Unpack[Writing]) -> Version:
         """Add to a number; an absent key counts as 0. Concurrent increments all count."""
-        tokens = parse(path)
+        tokens = writes.place(path, self._bounds)
         by = clean(amount, path=tokens, **self._bounds)
         return await self._write(lambda state: [Increment(resolve(state, tokens), by)], ["inc", tokens, by], how)
 
@@ -367,7 +367,9 @@ class Workflow:
     def _values(self, values: tuple[Any, ...], path: Path) -> list[Any]:
         return cast("list[Any]", clean(list(values), path=path, **self._bounds))
 
-    async def _write(self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any) -> Version:
+    async def _write(
+        self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any
+    ) -> Version:
         write, key = writes.write(self.stream, plan, how, **more)
         if key is None:
             made = await self._engine.write(write)

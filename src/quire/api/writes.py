@@ -9,10 +9,11 @@ import msgspec
 
 from quire.config import Settings
 from quire.core import patch
+from quire.core.path import parse
 from quire.core.values import clean
 from quire.engine.actor import DELETED, Plan, Write
 from quire.errors import Invalid, InvalidState
-from quire.model import Append, Change, Delete, Fork, Increment, Insert, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 _NAME_MAX = 200
 _ATOMS = (Delete, Increment, Remove, Splice)
@@ -92,8 +93,20 @@ def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
     items = list(cast("Sequence[Any]", changes))
     if items and all(isinstance(c, Mapping) for c in items):
         operations = cast("list[dict[str, Any]]", clean([dict(c) for c in items], **bounds))
+        for operation in operations:
+            if type(operation.get("path")) is str and operation["path"][:1] in ("", "/"):
+                place(operation["path"], bounds)
         return lambda state: patch.from_json_patch(state, operations)
     return [_cleaned(c, bounds) for c in items]
+
+
+def place(pointer: Any, bounds: Bounds) -> Path:
+    """Return the tokens of a path to write at; its keys are held to the same rules as keys in values."""
+    tokens = parse(pointer)
+    for depth, token in enumerate(tokens):
+        if type(token) is str:
+            clean({token: None}, path=tokens[:depth], **bounds)
+    return tokens
 
 
 def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: Bounds) -> Write:
@@ -129,6 +142,8 @@ def text(value: Any) -> str:
 
 
 def _cleaned(change: Any, bounds: Bounds) -> Change:
+    if isinstance(change, Change):
+        place(change.path, bounds)
     match change:
         case Set(path, value):
             return Set(path, clean(value, path=path, **bounds))

@@ -417,7 +417,9 @@ def import_(ctx: click.Context, file: str, name: str | None) -> None:
     from quire.errors import InvalidState
     from quire.model import Change
 
-    lines: list[dict[str, Any]] = [strict(line, f"{file} line {i}") for i, line in enumerate(given(file).splitlines(), 1)]
+    lines: list[dict[str, Any]] = [
+        strict(line, f"{file} line {i}") for i, line in enumerate(given(file).splitlines(), 1)
+    ]
     if not lines or not all(isinstance(line, dict) for line in lines) or lines[0].get("quire") != "export":
         raise InvalidState(f"{file} is not an export of Quire")
     if lines[0].get("schema") != SCHEMA:

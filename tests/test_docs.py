@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.M | re.S)
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def pages_with_examples():
@@ -52,7 +52,7 @@ def test_the_examples_run(page, tmp_path):
 def test_the_readme_shows_what_it_prints(tmp_path):
     text = (ROOT / "README.md").read_text()
     example = BLOCK.search(text).group(2)
-    expected = re.search(r"It prints.*?```\n(.*?)```", text, re.S).group(1)
+    expected = re.search(r"It prints.*?```\n(.*?)```", text, re.DOTALL).group(1)
     (tmp_path / "e.py").write_text(example)
     done = subprocess.run([sys.executable, "e.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == expected

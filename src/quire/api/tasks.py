@@ -109,7 +109,7 @@ async def _restore(manager: StateManager, payload: dict[str, Any]) -> Any:
     return {"restored": True}
 
 
-async def _archive(manager: StateManager, payload: dict[str, Any]) -> Any:
+async def _archive(_manager: StateManager, _payload: dict[str, Any]) -> Any:
     """No archive is configured, so nothing may be removed: versions leave the log only when a copy is durable."""
     return {"archived": 0, "reason": "no archive is configured; every version stays in the log"}
 

@@ -197,7 +197,7 @@ async def test_a_damaged_snapshot_is_refused_and_nothing_changes(tmp_path):  # B
         assert hashlib.sha256(await manager.store.blob(whole.blob)).hexdigest() == snapshot.checksum
         assert snapshot.size == whole.size_bytes
     db = apsw.Connection(url)
-    db.execute("UPDATE blobs SET data = CAST(replace(CAST(data AS TEXT), '\"n\":1', '\"n\":7') AS BLOB)")
+    db.execute("UPDATE blobs SET body = CAST(replace(CAST(body AS TEXT), '\"n\":1', '\"n\":7') AS BLOB)")
     db.close()
     async with StateManager(url) as manager:
         with pytest.raises(CorruptRecord, match=r"Snapshot integrity check failed"):

@@ -110,7 +110,7 @@ DOC = {"a": {"b": [1, 2]}, "x/y": 1, "~": 2, "": 3}
 def test_rfc_6902_does(patch, expected):
     before = copy.deepcopy(DOC)
     assert same(apply(DOC, from_json_patch(DOC, patch)), expected)
-    assert DOC == before
+    assert before == DOC
 
 
 @pytest.mark.parametrize(

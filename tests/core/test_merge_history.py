@@ -30,7 +30,7 @@ def test_what_is_rebased_always_fits(sides):
 @given(qs.states, qs.states, st.data())
 def test_disjoint_work_is_kept_whole(left, right, data):
     base = {"l": left, "r": right}
-    deeper = lambda side, cs: [type(c)((side, *c.path), *[getattr(c, f) for f in c.__struct_fields__[1:]]) for c in cs]  # noqa: E731
+    deeper = lambda side, cs: [type(c)((side, *c.path), *[getattr(c, f) for f in c.__struct_fields__[1:]]) for c in cs]
     ours = deeper("l", data.draw(qs.changes_for(left, 4)))
     theirs = deeper("r", data.draw(qs.changes_for(right, 4)))
     changes, clashes = rebase(ours, theirs)

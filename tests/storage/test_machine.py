@@ -35,7 +35,21 @@ class Beside(RuleBasedStateMachine):
         a, b = self.run(call(self.memory)), self.run(call(self.sqlite))
         return a, b
 
-    @rule(items=st.lists(st.tuples(st.lists(st.tuples(streams, st.integers(-1, 1), st.integers(1, 2)), min_size=1, max_size=2, unique_by=lambda t: t[0]), st.lists(st.tuples(names, values, values), max_size=1)), min_size=1, max_size=3))
+    @rule(
+        items=st.lists(
+            st.tuples(
+                st.lists(
+                    st.tuples(streams, st.integers(-1, 1), st.integers(1, 2)),
+                    min_size=1,
+                    max_size=2,
+                    unique_by=lambda t: t[0],
+                ),
+                st.lists(st.tuples(names, values, values), max_size=1),
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
     def commit(self, items):
         made = []
         for parts, cells in items:
@@ -52,10 +66,17 @@ class Beside(RuleBasedStateMachine):
             if isinstance(x, Committed):
                 assert x == y
             else:
-                assert [(h.stream, h.version, h.chain) for h in x.heads] == [(h.stream, h.version, h.chain) for h in y.heads]
+                assert [(h.stream, h.version, h.chain) for h in x.heads] == [
+                    (h.stream, h.version, h.chain) for h in y.heads
+                ]
                 assert x.cells == y.cells
 
-    @rule(stream=streams, after=st.integers(0, 6), upto=st.none() | st.integers(0, 6), limit=st.none() | st.integers(1, 3))
+    @rule(
+        stream=streams,
+        after=st.integers(0, 6),
+        upto=st.none() | st.integers(0, 6),
+        limit=st.none() | st.integers(1, 3),
+    )
     def read(self, stream, after, upto, limit):
         a, b = self.both(lambda db: db.read(stream, after=after, upto=upto, limit=limit))
         assert a == b

@@ -1,21 +1,42 @@
 """URLs, ids, files that are not stores."""
 
+import asyncio
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 
 import apsw
 import pytest
 
 import quire
-from quire.core.names import check_id
+from quire.core.names import check_id, check_namespace
 from quire.errors import IncompatibleFormat, InvalidKey, StorageUnavailable, Unsupported
+from quire.model import GENESIS
 from quire.storage import _sqlite_file
+from quire.storage.base import Expect, Item
 from quire.storage.open import open_backend, redact_url
+from quire.testing.conformance import entry
 
 
-@pytest.mark.parametrize("url", ["", " ", None, 5, "sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x.db", "sqlit:///x.db", "spam://x", "sqlite:///x.db?speed=max", "sqlite:///x.db?durability=none"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        " ",
+        None,
+        5,
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://host/x.db",
+        "sqlit:///x.db",
+        "spam://x",
+        "sqlite:///x.db?speed=max",
+        "sqlite:///x.db?durability=none",
+    ],
+)
 async def test_a_bad_url_is_refused_with_a_remedy(url):
     with pytest.raises(InvalidKey) as caught:
         await open_backend(url, namespace="default")
@@ -35,7 +56,172 @@ async def test_a_backend_that_is_not_here_says_so_without_the_password(url):
     assert redact_url("postgresql://u:secret@h/db") == "postgresql://u:***@h/db"
 
 
-@pytest.mark.parametrize("bad", ["", "../x", "a:b", "%00", "a b", "é", "a/b", "-a", ".a", "a..b", "x" * 201, None, 5, b"a", "a\n", "\ud800"])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:p@ss@h:6379/0", "redis://:***@h:6379/0"),
+        ("postgresql://u:p/w?x@h/db", "postgresql://u:***@h/db"),
+        ("nats://token@h:4222", "nats://***@h:4222"),
+        ("u:secret@h/db", "u:***@h/db"),
+        ("s3://b?region=x&secret_key=abc&ssl=1", "s3://b?region=x&secret_key=***&ssl=1"),
+        ("postgresql://h:5432/db?sslmode=require", "postgresql://h:5432/db?sslmode=require"),
+        ("sqlite:///a:b@c.db?durability=full", "sqlite:///a:b@c.db?durability=full"),
+        ("./a@b.db", "./a@b.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url, shown):
+    assert redact_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgres://u:secret@h/db", "did you mean postgresql"),
+        ("postgresql+asyncpg://u:secret@h/db", "unknown scheme"),
+        ("u:secret@h/db", "unknown scheme"),
+        ("sqlite:state.db?key=secret", "sqlite:///state.db"),
+        ("sqlite:///state.db?durabilty=full&password=secret", "did you mean durability"),
+        ("sqlite:///state.db?durability=relax", "did you mean relaxed"),
+        ("sqlite:///s.db?durability=full&durability=relaxed", "twice"),
+        ("state.db?speed=max", "unknown option 'speed'"),
+        ("memory:?durability=relaxed", "known here: none"),
+        ("memory:a/b", "memory name"),
+        (":memory:", "named memory:"),
+        ("sqlite:///:memory:", "named memory:"),
+        ("sqlite:///a%00b", "no file name"),
+        ("sqlite:///a%FFb", "UTF-8"),
+        ("\ud800.db", "no file name"),
+        (" ?durability=full", "missing"),
+    ],
+)
+async def test_a_mistake_in_a_url_is_named_and_makes_no_file(url, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidKey) as caught:
+        await open_backend(url, namespace="default")
+    assert said in str(caught.value)
+    assert "secret@" not in str(caught.value)
+    assert "=secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("state.db", "state.db"),
+        ("./x/state.db", "x/state.db"),
+        ("{here}/state.db", "state.db"),
+        ("sqlite:///state.db", "state.db"),
+        ("sqlite:///x/state.db", "x/state.db"),
+        ("sqlite:///{here}/state.db", "state.db"),
+        ("SQLite:///state.db", "state.db"),
+        ("sqlite:///a%20b%23.db", "a b#.db"),
+        ("sqlite:///a#b.db", "a#b.db"),
+        ("a%20b.db", "a%20b.db"),
+        ("./a:b.db", "a:b.db"),
+        ("state.db?durability=relaxed", "state.db"),
+    ],
+)
+async def test_a_url_names_its_file(url, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    backend = await open_backend(url.format(here=tmp_path), namespace="default")
+    await backend.close()
+    assert [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()] == [file]
+    assert backend.capabilities.durability == ("process" if "relaxed" in url else "power")
+
+
+async def test_a_named_memory_is_shared_until_its_last_handle_closes():
+    one = await open_backend("memory:shared", namespace="one")
+    two = await open_backend("memory://shared/", namespace="two")
+    await one.put_blob("b", b"1")
+    await one.close()
+    again = await open_backend("memory:shared", namespace="one")
+    assert await again.blob("b") == b"1"
+    assert await two.blob("b") is None
+    for last in (again, two):
+        await last.close()
+    fresh = await open_backend("memory:shared", namespace="one")
+    assert await fresh.blob("b") is None
+    await fresh.close()
+
+
+async def test_a_nameless_memory_is_private():
+    one, two = [await open_backend("memory:", namespace="default") for _ in range(2)]
+    await one.put_blob("b", b"1")
+    assert await two.blobs() == []
+
+
+async def test_a_shared_memory_wakes_handles_on_loops_of_other_threads():
+    here = await open_backend("memory:threads", namespace="default")
+    waits, seen = threading.Event(), []
+
+    async def wait():
+        there = await open_backend("memory:threads", namespace="default")
+        asyncio.get_running_loop().call_soon(waits.set)  # runs when `changed` has nothing more to do but wait
+        seen.append(await there.changed(0, timeout_s=1000))
+        await there.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(wait(),))
+    thread.start()
+    assert await asyncio.to_thread(waits.wait, 60)
+    await here.commit([Item((Expect("s/1", 0, GENESIS),), (entry("s/1", 1),))])
+    await asyncio.to_thread(thread.join)
+    assert seen == [1]
+    await here.close()
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("", "empty"),
+        ("../x", "'/' at 2"),
+        ("a:b", "':' at 1"),
+        ("%00", "'%' at 0"),
+        ("é", "'é' at 0"),
+        ("a b", "' ' at 1"),
+        ("a..b", "'..' at 1"),
+        ("-a", "begins with '-'"),
+        ("a" * 201, "201 characters"),
+        (None, "NoneType, not text"),
+        (5, "int, not text"),
+        (b"a", "bytes, not text"),
+    ],
+)
+def test_a_refused_id_shows_what_is_wrong_and_the_rule(bad, said):
+    for check, what in ((check_id, "workflow id"), (check_namespace, "namespace")):
+        with pytest.raises(InvalidKey) as caught:
+            check(bad)
+        assert str(caught.value).startswith(what)
+        assert said in str(caught.value)
+        assert "1 to 200 of A-Z" in str(caught.value)
+
+
+@pytest.mark.parametrize("good", ["a", "0", "research-42", "A.b_c-d", "a" * 200, "a."])
+def test_an_id_that_keeps_the_rule_is_itself(good):
+    assert check_id(good) == check_namespace(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "../x",
+        "a:b",
+        "%00",
+        "a b",
+        "é",
+        "a/b",
+        "-a",
+        ".a",
+        "a..b",
+        "x" * 201,
+        None,
+        5,
+        b"a",
+        "a\n",
+        "\ud800",
+    ],
+)
 async def test_hostile_ids_are_refused(bad):
     with pytest.raises(InvalidKey):
         check_id(bad)

@@ -1,12 +1,12 @@
 """The recording draft: looks like the state's dicts and lists, and writes down what is done to it.
 
-`async with wf.edit() as state:` hands out one. Nothing needs to be compared afterwards, and the changes keep their
-intent: an append stays an append when others append too.
+`async with wf.edit() as state:` hands out one. Nothing needs to be compared afterwards, and the changes keep
+their intent: an append stays an append when others append too.
 
 1. Reading gives plain values, except that objects and lists inside come as drafts of their own.
-2. A draft of an item stays with its item when the list around it shifts. Once its item is removed or replaced,
-   using it raises ChangeError.
-3. What is put in is copied, what `pop`, `copy` and `to_plain` give is a copy: nothing aliases the stored state.
+2. A draft of an item stays with its item when the list around it shifts. Once its item is removed or
+   replaced, using it raises ChangeError.
+3. What is put in is copied, and what `pop`, `copy` and `to_plain` give is a copy: no aliases of stored state.
 4. A draft is not a dict: `json.dumps(draft.to_plain())`, not `json.dumps(draft)`.
 """
 
@@ -78,7 +78,7 @@ class _Node:
         node = self
         while node._parent is not None:
             if node._gone:
-                raise ChangeError("this part of the draft was removed or replaced; read it again from the draft")
+                raise ChangeError("this part of the draft was removed or replaced; read it from the draft")
             path.append(node._key)
             node = node._parent
         return tuple(reversed(path))
@@ -86,8 +86,8 @@ class _Node:
     def _plain(self) -> Any:
         return get(self._recorder.state, self._path())
 
-    def _child(self, key: str | int, value: object) -> Any:
-        draft = DictDraft if type(value) is dict else ListDraft if type(value) is list else None
+    def _child(self, key: str | int, value: Any) -> Any:
+        draft = _DRAFTS.get(cast("type[Any]", type(value)))
         if draft is None:
             return value
         kid = self._kids.get(key)
@@ -130,9 +130,9 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         return self._child(_name(key), value)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if value is self._kids.get(key, _ABSENT):  # `state["list"] += [..]` ends by assigning the list to itself
-            return
         base = self._path()
+        if value is self._kids.get(key, _ABSENT):
+            return  # `state["list"] += [..]` ends by assigning the list to itself
         ((name, plain),) = self._recorder.clean({key: value}, base).items()
         self._put((*base, name), plain)
 
@@ -143,7 +143,7 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         self._forget(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._plain())
+        return iter(list(self._plain()))
 
     def __len__(self) -> int:
         return len(self._plain())
@@ -156,7 +156,7 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         return self
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the value at a key, put there first if it is absent: a draft, if it is an object or a list."""
+        """Return the value at a key, putting `default` there first if it is absent."""
         if key not in self:
             self[key] = default
         return self[key]
@@ -173,14 +173,14 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         return value
 
     def popitem(self) -> tuple[str, Any]:
-        """Remove the newest key; return it and a plain copy of its value. Raises KeyError on an empty object."""
+        """Remove the newest key; return it and a copy of its value. Raises KeyError if there is none."""
         for key in reversed(self._plain()):
             return key, self.pop(key)
-        raise KeyError("popitem(): dictionary is empty")
+        raise KeyError("popitem from an empty object")
 
     def clear(self) -> None:
         """Remove every key."""
-        for key in list(self):
+        for key in self:
             del self[key]
 
     def copy(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         self._edit_text((*self._path(), _name(key)), position, delete, insert)
 
     def replace(self, whole: Mapping[str, Any]) -> None:
-        """Make this object what is given, recording only the difference. Drafts of what is inside go stale."""
+        """Make this object what is given, recording only the difference; drafts inside it go stale."""
         base = self._path()
         whole = self._recorder.clean(whole, base)
         for change in diff(self._plain(), whole):
@@ -255,10 +255,10 @@ class ListDraft(_Node, MutableSequence[Any]):
         return value in self._plain()
 
     def __add__(self, other: list[Any] | ListDraft) -> list[Any]:
-        return [*self.copy(), *other]
+        return self.copy() + (other.copy() if isinstance(other, ListDraft) else other)
 
     def __radd__(self, other: list[Any]) -> list[Any]:
-        return [*other, *self.copy()]
+        return other + self.copy()
 
     def insert(self, index: SupportsIndex, value: Any) -> None:
         """Insert before `index`, which is cut to the list as list.insert does."""
@@ -277,8 +277,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """Return the first index of a value. Raises ValueError if it is not there."""
-        items = self._plain()
-        return cast("int", items.index(value, start, len(items) if stop is None else stop))
+        return cast("int", self._plain().index(value, start, len(self) if stop is None else stop))
 
     def count(self, value: Any) -> int:
         """Return how often a value occurs."""
@@ -366,7 +365,7 @@ class ListDraft(_Node, MutableSequence[Any]):
     def _become(self, items: list[Any]) -> None:
         """Take on the same items in another order."""
         if not same(self._plain(), items):
-            self._recorder.record(Set(self._path(), copied(items)))
+            self._recorder.record(Set(self._path(), items))
             self._forget_all()
 
 
@@ -381,6 +380,9 @@ def recording(state: dict[str, Any], *, depth_max: int = 64, key_bytes_max: int 
     [Append(path=('notes',), values=['spring tide'])]
     """
     return DictDraft(Recorder(state, depth_max=depth_max, key_bytes_max=key_bytes_max), None, "")
+
+
+_DRAFTS: dict[type[Any], type[DictDraft] | type[ListDraft]] = {dict: DictDraft, list: ListDraft}
 
 
 def _name(key: str) -> str:

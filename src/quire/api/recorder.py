@@ -1,13 +1,13 @@
 """What a draft writes down: the state as it is being changed, and the changes that lead there.
 
-What is appended to a list stays open until the draft ends: later changes to those items are not changes of their
-own, they end up in what is appended. So a draft says by index only what it found, never what it added itself, and
-its changes can be rebased over other appends to the same list without taking one's items for the other's.
+What is appended to a list stays open until the draft ends: later changes to those items are not changes of
+their own, they end up in what is appended. So a draft says by index only what it found, never what it added
+itself, and its changes can be rebased over other appends to the same list without taking theirs for ours.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -47,13 +47,13 @@ class Recorder:
         return values.clean(value, path=path, **self._bounds)
 
     def record(self, change: Change) -> None:
-        """Make a change, and write it down unless it alters nothing. Raises ChangeError, with nothing altered."""
+        """Make a change; write it down unless it alters nothing. Raises ChangeError, with nothing altered."""
         self.check_open()
-        state = self._working.state
-        if not effective(state, change):
+        before: Any = get(self.state, change.path)
+        if not effective(self.state, change):
             return
-        before = get(state, change.path)
-        length = len(before) if type(before) is list else 0
+        kind = cast("type[Any]", type(before))
+        length = len(before) if kind is list else 0
         self._working.apply(change)
         if self._within_appended(change):
             return
@@ -66,8 +66,9 @@ class Recorder:
             case _:
                 pass
         self._changes.append(change)
-        if isinstance(change, Insert | Remove) or type(before) in (dict, list):
-            self._tails = {moved: start for tail in self._tails.items() for moved, start in _followed(tail, change)}
+        if isinstance(change, Insert | Remove) or kind in (dict, list):
+            tails = self._tails.items()
+            self._tails = dict(moved for tail in tails for moved in _followed(tail, change))
 
     def changes(self) -> list[Change]:
         """Return what was written down, with neighbours joined and appends last: all copies."""
@@ -91,7 +92,7 @@ class Recorder:
 
 
 def _followed(tail: tuple[Path, int], change: Change) -> list[tuple[Path, int]]:
-    """Return where a list and its appended items are after a change outside these; nothing if the list is gone."""
+    """Return where a list and its appended items are after a change elsewhere; nothing if it is gone."""
     path, start = tail
     depth = len(change.path)
     if path[:depth] != change.path:

@@ -61,7 +61,10 @@ class Working:
             raise ChangeError("the whole state cannot be deleted; set it to an empty object")
         node, key = self._reach(change.path[:-1], change.path), change.path[-1]
         if type(node) is not dict:
-            raise ChangeError(f"{pointer(change.path)}: items of a list are taken out with remove", path=pointer(change.path))
+            raise ChangeError(
+                f"{pointer(change.path)}: items of a list are taken out with remove",
+                path=pointer(change.path),
+            )
         if _key(key, change.path) not in node:
             raise ChangeError(f"{pointer(change.path)}: there is nothing to delete", path=pointer(change.path))
         del node[key]
@@ -152,7 +155,7 @@ class Working:
             if fresh is not None and id(child) not in fresh:
                 child = child.copy()
                 fresh[id(child)] = child
-                node[token] = child
+                cast("Any", node)[token] = child
             node = child
         return node
 
@@ -271,7 +274,5 @@ def _key(key: str | int, path: Path) -> str:
 
 def _position(key: str | int, last: int, path: Path, length: int) -> int:
     if type(key) is not int or not 0 <= key <= last:
-        raise ChangeError(
-            f"{pointer(path)}: {key!r} is not a place in a list of {length} items", path=pointer(path)
-        )
+        raise ChangeError(f"{pointer(path)}: {key!r} is not a place in a list of {length} items", path=pointer(path))
     return key

@@ -58,7 +58,7 @@ def _objects(old: dict[str, Any], new: Mapping[Any, Any], path: Path, out: list[
         if type(key) is str and key in old:
             _walk(old[key], value, (*path, key), out)
         else:
-            (name, plain), = cast("dict[str, Any]", clean({key: value}, path=path)).items()
+            ((name, plain),) = cast("dict[str, Any]", clean({key: value}, path=path)).items()
             if name in old:  # a subclass of str that equals a known key
                 _walk(old[name], plain, (*path, name), out)
             else:

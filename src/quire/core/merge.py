@@ -68,7 +68,7 @@ def rebase(
 ) -> tuple[list[Change], list[Clash]]:
     """Return our changes as they apply after `over`, and where the two sides clashed.
 
-    changes, over: each made on the same state, in order; not modified.  base: that state, if at hand (rule 4).
+    changes, over: each made on the same state, in order; not modified.  base: that state if at hand: rule 4.
     Raises ChangeError only for changes that do not fit `base`.
     Cost: O(len(changes) x len(over)) for those that share their first key, nothing for the others.
 
@@ -130,9 +130,7 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
     return result
 
 
-def _past(
-    ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool]
-) -> tuple[list[Change], list[_Theirs]]:
+def _past(ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool]) -> tuple[list[Change], list[_Theirs]]:
     """Move runs of changes past each other; note in `met` which of theirs clashed, and how."""
     done: list[Change] = []
     for change in ours:

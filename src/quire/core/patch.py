@@ -30,7 +30,8 @@ def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -
                 changes.append(change)
         except (ChangeError, InvalidKey) as error:
             raise ChangeError(
-                f"JSON Patch operation {number} ({operation.get('op')!r}): {error}", path=str(operation.get("path", ""))
+                f"JSON Patch operation {number} ({operation.get('op')!r}): {error}",
+                path=str(operation.get("path", "")),
             ) from None
     return changes
 

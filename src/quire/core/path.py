@@ -95,7 +95,8 @@ def index(token: str | int, length: int, path: Sequence[str | int]) -> int:
     elif _INDEX.fullmatch(cast("str", token)):
         return int(token)
     raise ChangeError(
-        f"{format(path)}: {token!r} is not a list index; write 0, 1, 2 ... or '-' for the end", path=format(path)
+        f"{format(path)}: {token!r} is not a list index; write 0, 1, 2 ... or '-' for the end",
+        path=format(path),
     )
 
 
@@ -127,5 +128,12 @@ def describe(value: Any) -> str:
     """Return what kind of JSON value this is, in words."""
     if value is None:
         return "null"
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), type(value).__name__)

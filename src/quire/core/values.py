@@ -109,7 +109,8 @@ def _check_text(text: str, path: Path, what: str = "") -> None:
         text.encode()
     except UnicodeEncodeError as cause:
         raise _invalid(
-            path, f"{what}text with a lone surrogate at {cause.start}; it is not Unicode, replace or remove it"
+            path,
+            f"{what}text with a lone surrogate at {cause.start}; it is not Unicode, replace or remove it",
         ) from None
 
 

@@ -122,14 +122,17 @@ class Residents:
         """Return state, head and what lies after the keyframe, at `upto` (None: the newest)."""
         at = upto
         while True:
-            frame = await self._backend.keyframe(stream, at)
+            frame = None
             try:
+                frame = await self._backend.keyframe(stream, at)
                 return await self._fold(stream, upto, frame, depth)
             except CorruptRecord:
-                if frame is None:
+                older = [v for v in await self._backend.keyframes(stream) if at is None or v <= at]
+                if not older or at == 0:
                     raise
-                log.warning("%s: keyframe %d does not check out, using an older one", stream, frame.version)
-                at = frame.version - 1
+                bad = older[-1] if frame is None else frame.version
+                log.warning("%s: keyframe %d does not check out, using an older one", stream, bad)
+                at = bad - 1
 
     async def _fold(
         self, stream: str, upto: int | None, frame: Keyframe | None, depth: int

@@ -68,12 +68,15 @@ async def _stream(backend: Backend, residents: Residents, name: str, problems: l
     versions = 0
     while page := await backend.read(name, after=version, limit=_PAGE):
         if versions == 0 and page[0].version > 1:  # trimmed: the history begins at a keyframe
-            base = await backend.keyframe(name, page[0].version - 1)
-            if base is None or base.version != page[0].version - 1:
-                problems.append(f"{name}: begins at version {page[0].version} without the keyframe before it")
+            try:
+                base = await backend.keyframe(name, page[0].version - 1)
+                if base is None or base.version != page[0].version - 1:
+                    raise CorruptRecord(f"{name}: begins at version {page[0].version} without the keyframe before it")
+                version, chain = base.version, base.chain
+                working = Working.owning(keyframes.state_of(base))
+            except CorruptRecord as error:
+                problems.append(str(error))
                 return len(page), len(frames)
-            version, chain = base.version, base.chain
-            working = Working.owning(keyframes.state_of(base))
         for entry in page:
             try:
                 record.check(entry, version + 1, chain)

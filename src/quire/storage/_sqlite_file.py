@@ -1,32 +1,50 @@
-"""The file of a SQLite store: its schema, how it is opened, and what an error of the driver means."""
+"""The file of a SQLite store: its schema, how it is opened and copied, and what an error of the driver means.
+
+1. A file that is not ours is never changed. Ours has `APPLICATION_ID` in its header from its first page on:
+   it is made with a rollback journal and switched to the write-ahead log afterwards.
+2. An existing file is never opened but by SQLite: closing any other descriptor of it would drop the locks of
+   every connection of this process (https://sqlite.org/howtocorrupt.html section 2.2).
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import stat
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import apsw
 
 from quire.errors import (
     CorruptRecord,
     IncompatibleFormat,
+    InvalidKey,
+    InvalidState,
     QuireError,
     StorageFull,
     StorageTimeout,
     StorageUnavailable,
 )
+from quire.storage import _sqlite_worker as worker
+from quire.storage._sqlite_worker import Db
 
 APPLICATION_ID = 0x51554952  # "QUIR"
 SCHEMA_VERSION = 1
+WAL_PAGES = 1000
+"""Pages of the write-ahead log after which a commit copies it into the file; quiet moments do so before. A log that
+stays small is overwritten in place, which is quicker to sync than one that grows."""
 _MAGIC = b"SQLite format 3\x00"
-_BUSY_S = 30.0
-"""How long a lock of another process is waited for."""
+_HEADER_BYTES = 100
+_WAL_MAX_BYTES = 64 * 1024 * 1024
+"""A log that grew beyond this behind a long reader is cut back."""
+_COPY_PAGES = 1000
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (namespace, name)
 ) STRICT;
@@ -37,15 +55,17 @@ CREATE TABLE records (
 ) STRICT;
 CREATE TABLE keyframes (
     stream INTEGER NOT NULL, version INTEGER NOT NULL, chain BLOB NOT NULL, size INTEGER NOT NULL,
-    digest BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (stream, version)
-) STRICT, WITHOUT ROWID;
+    digest BLOB NOT NULL, body BLOB NOT NULL, sum BLOB NOT NULL, UNIQUE (stream, version)
+) STRICT;
 CREATE TABLE blobs (
-    namespace TEXT NOT NULL, name TEXT NOT NULL, data BLOB NOT NULL, UNIQUE (namespace, name)
+    namespace TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, sum BLOB NOT NULL,
+    UNIQUE (namespace, name)
 ) STRICT;
 CREATE TABLE cells (
     namespace TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, expires INTEGER, sum BLOB NOT NULL,
     PRIMARY KEY (namespace, name)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX cells_expires ON cells (expires) WHERE expires IS NOT NULL;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE VIEW log AS
     SELECT position, namespace, name AS stream, version,
@@ -54,114 +74,205 @@ CREATE VIEW log AS
     FROM records JOIN streams ON streams.id = records.stream;
 """
 
-UPGRADES: dict[int, Callable[[apsw.Connection], None]] = {}
+UPGRADES: dict[int, Callable[[Db], Any]] = {}
 """From a schema version to the function that makes it the next one. All run in one transaction at opening."""
+
+_creating = threading.Lock()
+
+
+def ours(error: BaseException, path: str) -> BaseException:
+    """Return our exception for one of the driver's; any other comes back as it is."""
+    said = _meaning(error, path)
+    if said is not error:
+        said.__cause__ = error
+    return said
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
+def translated(path: str) -> Generator[None]:
     """Turn the driver's exceptions into ours."""
     try:
         yield
-    except QuireError:
-        raise
-    except apsw.FullError as cause:
-        raise StorageFull(f"{path}: the disk is full; free some space and write again") from cause
-    except (apsw.BusyError, apsw.LockedError) as cause:
-        raise StorageTimeout(
-            f"{path}: another process held the write lock for {_BUSY_S:g} s; try again, or find out who"
-        ) from cause
-    except apsw.NotADBError as cause:
-        raise IncompatibleFormat(f"{path} is not a Quire store ({cause}); nothing was changed") from cause
-    except (apsw.CorruptError, apsw.FormatError, UnicodeDecodeError) as cause:
-        raise CorruptRecord(f"{path} is damaged ({cause}); run `quire verify`, restore a backup", at=path) from cause
-    except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as cause:
-        raise StorageUnavailable(f"{path} cannot be written ({cause}); check the rights of file and folder") from cause
-    except apsw.Error as cause:
-        raise StorageUnavailable(f"{path}: {type(cause).__name__}: {cause}") from cause
-    except OSError as cause:
-        raise StorageUnavailable(f"{path}: {cause}") from cause
+    except Exception as error:
+        said = ours(error, path)
+        if said is error:
+            raise
+        raise said from error
 
 
-def create_file(path: str) -> None:
-    """Make sure the file is there, readable by its owner only, and is SQLite or empty. Never alters a foreign file."""
-    with translated(path):
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except FileNotFoundError:
-            raise StorageUnavailable(f"the folder {Path(path).parent} does not exist; make it first") from None
-        except PermissionError as cause:
-            raise StorageUnavailable(f"{path}: no right to write it ({cause.strerror})") from None
-        with Path(path).open("rb") as file:
-            start = file.read(len(_MAGIC))
-    if start and start != _MAGIC:
-        raise IncompatibleFormat(f"{path} is not a Quire store: it is no SQLite file; nothing was changed", found="other")
-
-
-def connect(path: str, durability: str, vfs: str | None) -> apsw.Connection:
-    """Return a connection with our settings to a file that is ours."""
-    db = apsw.Connection(path, vfs=vfs, statementcachesize=64)
-    try:
-        db.set_busy_handler(_patience())
-        found = db.pragma("application_id")
-        if found != APPLICATION_ID and (found or db.execute("SELECT count(*) FROM sqlite_schema").get):
-            raise IncompatibleFormat(
-                f"{path} is a SQLite file of another program; nothing was changed", found=found, supported=APPLICATION_ID
+def _meaning(error: BaseException, path: str) -> BaseException:
+    match error:
+        case QuireError():
+            return error
+        case apsw.FullError():
+            return StorageFull(f"{path}: the disk is full; free some space and write again")
+        case apsw.BusyError() | apsw.LockedError():
+            return StorageTimeout(
+                f"{path}: another process held the lock for {worker.BUSY_S:g} s; try again, or find out who"
             )
-        _check_version(db, path)
-        _journal(db)
-        db.pragma("synchronous", "FULL" if durability == "full" else "NORMAL")
-        db.pragma("wal_autocheckpoint", 1000)  # a log that stays small is overwritten in place: cheaper to sync
-        db.pragma("cache_size", -16000)
-        db.pragma("temp_store", "MEMORY")
-        db.pragma("trusted_schema", "OFF")
-    except BaseException:
-        db.close(True)
-        raise
-    return db
+        case apsw.NotADBError():
+            return IncompatibleFormat(f"{path} is not a Quire store ({error}); nothing was changed", found="other")
+        case apsw.CorruptError() | apsw.FormatError() | apsw.SQLError() | apsw.ConstraintError() | UnicodeDecodeError():
+            # our statements are constants: where one does not fit, the tables are not as we made them
+            return CorruptRecord(f"{path} is damaged ({error}); run `quire verify`, restore a backup", at=path)
+        case apsw.ReadOnlyError() | apsw.PermissionsError() | apsw.AuthError():
+            return _unwritable(path, str(error))
+        case UnicodeEncodeError() | OverflowError():
+            return InvalidState(f"{path}: a value cannot be stored ({error}); nothing of this commit was")
+        case apsw.Error() | OSError():
+            said = f"{type(error).__name__}: {error}"
+            return StorageUnavailable(f"{path}: {said}; see that disk and folder are well, then try again")
+        case _:
+            return error
 
 
-def prepare(db: apsw.Connection, path: str) -> None:
-    """Create the schema in a new file, upgrade an older one; several processes may do so at once."""
-    if db.pragma("user_version") == SCHEMA_VERSION:
-        return
-    db.execute("BEGIN IMMEDIATE")
+def _unwritable(path: str, why: str) -> StorageUnavailable:
+    return StorageUnavailable(f"{path} cannot be written ({why}); check the rights of the file and of its folder")
+
+
+def claim(path: str, vfs: str | None) -> None:
+    """Make the file if it is absent, for its owner's eyes only; refuse one that is not a store.
+
+    path: absolute, without symbolic links; with a vfs, any name it knows (SQLite makes the file then).
+    Raises InvalidKey, IncompatibleFormat, StorageUnavailable.
+    """
+    with translated(path):
+        if vfs is None:
+            with _creating:  # between making a file and closing it, nobody here may have it open: rule 2
+                _make(path)
+            mode = Path(path).stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise InvalidKey(f"{path} is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}; name a file")
+            _check_header(path, "")
+        else:
+            with suppress(apsw.CantOpenError):  # not there yet
+                _check_header(path, vfs)
+
+
+def _make(path: str) -> None:
+    folder = str(Path(path).parent)
     try:
-        version = _check_version(db, path)
-        if version == 0:
-            db.execute(_SCHEMA)
-            db.pragma("application_id", APPLICATION_ID)
-        while 0 < version < SCHEMA_VERSION:
-            UPGRADES[version](db)
-            version += 1
-        db.pragma("user_version", SCHEMA_VERSION)
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise StorageUnavailable(f"{path}: the folder {folder} does not exist; make it first") from None
+    except PermissionError as cause:
+        raise _unwritable(path, str(cause.strerror)) from None
+    os.close(file)
+    sync_folder(folder)
 
 
-def _check_version(db: apsw.Connection, path: str) -> int:
-    version = int(db.pragma("user_version"))
+def sync_folder(folder: str) -> None:
+    """Make the names in a folder durable."""
+    with suppress(PermissionError):  # one may write where one cannot list; SQLite lets that pass too
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _check_header(path: str, vfs: str) -> None:
+    file = apsw.VFSFile(vfs, path, [apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_MAIN_DB, 0])
+    try:
+        header = file.xRead(_HEADER_BYTES, 0) if file.xFileSize() else b""
+    finally:
+        file.xClose()
+    if not header:
+        return  # a new file
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise IncompatibleFormat(
+            f"{path} is not a Quire store, nor any SQLite file; nothing was changed",
+            found="other",
+            supported="sqlite",
+        )
+    _check_format(path, int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"))
+
+
+def _check_format(path: str, application: int, version: int) -> None:
+    if application != APPLICATION_ID:
+        raise IncompatibleFormat(
+            f"{path} is a SQLite file of another program; nothing was changed",
+            found=application,
+            supported=APPLICATION_ID,
+        )
     if version > SCHEMA_VERSION:
         raise IncompatibleFormat(
             f"{path} has format {version}, this Quire reads up to {SCHEMA_VERSION}: upgrade quire to open it",
             found=version,
             supported=SCHEMA_VERSION,
         )
-    if 0 < version < SCHEMA_VERSION and version not in UPGRADES:
-        raise IncompatibleFormat(f"{path} has format {version}, which no upgrade is known for", found=version)
+
+
+def connect(path: str, durability: str, vfs: str | None, *, busy_s: float | None = None) -> Db:
+    """Return a connection to a file that `claim` let pass, with our settings."""
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if vfs else 0)
+    db = cast("Db", apsw.Connection(path, flags, vfs, statementcachesize=64))
+    try:
+        db.set_busy_handler(worker.patience(busy_s))
+        if db.readonly("main"):
+            raise _unwritable(path, "it opens for reading only")
+        db.pragma("synchronous", "FULL" if durability == "full" else "NORMAL")
+        db.pragma("wal_autocheckpoint", WAL_PAGES)
+        db.pragma("journal_size_limit", _WAL_MAX_BYTES)
+        db.pragma("cache_size", -16_000)
+        db.pragma("mmap_size", 0)  # an I/O error under a map would kill the process
+        db.pragma("temp_store", "MEMORY")
+        db.pragma("trusted_schema", "OFF")
+        db.pragma("cell_size_check", "ON")
+    except BaseException:
+        db.close(True)
+        raise
+    return db
+
+
+def prepare(db: Db, path: str) -> None:
+    """Create the schema in an empty file, upgrade an older one; several processes may do so at once."""
+    if _version(db, path) != SCHEMA_VERSION:
+        db.pragma("page_size", 4096)
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            version = _version(db, path)  # another process may have been first
+            if version == 0:
+                db.execute(SCHEMA)
+                db.pragma("application_id", APPLICATION_ID)
+            while 0 < version < SCHEMA_VERSION:
+                UPGRADES[version](db)
+                version += 1
+            db.pragma("user_version", SCHEMA_VERSION)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    _write_ahead(db)
+
+
+def _version(db: Db, path: str) -> int:
+    """Return the schema version, 0 for an empty file. Raises IncompatibleFormat for what is not ours."""
+    version = int(db.pragma("user_version"))
+    if version == 0 and not db.execute("SELECT count(*) FROM sqlite_schema").get:
+        return 0
+    _check_format(path, int(db.pragma("application_id")), version)
+    missing = [v for v in range(version, SCHEMA_VERSION) if v not in UPGRADES]
+    if missing:
+        raise IncompatibleFormat(
+            f"{path} has format {version}; no upgrade from format {missing[0]} is known here: "
+            "open it with the quire that wrote it",
+            found=version,
+            supported=SCHEMA_VERSION,
+        )
     return version
 
 
-def _journal(db: apsw.Connection) -> None:
-    """Switch to WAL. The switch does not wait for locks by itself: other processes may be opening too."""
-    until = time.monotonic() + _BUSY_S
+def _write_ahead(db: Db) -> None:
+    """Switch to WAL. SQLite does not wait for locks in the switch: other processes may be opening too."""
+    until = time.monotonic() + worker.BUSY_S
     while True:
         try:
             if db.pragma("journal_mode", "WAL") != "wal":
-                raise apsw.CantOpenError("the file system does not support a write-ahead log")
+                raise StorageUnavailable("this file system cannot share memory; use a local disk")
         except apsw.BusyError:
             if time.monotonic() > until:
                 raise
@@ -170,17 +281,42 @@ def _journal(db: apsw.Connection) -> None:
             return
 
 
-def _patience() -> Callable[[int], bool]:
-    """Return a busy handler: short random pauses, so that no process is always last."""
-    started = 0.0
+def copy(source: Db, path: str) -> None:
+    """Write what `source` sees now to a new file, which gets its name only when it is whole and durable.
 
-    def wait(attempts: int) -> bool:
-        nonlocal started
-        if attempts == 0:
-            started = time.monotonic()
-        elif time.monotonic() - started > _BUSY_S:
-            return False
-        time.sleep(random.uniform(0.0002, 0.003))  # noqa: S311 - jitter, no secret
-        return True
+    Raises InvalidKey if there is a file of that name.
+    """
+    path = os.path.realpath(path)
+    if os.path.lexists(path):
+        raise InvalidKey(f"{path} exists; a backup is written to a new file")
+    part = f"{path}.part-{os.getpid()}-{threading.get_native_id()}"
+    with translated(path):
+        try:
+            _make(part)
+            _fill(source, part)
+            _publish(part, path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+        sync_folder(str(Path(path).parent))
 
-    return wait
+
+def _fill(source: Db, part: str) -> None:
+    target = apsw.Connection(part, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        source.execute("BEGIN")  # one snapshot throughout: a copy that others write under begins again and again
+        source.execute("SELECT count(*) FROM meta").fetchone()
+        with target.backup("main", cast("apsw.Connection", source), "main") as steps:
+            while not steps.done:
+                steps.step(_COPY_PAGES)
+        cast("Db", target).pragma("journal_mode", "DELETE")  # one file, no companions
+    finally:
+        target.close(True)
+
+
+def _publish(part: str, path: str) -> None:
+    try:
+        os.link(part, path)  # unlike a rename, it never replaces what somebody put there meanwhile
+    except FileExistsError:
+        raise InvalidKey(f"{path} exists; a backup is written to a new file") from None
+    except OSError:
+        Path(part).rename(path)  # a file system without hard links

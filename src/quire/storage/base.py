@@ -111,7 +111,9 @@ class Backend(Protocol):
         """Store items in order, durably, and answer for each. Raises StorageError: outcome unknown for all."""
         ...
 
-    async def read(self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None) -> list[Record]:
+    async def read(
+        self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
+    ) -> list[Record]:
         """Records with after < version <= upto, oldest first. An unknown stream is empty."""
         ...
 

@@ -1,7 +1,7 @@
 """The reference backend: dicts, readable first. Nothing survives the process.
 
 Every other backend is run beside this one and must answer the same: what storage/base.py promises should be
-seen here at a glance. Handles on one `memory:name` may sit on the loops of several threads: a place has a lock.
+seen here at a glance. Handles on one `memory:name` may sit on loops of several threads: a place has a lock.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ _shared: dict[str, _Place] = {}
 _shared_lock = threading.Lock()
 
 
-async def open_memory(
-    name: str = "", *, namespace: str, now_ms: Callable[[], int] | None = None
-) -> MemoryBackend:
+async def open_memory(name: str = "", *, namespace: str, now_ms: Callable[[], int] | None = None) -> MemoryBackend:
     """Return a store in memory.
 
     name: shared by all who give it, until the last of them closes; "" is private.
@@ -332,9 +330,7 @@ def _between(records: list[Record], after: int, upto: int | None) -> list[Record
     return records[start:stop]
 
 
-def _names(
-    named: dict[str, list[Record]] | dict[str, bytes] | dict[str, Cell], prefix: str, after: str
-) -> list[str]:
+def _names(named: dict[str, list[Record]] | dict[str, bytes] | dict[str, Cell], prefix: str, after: str) -> list[str]:
     return sorted(n for n in named if n.startswith(prefix) and n > after)
 
 

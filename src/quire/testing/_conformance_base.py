@@ -1,7 +1,7 @@
 """What the promises stand on: handles that are always closed, a clock wound by hand, records made to order.
 
-A backend does not interpret bodies and chains, so the records here hold any bytes and a chain of 32 bytes that
-differs from record to record, without being a real one.
+A backend does not interpret bodies and chains, so the records here hold any bytes, and a chain of 32 bytes
+that differs from record to record without being a real one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from quire.model import GENESIS, Head, Record
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item
 
 # This file is imported before those with the promises, whose failures then say what was found instead.
-pytest.register_assert_rewrite(
-    *(f"quire.testing._conformance_{part}" for part in ("commit", "log", "beside", "care"))
-)
+pytest.register_assert_rewrite(*(f"quire.testing._conformance_{part}" for part in ("commit", "log", "beside", "care")))
 
 LIMIT_S = 60.0
 """A promise that is not answered by then is broken: nothing hangs for ever."""
@@ -45,7 +43,7 @@ class Suite:
         raise NotImplementedError
 
     async def pass_time(self, ms: int) -> None:
-        """Let cells age. Here the clock of `now_ms` is wound; a backend with a clock of its own has to wait."""
+        """Let cells age: the clock of `now_ms` is wound; a backend with a clock of its own has to wait."""
         self._ms += ms
 
     def now_ms(self) -> int:
@@ -72,7 +70,7 @@ class Suite:
         return backend
 
     async def reopened(self, backend: Backend, namespace: str = "default") -> Backend:
-        """Close every handle and return a new one. What lives in its handles only is held by the new one first."""
+        """Close every handle, return a new one. It is opened first where the place lives by its handles."""
         if backend.capabilities.durability == "none":
             again = await self.open(namespace)
             await self.close_all()

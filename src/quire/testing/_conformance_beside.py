@@ -142,9 +142,7 @@ class CellPromises(Suite):
     async def test_one_of_many_takes_a_cell(self) -> None:
         backend, other = await self.handle(), await self.handle()
         items = [Item(cells=(CellWrite("lease", None, b"%d" % number),)) for number in range(20)]
-        answers = await asyncio.gather(
-            *((backend, other)[i % 2].commit([item]) for i, item in enumerate(items))
-        )
+        answers = await asyncio.gather(*((backend, other)[i % 2].commit([item]) for i, item in enumerate(items)))
         taken = [i for i, (outcome,) in enumerate(answers) if isinstance(outcome, Committed)]
         assert len(taken) == 1
         cell = await backend.cell("lease")

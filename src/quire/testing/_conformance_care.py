@@ -50,7 +50,14 @@ class CarePromises(Suite):
     @promise
     async def test_namespaces_see_nothing_of_each_other(self) -> None:
         backend, other = await filled(await self.handle()), await self.handle("other")
-        nothing = {"feed": [], "records": {}, "heads": [], "keyframes": {}, "blobs": {}, "cells": []}
+        nothing: dict[str, object] = {
+            "feed": [],
+            "records": {},
+            "heads": [],
+            "keyframes": {},
+            "blobs": {},
+            "cells": [],
+        }
         assert await everything(other) == nothing
         assert [await other.blob("blob"), await other.cell("cell"), await other.keyframe("s/1")] == [None] * 3
         before = await everything(backend)
@@ -108,9 +115,9 @@ class CarePromises(Suite):
             lambda: backend.commit([Item((Expect("s/1", 0, bytes(32)),))]),
             lambda: backend.read("s/1"),
             lambda: backend.heads(["s/1"]),
-            lambda: backend.streams(),
-            lambda: backend.feed(),
-            lambda: backend.latest(),
+            backend.streams,
+            backend.feed,
+            backend.latest,
             lambda: backend.changed(0, timeout_s=FAR_S),
             lambda: backend.trim("s/1", 1),
             lambda: backend.drop("s/1"),
@@ -121,13 +128,13 @@ class CarePromises(Suite):
             lambda: backend.put_blob("b", b"1"),
             lambda: backend.blob("b"),
             lambda: backend.drop_blob("b"),
-            lambda: backend.blobs(),
+            backend.blobs,
             lambda: backend.cell("c"),
-            lambda: backend.cells(),
-            lambda: backend.check(),
-            lambda: backend.stats(),
+            backend.cells,
+            backend.check,
+            backend.stats,
             lambda: backend.backup(str(self.place / "copy")),
-            lambda: backend.recover(),
+            backend.recover,
         ]
         for call in calls:
             with pytest.raises(Closed):
@@ -186,7 +193,5 @@ class CarePromises(Suite):
         copied, feed = await copy.feed(), await backend.feed()
         assert copied == feed[: len(copied)]
         assert len(copied) >= len(before)
-        assert [len(await copy.read(s)) for s in await copy.streams("t/")] == [2] * len(
-            await copy.streams("t/")
-        )
+        assert [len(await copy.read(s)) for s in await copy.streams("t/")] == [2] * len(await copy.streams("t/"))
         assert await copy.check() == []

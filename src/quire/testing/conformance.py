@@ -4,8 +4,8 @@
         async def open(self, namespace: str = "default") -> Backend:
             return await open_mine(self.place / "store", namespace=namespace, now_ms=self.now_ms)
 
-Each test has an empty folder of its own in `self.place`, and several handles may be open at once. A backend that
-keeps its own clock overrides `pass_time`, one that can be backed up `open_copy`. Nothing but pytest is needed.
+Each test has an empty folder of its own in `self.place`, and several handles may be open at once. A backend
+with a clock of its own overrides `pass_time`, one that can be backed up `open_copy`. It needs pytest only.
 """
 
 from __future__ import annotations
@@ -55,6 +55,6 @@ def broken_promises(suite: type[Suite], names: Sequence[str] | None = None) -> l
             subject.begin(Path(folder))
             try:
                 getattr(subject, name)()
-            except (Exception, pytest.fail.Exception):  # whatever it raises, the promise was not kept
+            except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it raises, it was not kept
                 broken.append(name)
     return broken

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from quire.core.changes import apply
 from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
 
-keys = st.one_of(st.sampled_from(["a", "b", "c", "0", "1", "x/y", "~"]), st.text(max_size=4).filter(lambda t: _storable(t)))
+keys = st.one_of(
+    st.sampled_from(["a", "b", "c", "0", "1", "x/y", "~"]), st.text(max_size=4).filter(lambda t: _storable(t))
+)
 texts = st.text(max_size=12).filter(lambda t: _storable(t))
 scalars = st.one_of(
     st.none(),
@@ -20,7 +22,9 @@ scalars = st.one_of(
     texts,
 )
 values = st.recursive(
-    scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)), max_leaves=12
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=12,
 )
 states = st.dictionaries(keys, values, max_size=5)
 
@@ -44,7 +48,8 @@ def places(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 @st.composite
 def change_for(draw: st.DrawFn, state: dict[str, Any]) -> Change:
     """Draw one change that fits the state."""
-    path, value = draw(st.sampled_from(places(state)))
+    path, found = draw(st.sampled_from(places(state)))
+    value: Any = found
     options: list[str] = []
     if path:
         options.append("set")
@@ -91,5 +96,3 @@ def changes_for(draw: st.DrawFn, state: dict[str, Any], max_size: int = 6) -> li
         changes.append(change)
         state = apply(state, [change])
     return changes
-
-

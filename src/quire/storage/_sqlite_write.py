@@ -1,0 +1,244 @@
+"""The writer of a SQLite store: what its thread does, and remembers between transactions.
+
+1. A call of `commit` is one transaction and one fsync; an item that does not fit is left out.
+2. What is remembered of heads holds while `PRAGMA data_version` says that nobody else wrote.
+3. A commit that failed in the driver breaks the writer: only after `settle` is known what of it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import apsw
+
+from quire.errors import StorageUnavailable
+from quire.failpoints import hit
+from quire.model import Head, Keyframe
+from quire.storage._sqlite_read import FLOOR, REMOVED, cell, cell_sum, heads, keyframe_sum, newest
+from quire.storage._sqlite_worker import Db, patience
+from quire.storage.base import CellWrite, Committed, Item, Outcome, Refused
+from quire.storage.codec import checksum, pack
+
+T = TypeVar("T")
+
+_HEADS_MAX = 100_000
+"""Heads remembered between transactions; beyond that all are forgotten and asked for again."""
+_EXPIRED_MAX = 2
+"""Expired cells removed for each one written with an expiry: more than come, so they cannot pile up."""
+_SETTLE_S = 1.0
+"""How long recovery waits for readers of other processes before it goes another way."""
+
+_NO_RECORDS = Committed(0, 0)
+_INSERT = (
+    "INSERT INTO records (position, stream, version, time, author, message, kind, body, chain)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_ID = "SELECT id FROM streams WHERE namespace = ? AND name = ?"
+_COUNT_UP = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value"
+_SWEEP = (
+    "DELETE FROM cells WHERE (namespace, name) IN"
+    " (SELECT namespace, name FROM cells WHERE expires <= ? ORDER BY expires LIMIT ?)"
+)
+
+
+class Writer:
+    """Used in the writer's thread only."""
+
+    def __init__(self, path: str, namespace: str, now_ms: Callable[[], int]) -> None:
+        self._path = path
+        self._namespace = namespace
+        self._now_ms = now_ms
+        self.broken = False
+        self._seen: int | None = None
+        """The data_version that what follows belongs to; None: nothing is known."""
+        self._heads: dict[str, tuple[int, Head]] = {}
+        """Stream to its id (0: none yet) and its head."""
+        self._position = 0
+
+    def commit(self, db: Db, items: Sequence[Item]) -> list[Outcome]:
+        """Store items in order, in one transaction."""
+        if self.broken:
+            raise StorageUnavailable(f"{self._path}: an earlier commit failed; `recover` has to settle it first")
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            hit("commit:begin")
+            self._refresh(db)
+            rows: list[tuple[Any, ...]] = []
+            outcomes = [self._place(db, item, rows) for item in items]
+            hit("commit:insert")
+            db.executemany(_INSERT, rows)
+            hit("commit:before")
+            db.execute("COMMIT")
+        except BaseException as error:
+            # a lock that was not had is no failure: nothing was begun
+            self.broken = isinstance(error, apsw.Error) and not isinstance(error, apsw.BusyError)
+            self._undo(db)
+            raise
+        hit("commit:after")
+        return outcomes
+
+    def change(self, db: Db, job: Callable[[Db], T]) -> T:
+        """Run a job beside the log in a transaction of its own.
+
+        A failure leaves nothing to settle: what is changed here is disposable, or is asked for again.
+        """
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            result = job(db)
+            db.execute("COMMIT")
+        except BaseException:
+            self._undo(db)
+            raise
+        return result
+
+    def settle(self, db: Db) -> None:
+        """On a fresh connection after a failed commit: make what is there durable, or see that it is gone.
+
+        What failed to be synced may lie complete in the write-ahead log. Copying the log into the file syncs
+        both. Where readers of other processes are in the way, a commit that succeeds is as good: it is
+        written over what failed.
+        """
+        self.forget()
+        if self.broken:
+            db.set_busy_handler(patience(_SETTLE_S))
+            try:
+                busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                db.set_busy_handler(patience())
+            if busy:
+                self.change(db, lambda db: db.execute(_COUNT_UP, ("recoveries", 1)))
+            self.broken = False
+
+    def forget(self) -> None:
+        """Know nothing about heads and positions any more."""
+        self._seen = None
+        self._heads.clear()
+
+    def trim(self, db: Db, stream: str, upto: int) -> int:
+        """Remove old records of a stream, never the head's; return how many."""
+        self.forget()
+        found = db.execute(_ID, (self._namespace, stream)).get
+        head = db.execute("SELECT max(version) FROM records WHERE stream = ?", (found,)).get
+        if head is None:
+            return 0
+        db.execute("DELETE FROM records WHERE stream = ? AND version <= ?", (found, min(upto, head - 1)))
+        return self._removed(db)
+
+    def drop(self, db: Db, stream: str) -> None:
+        """Remove a stream with its records and keyframes."""
+        self.forget()
+        found = db.execute(_ID, (self._namespace, stream)).get
+        if found is None:
+            return
+        top = newest(db)
+        db.execute("DELETE FROM records WHERE stream = ?", (found,))
+        self._removed(db)
+        if newest(db) < top:  # the newest record of the store was among them
+            db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (FLOOR, top))
+        db.execute("DELETE FROM keyframes WHERE stream = ?", (found,))
+        db.execute("DELETE FROM streams WHERE id = ?", (found,))
+
+    def put_keyframe(self, db: Db, frame: Keyframe) -> None:
+        """Keep a keyframe of a stream that is there."""
+        f = frame
+        total = keyframe_sum(f.version, f.size, f.body)
+        db.execute(
+            "INSERT OR REPLACE INTO keyframes (stream, version, chain, size, digest, body, sum)"
+            " SELECT id, ?, ?, ?, ?, ?, ? FROM streams WHERE namespace = ? AND name = ?",
+            (f.version, f.chain, f.size, f.digest, f.body, total, self._namespace, f.stream),
+        )
+
+    def drop_keyframes(self, db: Db, stream: str, versions: Sequence[int]) -> None:
+        """Remove keyframes."""
+        found = db.execute(_ID, (self._namespace, stream)).get
+        db.executemany("DELETE FROM keyframes WHERE stream = ? AND version = ?", [(found, v) for v in versions])
+
+    def put_blob(self, db: Db, name: str, data: bytes) -> None:
+        """Keep bytes."""
+        db.execute(
+            "INSERT OR IGNORE INTO blobs (namespace, name, body, sum) VALUES (?, ?, ?, ?)",
+            (self._namespace, name, data, checksum(name.encode(), data)),
+        )
+
+    def drop_blob(self, db: Db, name: str) -> None:
+        """Remove bytes."""
+        db.execute("DELETE FROM blobs WHERE namespace = ? AND name = ?", (self._namespace, name))
+
+    def _undo(self, db: Db) -> None:
+        self.forget()
+        try:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        except apsw.Error:
+            self.broken = True  # `recover` opens a new connection
+
+    def _refresh(self, db: Db) -> None:
+        """Forget what is known if another connection wrote since."""
+        seen = db.execute("PRAGMA data_version").get
+        if seen != self._seen or len(self._heads) > _HEADS_MAX:
+            self.forget()
+            self._seen = seen
+            self._position = newest(db)
+
+    def _place(self, db: Db, item: Item, rows: list[tuple[Any, ...]]) -> Outcome:
+        """Check one item; if all that it expects holds, write its cells and add its records to `rows`."""
+        known = self._heads
+        moved: list[Head] = []
+        for expect in item.expect:
+            stream = expect.stream
+            _, head = known.get(stream) or self._look_up(db, stream)
+            if head.version != expect.version or head.chain != expect.chain:
+                moved.append(head)
+        cells = [w.name for w in item.cells if self._value(db, w.name) != w.expected] if item.cells else ()
+        if moved or cells:
+            return Refused(tuple(moved), tuple(cells))
+        for write in item.cells:
+            self._set(db, write)
+        first = position = self._position + 1
+        for r in item.records:
+            name, version, chain, kind = r.stream, r.version, r.chain, r.kind
+            stream_id, head = known[name]
+            assert version == head.version + 1, "an item must expect what its records follow"
+            if stream_id == 0:
+                stream_id = self._new_stream(db, name)
+            known[name] = (stream_id, Head(name, version, chain, kind))
+            rows.append((position, stream_id, version, r.time, r.author, r.message, kind, pack(r.body), chain))
+            position += 1
+        self._position = position - 1
+        return Committed(first, position - 1) if item.records else _NO_RECORDS
+
+    def _look_up(self, db: Db, stream: str) -> tuple[int, Head]:
+        found = db.execute(_ID, (self._namespace, stream)).get or 0
+        (head,) = heads(db, self._namespace, [stream])
+        known = self._heads[stream] = (found, head)
+        return known
+
+    def _new_stream(self, db: Db, name: str) -> int:
+        return db.execute(
+            "INSERT INTO streams (namespace, name) VALUES (?, ?) RETURNING id", (self._namespace, name)
+        ).get
+
+    def _value(self, db: Db, name: str) -> bytes | None:
+        found = cell(db, self._namespace, name, self._now_ms())
+        return None if found is None else found.value
+
+    def _set(self, db: Db, write: CellWrite) -> None:
+        if write.value is None:
+            db.execute("DELETE FROM cells WHERE namespace = ? AND name = ?", (self._namespace, write.name))
+            return
+        expires = None
+        if write.ttl_ms is not None:
+            now = self._now_ms()
+            expires = now + write.ttl_ms
+            db.execute(_SWEEP, (now, _EXPIRED_MAX))
+        db.execute(
+            "INSERT OR REPLACE INTO cells (namespace, name, value, expires, sum) VALUES (?, ?, ?, ?, ?)",
+            (self._namespace, write.name, write.value, expires, cell_sum(write.name, write.value, expires)),
+        )
+
+    def _removed(self, db: Db) -> int:
+        count = db.changes()
+        if count:
+            db.execute(_COUNT_UP, (REMOVED, count))
+        return count

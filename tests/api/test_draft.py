@@ -320,6 +320,7 @@ def test_nothing_given_or_returned_is_shared():
     mine["list"].append("not stored")
     draft["again"] = draft["mine"]
     draft["again"]["list"].append(2)
+    draft["a"]["list"].append({"y": []})
     draft["b"].sort(key=lambda v: 0 if isinstance(v, DictDraft) else v[0] + 1)
     inner = draft["a"]
     taken = [draft.to_plain(), inner.copy(), copy.copy(inner), copy.deepcopy(inner), draft["b"].pop()]

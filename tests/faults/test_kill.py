@@ -111,7 +111,7 @@ def test_the_checker_catches_an_early_acknowledgement(tmp_path):
     pytest.fail("40 dishonest writers were killed and nothing was found missing: the checker does not check")
 
 
-@pytest.mark.parametrize("point", ["commit:begin", "commit:before", "commit:after"])
+@pytest.mark.parametrize("point", ["commit:begin", "commit:insert", "commit:before", "commit:after"])
 @pytest.mark.parametrize("number", [1, 6, 30])
 def test_death_at_a_named_step_of_a_commit(tmp_path, point, number):
     path = str(tmp_path / "s.db")

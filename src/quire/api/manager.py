@@ -120,7 +120,7 @@ class StateManager:
 
     def __init__(self, storage: Store | str, env: Mapping[str, Any] | None = None) -> None:
         self._storage = storage
-        self._env = {"STATE_MANAGER_DEBUG": os.environ.get("STATE_MANAGER_DEBUG", ""), **(env or {})}
+        self._env: dict[str, Any] = {"STATE_MANAGER_DEBUG": os.environ.get("STATE_MANAGER_DEBUG", ""), **(env or {})}
         self._store: Store | None = storage if isinstance(storage, Store) else None
         self._handlers: dict[str, Handler] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -422,7 +422,7 @@ class StateManager:
 
     def log_metrics(self, name: str, values: Mapping[str, Any]) -> None:
         """Record a metric of your own: {"duration": ms, "success": 1}. It goes to the analytics sink, if there is one."""
-        sink = self._env.get("analytics")
+        sink: Any = self._env.get("analytics")
         log.debug("%s %s", name, dict(values))
         if sink is not None:
             try:

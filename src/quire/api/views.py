@@ -187,7 +187,7 @@ async def blame(engine: Engine, stream: str, version: int, state: dict[str, Any]
     changes = ((i, [c for c in record.decode(r) if not isinstance(c, Fork)]) for i, r in enumerate(records))
     lines: list[BlameLine] = []
     for line in history.blame(changes, path):
-        by = Version(records[line.entry])
+        by = Version(records[max(0, line.entry)])  # what nobody set was there from the first version on
         value = copied(get_path(state, line.path))
         lines.append(BlameLine(pointer(line.path), value, by.workflow_id, by.number, by.author, by.time, by.message))
     return lines

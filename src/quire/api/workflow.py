@@ -63,7 +63,7 @@ class Edit:
     async def __aenter__(self) -> DictDraft:
         """Start from the head as it is now."""
         self._base, state = await self._workflow.snapshot()
-        self._draft = recording(state)
+        self._draft = recording(state, **self._workflow.bounds)
         return self._draft
 
     async def __aexit__(
@@ -89,7 +89,7 @@ class Workflow:
         self.id = check_id(workflow_id, "workflow id")
         self.stream = WORKFLOWS + workflow_id
         self._engine = engine
-        self._bounds = writes.limits(engine.settings)
+        self.bounds = writes.limits(engine.settings)
         self._checkpoints = Checkpoints(engine, workflow_id)
 
     def __repr__(self) -> str:
@@ -106,13 +106,13 @@ class Workflow:
 
     async def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
         """Put a value at a path: adds or replaces an object key, replaces a list item. "" replaces the state."""
-        tokens = writes.place(path, self._bounds)
-        value = clean(value, path=tokens, **self._bounds)
+        tokens = writes.place(path, self.bounds)
+        value = clean(value, path=tokens, **self.bounds)
         return await self._write(lambda state: [Set(resolve(state, tokens), value)], ["set", tokens, value], how)
 
     async def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
         """Remove an object key, or a list item."""
-        tokens = writes.place(path, self._bounds)
+        tokens = writes.place(path, self.bounds)
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:
             where = resolve(state, tokens)
@@ -124,13 +124,13 @@ class Workflow:
 
     async def append(self, path: Pointer, *values: Any, **how: Unpack[Writing]) -> Version:
         """Add values at the end of a list."""
-        tokens = writes.place(path, self._bounds)
+        tokens = writes.place(path, self.bounds)
         new = self._values(values, tokens)
         return await self._write(lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how)
 
     async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[Writing]) -> Version:
         """Insert values into a list before `index` (0 to its length)."""
-        tokens = writes.place(path, self._bounds)
+        tokens = writes.place(path, self.bounds)
         new = self._values(values, tokens)
         return await self._write(
             lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how
@@ -138,7 +138,7 @@ class Workflow:
 
     async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[Writing]) -> Version:
         """Remove `count` items of a list from `index` on."""
-        tokens = writes.place(path, self._bounds)
+        tokens = writes.place(path, self.bounds)
         return await self._write(
             lambda state: [Remove(resolve(state, tokens), index, count)], ["remove", tokens, index, count], how
         )
@@ -147,8 +147,8 @@ class Workflow:
         self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[Writing]
     ) -> Version:
         """In a string, at code point `position`, delete `delete` code points and insert `insert`."""
-        tokens = writes.place(path, self._bounds)
-        new = str(clean(insert, path=tokens, **self._bounds))
+        tokens = writes.place(path, self.bounds)
+        new = str(clean(insert, path=tokens, **self.bounds))
         return await self._write(
             lambda state: [Splice(resolve(state, tokens), position, delete, new)],
             ["splice", tokens, position, delete, new],
@@ -157,8 +157,8 @@ class Workflow:
 
     async def inc(self, path: Pointer, amount: int | float = 1, **how: Unpack[Writing]) -> Version:
         """Add to a number; an absent key counts as 0. Concurrent increments all count."""
-        tokens = writes.place(path, self._bounds)
-        by = clean(amount, path=tokens, **self._bounds)
+        tokens = writes.place(path, self.bounds)
+        by = clean(amount, path=tokens, **self.bounds)
         return await self._write(lambda state: [Increment(resolve(state, tokens), by)], ["inc", tokens, by], how)
 
     async def apply(self, changes: Changes, **how: Unpack[Writing]) -> Version:
@@ -167,11 +167,11 @@ class Workflow:
         All of them or none: a JSON Patch `test` that fails raises ChangeError and nothing is written.
         Source: RFC 6902, RFC 7396.
         """
-        return await self._write(writes.plan_of(changes, self._bounds), changes, how)
+        return await self._write(writes.plan_of(changes, self.bounds), changes, how)
 
     def change(self, changes: Changes, **how: Unpack[Writing]) -> Write:
         """Return a write that is not done yet, for `store.transact`. Takes what `apply` takes, but no key."""
-        write, key = writes.write(self.stream, writes.plan_of(changes, self._bounds), how)
+        write, key = writes.write(self.stream, writes.plan_of(changes, self.bounds), how)
         if key is not None:
             raise InvalidKey("a transaction takes no idempotency key; give `if_version` to its parts instead")
         return write
@@ -365,7 +365,7 @@ class Workflow:
         return await self._engine.state_at(self.stream, await self._number(version))
 
     def _values(self, values: tuple[Any, ...], path: Path) -> list[Any]:
-        return cast("list[Any]", clean(list(values), path=path, **self._bounds))
+        return cast("list[Any]", clean(list(values), path=path, **self.bounds))
 
     async def _write(
         self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any

@@ -84,7 +84,7 @@ def _add(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> lis
     return _put(state, path, _value(operation))
 
 
-def _remove(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _remove(state: dict[str, Any], path: Path, _: Mapping[str, Any]) -> list[Change]:
     _existing(state, path)
     return _take(path)
 

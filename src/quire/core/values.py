@@ -90,8 +90,9 @@ def _plain(value: Any, path: Path) -> Any:
             return kind(value)
     if isinstance(value, list | tuple):
         return list(cast("list[Any]", value))
-    if hasattr(value, "to_plain"):
-        return value.to_plain()
+    to_plain = getattr(value, "to_plain", None)  # drafts
+    if to_plain is not None:
+        return to_plain()
     hint = _HINTS.get(type(value).__name__, "store plain objects, lists, strings, numbers, booleans and None")
     raise _invalid(path, f"{type(value).__name__} is not JSON; {hint}")
 

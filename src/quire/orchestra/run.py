@@ -205,7 +205,7 @@ class _Run:
         clock = self._store.engine.clock
         started = clock.now_ms()
         base, state = await self._workflow.snapshot()
-        draft = recording(state)
+        draft = recording(state, **self._workflow.bounds)
         done = {k: e["result"] for k, e in state[RUN]["steps"].items() if e["status"] == "done"}
         context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done))
         try:

@@ -9,10 +9,21 @@ from hypothesis import strategies as st
 from quire.core.changes import apply
 from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
 
-keys = st.one_of(
-    st.sampled_from(["a", "b", "c", "0", "1", "x/y", "~"]), st.text(max_size=4).filter(lambda t: _storable(t))
-)
-texts = st.text(max_size=12).filter(lambda t: _storable(t))
+
+def _storable(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _has(value: Any, key: str) -> bool:
+    return key in value
+
+
+def _length(value: Any) -> int:
+    return len(value)
+
+
+keys = st.one_of(st.sampled_from(["a", "b", "c", "0", "1", "x/y", "~"]), st.text(max_size=4).filter(_storable))
+texts = st.text(max_size=12).filter(_storable)
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -27,10 +38,6 @@ values = st.recursive(
     max_leaves=12,
 )
 states = st.dictionaries(keys, values, max_size=5)
-
-
-def _storable(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def places(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
@@ -71,18 +78,18 @@ def change_for(draw: st.DrawFn, state: dict[str, Any]) -> Change:
         case "add":
             return Set((*path, draw(keys)), draw(values))
         case "count":
-            fresh = draw(keys.filter(lambda k: k not in value))
+            fresh = draw(keys.filter(lambda k: not _has(value, k)))
             return Increment((*path, fresh), draw(st.integers(-5, 5)))
         case "append":
             return Append(path, draw(st.lists(values, max_size=3)))
         case "insert":
-            return Insert(path, draw(st.integers(0, len(value))), draw(st.lists(values, max_size=3)))
+            return Insert(path, draw(st.integers(0, _length(value))), draw(st.lists(values, max_size=3)))
         case "remove":
-            start = draw(st.integers(0, len(value)))
-            return Remove(path, start, draw(st.integers(0, len(value) - start)))
+            start = draw(st.integers(0, _length(value)))
+            return Remove(path, start, draw(st.integers(0, _length(value) - start)))
         case "splice":
-            start = draw(st.integers(0, len(value)))
-            return Splice(path, start, draw(st.integers(0, len(value) - start)), draw(texts))
+            start = draw(st.integers(0, _length(value)))
+            return Splice(path, start, draw(st.integers(0, _length(value) - start)), draw(texts))
         case _:
             return Increment(path, draw(st.integers(-(2**40), 2**40)))
 

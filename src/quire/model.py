@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from quire.errors import CorruptRecord
+
 Path = tuple[str | int, ...]
 """Where in a state: object keys and list indexes from the root. `()` is the root."""
 
@@ -133,7 +135,19 @@ class Cell(msgspec.Struct, frozen=True):
     expires: int | None = None
 
 
-_body_decoder = msgspec.json.Decoder(list[Change | Fork])
+_decode = msgspec.json.Decoder(list[Change | Fork]).decode
+
+
+def changes_of(record: Record) -> list[Change | Fork]:
+    """Return the changes of a record, fresh objects. Raises CorruptRecord if its body is not changes."""
+    try:
+        return _decode(record.body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as cause:
+        raise CorruptRecord(
+            f"{record.stream} v{record.version}: the body is not a list of changes ({cause}); "
+            "run `quire verify` to see how far the damage goes",
+            at=f"{record.stream}@{record.version}",
+        ) from cause
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -182,7 +196,11 @@ class Version(msgspec.Struct, frozen=True):
     @property
     def time(self) -> datetime:
         """When, for people; order never comes from it."""
-        return datetime.fromtimestamp(self.record.time / 1000, UTC)
+        try:
+            return datetime.fromtimestamp(self.record.time / 1000, UTC)
+        except (OverflowError, ValueError, OSError, TypeError) as cause:
+            at = f"{self.workflow_id}@{self.number}"
+            raise CorruptRecord(f"{at}: {self.record.time!r} is no time; run `quire verify`", at=at) from cause
 
     @property
     def kind(self) -> str:
@@ -192,7 +210,7 @@ class Version(msgspec.Struct, frozen=True):
     @property
     def changes(self) -> list[Change | Fork]:
         """What changed, in order: fresh objects, the caller's to keep."""
-        return _body_decoder.decode(self.record.body)
+        return changes_of(self.record)
 
     @property
     def checksum(self) -> str:

@@ -16,30 +16,18 @@ import msgspec
 from blake3 import blake3
 
 from quire.errors import CorruptRecord
-from quire.model import Change, Fork, Record
+from quire.model import Change, Fork, Record, changes_of
 
 FORMAT = 1
 
 _encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(list[Change | Fork]).decode
+decode = changes_of
 
 
 def encode(changes: Sequence[Change | Fork]) -> bytes:
     """Return the body of changes: a JSON array of arrays, UTF-8."""
     return _encode(changes)
-
-
-def decode(record: Record) -> list[Change | Fork]:
-    """Return the changes of a record, fresh objects. Raises CorruptRecord if the body is not changes."""
-    try:
-        return _decode(record.body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as cause:
-        raise CorruptRecord(
-            f"{record.stream} v{record.version}: the body is not a list of changes ({cause}); "
-            "run `quire verify` to see how far the damage goes",
-            at=f"{record.stream}@{record.version}",
-        ) from cause
 
 
 def link(record_header: bytes, body: bytes, parent: bytes) -> bytes:

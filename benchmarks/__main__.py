@@ -73,7 +73,7 @@ def draw(results, path):
     axes.set_xscale("log")
     axes.set_xlabel("times better than its bar (log scale); left of 1 is missed")
     for place, (value, row) in enumerate(zip(better, rows, strict=True)):
-        axes.text(value, place, f" {row['measured']:.3g} {row['unit']}", va="center", fontsize=8)
+        axes.text(max(value, 1), place, f" {row['measured']:.3g} {row['unit']}", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
     figure.tight_layout()

@@ -1,0 +1,85 @@
+"""Failing writes and syncs, at every call in turn: acknowledged survives, failed is said, the store goes on."""
+
+import contextlib
+
+import pytest
+
+from quire.api.store import Store
+from quire.config import Settings
+from quire.engine.clock import SystemClock, system_ids
+from quire.engine.engine import Engine
+from quire.errors import OutcomeUnknown, StorageError, StorageFull
+from quire.storage.sqlite import open_sqlite
+from quire.testing.faults import Plan, failing_vfs
+
+WRITES = 5
+
+
+async def opened(path, vfs=None):
+    backend = await open_sqlite(path, namespace="n", vfs=vfs)
+    return Store(Engine(backend, Settings(), SystemClock(), system_ids(), await backend.latest()), "n")
+
+
+async def trouble(path, plan):
+    """Write with trouble on the way; return what was acknowledged, and what failed with a known outcome."""
+    acked, failed, unknown = ["begin"], [], []
+    with failing_vfs(plan) as vfs:
+        store = await opened(path, vfs)
+        wf = await store.create("w", {"log": ["begin"]})
+        plan.armed = True
+        for i in range(WRITES):
+            try:
+                await wf.append("/log", f"during-{i}")
+                acked.append(f"during-{i}")
+            except OutcomeUnknown:
+                unknown.append(f"during-{i}")
+            except StorageError as error:
+                assert plan.kind != "full" or isinstance(error, StorageFull), error
+                failed.append(f"during-{i}")
+        plan.heal()
+        for i in range(3):  # the same store object, no restart
+            await wf.append("/log", f"after-{i}")
+            acked.append(f"after-{i}")
+        assert (await store.verify()).ok
+        seen = await wf.get("/log")
+        await store.close()
+    store = await opened(path)
+    assert (await store.verify()).ok
+    kept = await store.workflow("w").get("/log")
+    await store.close()
+    assert kept == seen
+    assert [e for e in kept if e not in unknown] == acked
+    assert not set(failed) & set(kept)
+    assert len(set(kept)) == len(kept)
+    return failed, unknown
+
+
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("kind", ["write", "sync", "full"])
+async def test_every_call_may_fail(tmp_path, kind, lasting, through):
+    trouble_seen = 0
+    for at in range(1, 200):
+        plan = Plan(kind, at, lasting=lasting, through=through)
+        failed, unknown = await trouble(str(tmp_path / f"{at}.db"), plan)
+        trouble_seen += len(failed) + len(unknown)
+        if not plan.fired:
+            break
+    assert at > 2
+    assert not plan.fired
+    assert trouble_seen or through
+
+
+async def test_the_check_notices_an_acknowledgement_that_was_none(tmp_path, monkeypatch):
+    """The control: a store that takes a failed commit for done is caught."""
+    from quire.engine import committer
+    from quire.storage.base import Committed
+
+    async def hopeful(self, items, error):
+        return [Committed(1, len(i.records)) for i in items]
+
+    monkeypatch.setattr(committer.Committer, "_look", hopeful)
+    with pytest.raises((AssertionError, StorageError)):
+        for at in range(1, 12):
+            with contextlib.suppress(ValueError):
+                await trouble(str(tmp_path / f"{at}.db"), Plan("full", at))

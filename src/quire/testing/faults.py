@@ -1,8 +1,8 @@
 """A file system that fails when told: for finding out what a store says, and keeps, when the disk does not obey.
 
-    plan = Plan("sync", at=3)
-    with failing_vfs(plan) as vfs:
-        backend = await open_sqlite(path, namespace="default", vfs=vfs)
+plan = Plan("sync", at=3)
+with failing_vfs(plan) as vfs:
+    backend = await open_sqlite(path, namespace="default", vfs=vfs)
 """
 
 from __future__ import annotations

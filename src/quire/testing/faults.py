@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import apsw
 
@@ -52,9 +52,9 @@ class Plan:
         """Return what the driver is to see."""
         if self.kind == "full":
             return apsw.FullError("no space left (injected)")
-        error = apsw.IOError("input/output error (injected)")
+        error: Any = apsw.IOError("input/output error (injected)")
         error.extendedresult = apsw.SQLITE_IOERR_FSYNC if self.kind == "sync" else apsw.SQLITE_IOERR_WRITE
-        return error
+        return cast("apsw.Error", error)
 
 
 class _File(apsw.VFSFile):

@@ -240,6 +240,12 @@ async def test_a_folder_or_a_missing_folder_is_refused(tmp_path):
         await quire.open(str(tmp_path / "no" / "s.db"))
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "s.db"])
+async def test_a_name_too_long_for_the_system_is_our_error(name, tmp_path):
+    with pytest.raises(StorageUnavailable, match="too long"):
+        await open_backend(str(tmp_path / name), namespace="default")
+
+
 async def test_foreign_files_are_refused_and_left_alone(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_bytes(b"dear diary, this is not a database at all, it is far too long for that")

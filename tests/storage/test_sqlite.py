@@ -1,7 +1,5 @@
 """SQLite keeps the protocol, in both durabilities, and answers as the reference does."""
 
-from __future__ import annotations
-
 from quire.storage.sqlite import open_sqlite
 from quire.testing.conformance import BackendConformance
 from quire.testing.machine import MACHINE, BackendMachine

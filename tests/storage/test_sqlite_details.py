@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
@@ -33,7 +34,7 @@ from quire.errors import (
     StorageUnavailable,
 )
 from quire.model import GENESIS, Keyframe, Record
-from quire.storage import _sqlite_file, _sqlite_worker
+from quire.storage import _sqlite_file, _sqlite_read, _sqlite_worker
 from quire.storage.base import CellWrite, Committed, Expect, Item, Refused
 from quire.storage.codec import pack, unpack
 from quire.storage.sqlite import open_sqlite
@@ -91,14 +92,36 @@ def run(code, *args, **env):
     return done.returncode, done.stdout
 
 
-def crowd(path, size, count):
+def crowd(path, size, count, code=WRITER):
     """Let processes open and write at once; return their exit codes."""
-    args = [sys.executable, "-c", WRITER, str(path)]
+    args = [sys.executable, "-c", code, str(path)]
     writers = [subprocess.Popen([*args, f"w/{i}", str(count)], stdin=subprocess.PIPE) for i in range(size)]
     for writer in writers:
         writer.stdin.write(b"go")
         writer.stdin.close()
     return [writer.wait(60) for writer in writers]
+
+
+RIVAL = """
+import asyncio, sys
+from quire.storage.base import Committed, Expect, Item
+from quire.model import Record
+from quire.storage.sqlite import open_sqlite
+
+async def main(path, author, count):
+    sys.stdin.readline()
+    db = await open_sqlite(path, namespace="n")
+    won = 0
+    while won < int(count):
+        (head,) = await db.heads(["w/a"])
+        version = head.version + 1
+        record = Record("w/a", version, 0, author, str(won), "change", b"[]", version.to_bytes(32, "big"))
+        (outcome,) = await db.commit([Item((Expect("w/a", head.version, head.chain),), (record,))])
+        won += isinstance(outcome, Committed)
+    await db.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 def fork(child):
@@ -235,6 +258,62 @@ async def test_processes_may_all_make_the_store_at_once(tmp_path):
     assert crowd(tmp_path / "s.db", 4, 0) == [0] * 4
     async with opened(tmp_path / "s.db") as db:
         assert await db.commit([writing("w/a", 0)]) == [Committed(1, 1)]
+
+
+async def test_processes_that_write_one_stream_each_get_their_turns(tmp_path):
+    assert crowd(tmp_path / "s.db", 4, 25, RIVAL) == [0] * 4
+    async with opened(tmp_path / "s.db") as db:
+        records = await db.read("w/a")
+        assert [(r.version, r.position) for r in records] == [(i, i) for i in range(1, 101)]
+        for author in {r.author for r in records}:
+            assert [r.message for r in records if r.author == author] == [str(i) for i in range(25)]
+        assert await db.check() == []
+
+
+# one moment
+
+
+def committing(db, *streams):
+    """Return a function for another thread that commits once more to every stream, in one item."""
+    loop, versions = asyncio.get_running_loop(), count()
+
+    def commit():
+        after = next(versions)
+        items = [writing(stream, after) for stream in streams]
+        item = Item(tuple(i.expect[0] for i in items), tuple(i.records[0] for i in items))
+        asyncio.run_coroutine_threadsafe(db.commit([item]), loop).result(60)
+
+    return commit
+
+
+async def test_heads_asked_together_never_show_half_an_item(tmp_path):
+    async with opened(tmp_path / "s.db") as db, opened(tmp_path / "s.db") as other:
+        commit = committing(other, "w/a", "w/b")
+        await asyncio.to_thread(commit)
+
+        class Interrupted(tuple):
+            def __iter__(self):
+                for stream in super().__iter__():
+                    yield stream
+                    commit()
+
+        assert [h.version for h in await db.heads(Interrupted(("w/a", "w/b")))] == [1, 1]
+        assert [h.version for h in await db.heads(("w/a", "w/b"))] == [3, 3]
+
+
+async def test_a_check_beside_writers_finds_nothing_wrong(tmp_path, monkeypatch):
+    async with opened(tmp_path / "s.db") as db, opened(tmp_path / "s.db") as other:
+        commit, newest = committing(other, "w/a"), _sqlite_read.newest
+
+        def late(db):
+            commit()
+            return newest(db)
+
+        await asyncio.to_thread(commit)
+        monkeypatch.setattr(_sqlite_read, "newest", late)
+        assert await db.check() == []
+        monkeypatch.undo()
+        assert len(await db.read("w/a")) > 1
 
 
 # locks
@@ -424,6 +503,17 @@ async def test_an_item_that_skips_a_version_is_our_own_mistake(tmp_path):
         assert await db.commit([writing("w/a", 0)]) == [Committed(1, 1)]
 
 
+async def test_a_record_whose_stream_is_not_expected_is_our_own_mistake(tmp_path):
+    async with opened(tmp_path / "s.db") as db:
+        for after in range(2):  # the second time the writer knows the stream's head
+            unchecked = Item((), writing("w/a", after).records)
+            with pytest.raises(AssertionError, match="follow"):
+                await db.commit([unchecked])
+            assert await db.commit([writing("w/a", after)]) == [Committed(after + 1, after + 1)]
+            with pytest.raises(AssertionError, match="follow"):
+                await db.commit([Item((), writing("w/a", after + 1).records)])
+
+
 @pytest.mark.parametrize(
     ("point", "stored"),
     [("commit:begin", 0), ("commit:insert", 0), ("commit:before", 0), ("commit:after", 1)],
@@ -540,6 +630,8 @@ async def test_a_backup_is_private_whole_and_replaces_nothing(tmp_path):
             await db.backup(str(tmp_path / "copy.db"))
         with pytest.raises(StorageUnavailable, match="folder"):
             await db.backup(str(tmp_path / "none" / "copy.db"))
+        with pytest.raises(InvalidKey, match="no file name"):
+            await db.backup(str(tmp_path / "copy\0.db"))
         assert sorted(p.name for p in tmp_path.iterdir() if "copy" in p.name) == ["copy.db"]
 
 
@@ -588,3 +680,19 @@ async def test_closing_ends_the_wait_of_a_watcher(tmp_path):
         await db.close()
         with pytest.raises(Closed):
             await waiting
+
+
+async def test_closing_ends_a_recovery_that_is_under_way(tmp_path):
+    async with opened(tmp_path / "s.db") as db:
+        gate = threading.Event()
+        held = [reader.do(lambda _: gate.wait(60)) for reader in db._readers]
+        recovery = asyncio.ensure_future(db.recover())
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(db.close())
+        await asyncio.sleep(0)
+        gate.set()
+        db._writer._thread.join(60)  # the loop is held meanwhile: recovery goes on when the writer is gone
+        await asyncio.gather(closing, *held)
+        async with asyncio.timeout(10):
+            with pytest.raises(Closed):
+                await recovery

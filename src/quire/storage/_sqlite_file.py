@@ -286,6 +286,8 @@ def copy(source: Db, path: str) -> None:
 
     Raises InvalidKey if there is a file of that name.
     """
+    if "\0" in path:
+        raise InvalidKey(f"the path {path!r} holds a character that no file name can have; leave it out")
     path = os.path.realpath(path)
     if os.path.lexists(path):
         raise InvalidKey(f"{path} exists; a backup is written to a new file")

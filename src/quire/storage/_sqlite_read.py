@@ -6,7 +6,8 @@ in or, outside the log, does not match its checksum; the log's chain is checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ _COUNTS = (
     " (SELECT count(*) FROM cells WHERE namespace = ?)"
 )
 _TOP = "SELECT max(ifnull((SELECT max(position) FROM records), 0), ifnull((SELECT value FROM meta WHERE key = ?), 0))"
+
+
+@contextmanager
+def one_moment(db: Db) -> Generator[None]:
+    """Have all statements within see the store as the first of them does, whoever commits meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:  # SQLite ends it itself after some errors
+            db.execute("ROLLBACK")
 
 
 # log

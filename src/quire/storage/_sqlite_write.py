@@ -193,6 +193,8 @@ class Writer:
         cells = [w.name for w in item.cells if self._value(db, w.name) != w.expected] if item.cells else ()
         if moved or cells:
             return Refused(tuple(moved), tuple(cells))
+        unchecked = {r.stream for r in item.records}.difference(e.stream for e in item.expect)
+        assert not unchecked, "an item must expect what its records follow"
         for write in item.cells:
             self._set(db, write)
         first = position = self._position + 1

@@ -105,8 +105,15 @@ def _check_path(path: str, url: str) -> None:
         raise InvalidKey(f"{redact_url(url)}: a store in memory is named memory:")
     if "\0" in path or not _encodes(path):
         raise InvalidKey(f"the path {path!r} holds a character that no file name can have; leave it out")
-    if Path(path).is_dir():
+    if _is_folder(path):
         raise InvalidKey(f"{path} is a folder; name a file in it, such as {Path(path) / 'state.db'}")
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # too long, or not ours to look at: the backend says so when it opens
+        return False
 
 
 def _options(query: str, known: Collection[str], url: str) -> dict[str, str]:

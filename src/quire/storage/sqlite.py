@@ -134,8 +134,13 @@ class SqliteBackend:
         )
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
-        """The head of each stream, in the order asked."""
-        return await self._read(lambda db: ask.heads(db, self._namespace, streams))
+        """The head of each stream, in the order asked, all as of one moment: never half of an item."""
+
+        def job(db: Db) -> list[Head]:
+            with ask.one_moment(db):
+                return ask.heads(db, self._namespace, streams)
+
+        return await self._read(job)
 
     async def streams(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
         """Names of streams that start with `prefix`, sorted by code point, greater than `after`."""
@@ -250,7 +255,8 @@ class SqliteBackend:
         def job(db: Db) -> list[str]:
             found: list[str] = []
             try:
-                found.extend(ask.problems(db, self._path))
+                with ask.one_moment(db):  # counts of two moments do not add up
+                    found.extend(ask.problems(db, self._path))
             except (apsw.Error, UnicodeDecodeError) as error:
                 damage = files.ours(error, self._path)
                 if not isinstance(damage, CorruptRecord):
@@ -288,6 +294,7 @@ class SqliteBackend:
         self._alive()
         self._close_probe()
         await asyncio.gather(*(worker.disconnect() for worker in (*self._readers, self._writer)))
+        self._alive()  # a writer that was stopped meanwhile would never answer
         await self._writer.do(self._log.settle)
 
     async def close(self) -> None:

@@ -458,3 +458,13 @@ def test_a_key_that_is_an_enum_is_its_text():
     assert draft.changes == [Set(("notes", "b"), "notes")]
     del draft[Key.NOTES]
     assert type(draft.changes[-1].path[0]) is str
+
+
+def test_items_that_were_put_in_another_order_can_be_changed_afterwards():
+    for reorder in (lambda items: items.reverse(), lambda items: items.sort(key=len)):
+        draft = recording({"list": [[2, 2], [1]]})
+        draft["list"][1].append("before")
+        reorder(draft["list"])
+        draft["list"][0].append("after")
+        draft["list"][1].append("after")
+        assert apply({"list": [[2, 2], [1]]}, draft.changes) == draft.to_plain()

@@ -365,7 +365,7 @@ class ListDraft(_Node, MutableSequence[Any]):
     def _become(self, items: list[Any]) -> None:
         """Take on the same items in another order."""
         if not same(self._plain(), items):
-            self._recorder.record(Set(self._path(), items))
+            self._recorder.record(Set(self._path(), copied(items)))  # the items themselves go on being changed
             self._forget_all()
 
 

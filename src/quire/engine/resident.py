@@ -125,14 +125,24 @@ class Residents:
             frame = None
             try:
                 frame = await self._backend.keyframe(stream, at)
+                if frame is None:
+                    at = 0  # what fails now is the log itself
                 return await self._fold(stream, upto, frame, depth)
             except CorruptRecord:
-                older = [v for v in await self._backend.keyframes(stream) if at is None or v <= at]
-                if not older or at == 0:
+                if at == 0:
                     raise
-                bad = older[-1] if frame is None else frame.version
-                log.warning("%s: keyframe %d does not check out, using an older one", stream, bad)
-                at = bad - 1
+                at = await self._before(stream, at, frame)
+                log.warning("%s: a keyframe does not check out, reading the log from version %d on", stream, at)
+
+    async def _before(self, stream: str, at: int | None, bad: Keyframe | None) -> int:
+        """Return where to look for an older keyframe than one that failed; 0 is none: then only the log can be wrong."""
+        if bad is not None:
+            return bad.version - 1
+        try:
+            older = [v for v in await self._backend.keyframes(stream) if at is None or v <= at]
+        except CorruptRecord:
+            return 0
+        return older[-1] - 1 if older else 0
 
     async def _fold(
         self, stream: str, upto: int | None, frame: Keyframe | None, depth: int

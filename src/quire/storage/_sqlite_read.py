@@ -137,7 +137,10 @@ def keyframe(db: Db, namespace: str, stream: str, at: int | None) -> Keyframe | 
 def keyframe_versions(db: Db, namespace: str, stream: str) -> list[int]:
     """Versions that have one, ascending."""
     query = f"SELECT version FROM keyframes WHERE stream = {_STREAM_ID} ORDER BY version"  # noqa: S608
-    return [version for (version,) in db.execute(query, (namespace, stream))]
+    found = [version for (version,) in db.execute(query, (namespace, stream))]
+    if any(type(version) is not int for version in found):
+        raise _damaged(f"the list of keyframes of {stream}", stream)
+    return found
 
 
 def keyframe_sum(version: int, size: int, body: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 The seven changes are the whole write language of the log. They are encoded as JSON arrays, `["set", ["a", 0], 1]`,
 so that the stored text reads by itself. `Record` is one version as stored; `Version` is the same seen by a user.
+They hold leaves and JSON trees, never cycles, and there are many of them: the garbage collector is spared (gc=False).
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ WORKFLOWS = "workflows/"
 """The stream prefix of workflows."""
 
 
-class Set(msgspec.Struct, frozen=True, array_like=True, tag="set"):
+class Set(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="set"):
     """Put `value` at `path`: adds or replaces an object key, replaces a list item. `()` replaces the state."""
 
     path: Path
     value: Any
 
 
-class Delete(msgspec.Struct, frozen=True, array_like=True, tag="del"):
+class Delete(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="del"):
     """Remove the object key at `path`."""
 
     path: Path
 
 
-class Append(msgspec.Struct, frozen=True, array_like=True, tag="append"):
+class Append(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="append"):
     """Add `values` at the end of the list at `path`."""
 
     path: Path
     values: list[Any]
 
 
-class Insert(msgspec.Struct, frozen=True, array_like=True, tag="insert"):
+class Insert(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="insert"):
     """Insert `values` before `index` (0..len) of the list at `path`."""
 
     path: Path
@@ -51,7 +52,7 @@ class Insert(msgspec.Struct, frozen=True, array_like=True, tag="insert"):
     values: list[Any]
 
 
-class Remove(msgspec.Struct, frozen=True, array_like=True, tag="remove"):
+class Remove(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="remove"):
     """Remove `count` items starting at `index` of the list at `path`."""
 
     path: Path
@@ -59,7 +60,7 @@ class Remove(msgspec.Struct, frozen=True, array_like=True, tag="remove"):
     count: int = 1
 
 
-class Splice(msgspec.Struct, frozen=True, array_like=True, tag="splice"):
+class Splice(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="splice"):
     """In the string at `path`, at code point `position`, delete `delete` code points and insert `insert`."""
 
     path: Path
@@ -68,14 +69,14 @@ class Splice(msgspec.Struct, frozen=True, array_like=True, tag="splice"):
     insert: str
 
 
-class Increment(msgspec.Struct, frozen=True, array_like=True, tag="inc"):
+class Increment(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="inc"):
     """Add `amount` to the number at `path`; an absent object key counts as 0."""
 
     path: Path
     amount: int | float
 
 
-class Fork(msgspec.Struct, frozen=True, array_like=True, tag="fork"):
+class Fork(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="fork"):
     """The first entry of a forked log: history continues from `version` of `workflow_id`, whose chain was `chain`."""
 
     workflow_id: str
@@ -86,7 +87,7 @@ class Fork(msgspec.Struct, frozen=True, array_like=True, tag="fork"):
 Change = Set | Delete | Append | Insert | Remove | Splice | Increment
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One version as stored.
 
     stream: `kind/id`.  version: 1, 2, 3... within the stream.  time: UTC milliseconds.  body: JSON text of the
@@ -104,7 +105,7 @@ class Record(msgspec.Struct, frozen=True):
     position: int = 0
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, gc=False):
     """The newest version of a stream: number, chain and kind. Version 0 with GENESIS where there is none."""
 
     stream: str
@@ -113,7 +114,7 @@ class Head(msgspec.Struct, frozen=True):
     kind: str = ""
 
 
-class Keyframe(msgspec.Struct, frozen=True):
+class Keyframe(msgspec.Struct, frozen=True, gc=False):
     """A whole state kept to read fast: derived, disposable, checked by `digest` (blake3 of the JSON) and `chain`.
 
     body: zstd of the state's JSON.  size: bytes of the JSON.
@@ -127,7 +128,7 @@ class Keyframe(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Cell(msgspec.Struct, frozen=True):
+class Cell(msgspec.Struct, frozen=True, gc=False):
     """A small register beside the log. expires: UTC milliseconds by the backend's clock, None for never."""
 
     name: str
@@ -150,7 +151,7 @@ def changes_of(record: Record) -> list[Change | Fork]:
         ) from cause
 
 
-class Version(msgspec.Struct, frozen=True):
+class Version(msgspec.Struct, frozen=True, gc=False):
     """One accepted write, as a user sees it. Cheap to make: `changes` are decoded each time they are read."""
 
     record: Record

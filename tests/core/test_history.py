@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.core.changes import apply, effective
+from quire.core.changes import Working, apply
 from quire.core.history import BASE, Blamed, blame, summary, touches
 from quire.core.path import get
 from quire.core.values import same
@@ -26,7 +26,7 @@ def histories(draw):
     base = draw(states)
     state, versions = base, []
     for change in draw(changes_for(base, 8)):
-        if effective(state, change):
+        if Working(state).apply(change):
             versions.append((len(versions) + 1, [change]))
         state = apply(state, [change])
     return base, versions, state

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from quire.core import values
-from quire.core.changes import Working, coalesce, effective
+from quire.core.changes import Working, coalesce
 from quire.core.fold import copied
 from quire.core.path import get
 from quire.errors import Closed
@@ -50,11 +50,10 @@ class Recorder:
         """Make a change; write it down unless it alters nothing. Raises ChangeError, with nothing altered."""
         self.check_open()
         before: Any = get(self.state, change.path)
-        if not effective(self.state, change):
-            return
         kind = cast("type[Any]", type(before))
         length = len(before) if kind is list else 0
-        self._working.apply(change)
+        if not self._working.apply(change):
+            return
         if self._within_appended(change):
             return
         match change:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypedDict, cast
 
 import msgspec
@@ -16,6 +17,8 @@ from quire.errors import Invalid, InvalidState
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 _NAME_MAX = 200
+_POINTERS_MAX, _POINTER_MAX = 4096, 256
+"""How many checked pointers are remembered, and up to which length: agents write to the same few places."""
 _ATOMS = (Delete, Increment, Remove, Splice)
 
 Changes = Sequence[Change] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -45,15 +48,6 @@ class Bounds(TypedDict):
     key_bytes_max: int
 
 
-class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    author: str = "system"
-    message: str = ""
-    kind: str = "change"
-    if_version: int | None = None
-    allow_empty: bool = False
-    idempotency_key: str | None = None
-
-
 def limits(settings: Settings) -> Bounds:
     """Return the bounds that `clean` enforces."""
     return {"depth_max": settings.depth_max, "key_bytes_max": settings.key_bytes_max}
@@ -63,21 +57,15 @@ def write(
     stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, Any], **more: Any
 ) -> tuple[Write, str | None]:
     """Return the write and its idempotency key. Raises Invalid for an option that is not allowed."""
-    try:
-        options = msgspec.convert(dict(how), _Options)
-    except msgspec.ValidationError as cause:
-        known = ", ".join(_Options.__struct_fields__)
-        raise Invalid(f"{cause}; a write takes {known}") from None
-    return Write(
-        stream,
-        plan,
-        author=name(options.author, "author"),
-        message=text(options.message),
-        kind=more.pop("kind", None) or name(options.kind, "kind"),
-        if_version=options.if_version,
-        allow_empty=more.pop("allow_empty", options.allow_empty),
-        **more,
-    ), options.idempotency_key
+    options: dict[str, Any] = {}
+    for option, value in how.items():
+        check = _CHECKS.get(option)
+        if check is None:
+            raise Invalid(f"a write has no option {option!r}; it takes {', '.join(_CHECKS)}")
+        options[option] = check(value)
+    key = options.pop("idempotency_key", None)
+    options.update(more)
+    return Write(stream, plan, **options), key
 
 
 def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
@@ -102,6 +90,17 @@ def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
 
 def place(pointer: Any, bounds: Bounds) -> Path:
     """Return the tokens of a path to write at; its keys are held to the same rules as keys in values."""
+    if type(pointer) is str and len(pointer) <= _POINTER_MAX:
+        return _remembered(pointer, bounds["depth_max"], bounds["key_bytes_max"])
+    return _checked(pointer, bounds)
+
+
+@lru_cache(_POINTERS_MAX)
+def _remembered(pointer: str, depth_max: int, key_bytes_max: int) -> Path:
+    return _checked(pointer, {"depth_max": depth_max, "key_bytes_max": key_bytes_max})
+
+
+def _checked(pointer: Any, bounds: Bounds) -> Path:
     tokens = parse(pointer)
     for depth, token in enumerate(tokens):
         if type(token) is str:
@@ -130,10 +129,30 @@ def name(value: Any, what: str) -> str:
     return value
 
 
+def _number(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise Invalid(f"if_version {value!r}: the number of a version is needed")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise Invalid(f"allow_empty {value!r}: True or False is needed")
+    return value
+
+
+def _key(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise Invalid(f"idempotency_key {value!r}: text is needed")
+    return value
+
+
 def text(value: Any) -> str:
     """Return text that can be stored. Raises InvalidState."""
     if not isinstance(value, str):
         raise InvalidState(f"a message is text, not {type(value).__name__}")
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -158,3 +177,13 @@ def _cleaned(change: Any, bounds: Bounds) -> Change:
             raise Invalid(
                 f"{change!r} is not a change; make one with quire.Set, quire.Append, ... or give a JSON Patch"
             )
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "author": lambda value: name(value, "author"),
+    "message": text,
+    "kind": lambda value: name(value, "kind"),
+    "if_version": _number,
+    "allow_empty": _flag,
+    "idempotency_key": _key,
+}

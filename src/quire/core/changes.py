@@ -22,8 +22,8 @@ class Working:
     """A state being changed. Containers of the state it began with are copied before their first change, once each.
 
     Values that come in with a change are never altered either: they belong to whoever made the change.
-    `Working.owning(state)` copies nothing: for folding into a state, with changes, that nobody else holds.
-    One change is all or nothing.
+    `Working.owning(state)` copies nothing: for folding into a state, with changes that were effective and that nobody
+    else holds. One change is all or nothing.
     """
 
     __slots__ = ("_fresh", "state")
@@ -40,89 +40,104 @@ class Working:
         working._fresh = None
         return working
 
-    def apply(self, change: Change) -> None:
-        """Apply one change. Raises ChangeError, with nothing altered. Cost: O(depth + width of what is copied)."""
-        _APPLY[type(change)](self, change)
+    def apply(self, change: Change) -> bool:
+        """Apply one change; tell whether it altered anything. Raises ChangeError, with nothing altered.
 
-    def _set(self, change: Set) -> None:
-        if not change.path:
-            if type(change.value) is not dict:
-                raise ChangeError(f"the state must be an object, not {describe(change.value)}")
-            self.state = cast("dict[str, Any]", change.value)
-            return
-        node, key = self._reach(change.path[:-1], change.path), change.path[-1]
+        Whoever owns the state replays a log, which holds no idle changes: there a Set is not compared.
+        Cost: O(depth + width of what is copied).
+        """
+        return _APPLY[type(change)](self, change)
+
+    def _set(self, change: Set) -> bool:
+        path, value = change.path, change.value
+        if not path:
+            if type(value) is not dict:
+                raise ChangeError(f"the state must be an object, not {describe(value)}")
+            if self._fresh is not None and same(self.state, value):
+                return False
+            self.state = cast("dict[str, Any]", value)
+            return True
+        node, key = self._reach(path[:-1], path), path[-1]
         if type(node) is dict:
-            node[_key(key, change.path)] = change.value
+            if type(key) is not str:
+                raise _not_a_key(key, path)
+            before = node.get(key, _MISSING)
         else:
-            node[_position(key, len(node) - 1, change.path, len(node))] = change.value
+            before = node[_position(key, len(node) - 1, path, len(node))]
+        if self._fresh is not None and same(before, value):
+            return False
+        node[key] = value
+        return True
 
-    def _delete(self, change: Delete) -> None:
+    def _delete(self, change: Delete) -> bool:
         if not change.path:
             raise ChangeError("the whole state cannot be deleted; set it to an empty object")
         node, key = self._reach(change.path[:-1], change.path), change.path[-1]
         if type(node) is not dict:
-            raise ChangeError(
-                f"{pointer(change.path)}: items of a list are taken out with remove",
-                path=pointer(change.path),
-            )
-        if _key(key, change.path) not in node:
-            raise ChangeError(f"{pointer(change.path)}: there is nothing to delete", path=pointer(change.path))
+            raise _misfit(change.path, "items of a list are taken out with remove")
+        if type(key) is not str:
+            raise _not_a_key(key, change.path)
+        if key not in node:
+            raise _misfit(change.path, "there is nothing to delete")
         del node[key]
+        return True
 
-    def _append(self, change: Append) -> None:
+    def _append(self, change: Append) -> bool:
         self._list(change.path).extend(change.values)
+        return bool(change.values)
 
-    def _insert(self, change: Insert) -> None:
+    def _insert(self, change: Insert) -> bool:
         items = self._list(change.path)
         at = _position(change.index, len(items), change.path, len(items))
         items[at:at] = change.values
+        return bool(change.values)
 
-    def _remove(self, change: Remove) -> None:
+    def _remove(self, change: Remove) -> bool:
         items = self._list(change.path)
         if change.count < 0 or change.index < 0 or change.index + change.count > len(items):
-            raise ChangeError(
-                f"{pointer(change.path)}: cannot remove {change.count} items from {change.index} on, "
-                f"the list has {len(items)}",
-                path=pointer(change.path),
+            raise _misfit(
+                change.path,
+                f"cannot remove {change.count} items from {change.index} on, the list has {len(items)}",
             )
         del items[change.index : change.index + change.count]
+        return change.count != 0
 
-    def _splice(self, change: Splice) -> None:
-        where = pointer(change.path)
-        if not change.path:
+    def _splice(self, change: Splice) -> bool:
+        path = change.path
+        if not path:
             raise ChangeError("the whole state is not a string")
-        text = get(self.state, change.path, _MISSING)
+        text = get(self.state, path, _MISSING)
         if type(text) is not str:
-            found = "nothing" if text is _MISSING else describe(text)
-            raise ChangeError(f"{where}: splice needs a string, found {found}", path=where)
+            raise _misfit(path, f"splice needs a string, found {'nothing' if text is _MISSING else describe(text)}")
         at, gone = change.position, change.delete
         if at < 0 or gone < 0 or at + gone > len(text):
-            raise ChangeError(
-                f"{where}: cannot splice {gone} of {len(text)} characters at {at}; positions count code points",
-                path=where,
-            )
-        self._put(change.path, text[:at] + change.insert + text[at + gone :])
+            raise _misfit(path, f"cannot splice {gone} of {len(text)} characters at {at}; positions count code points")
+        if text[at : at + gone] == change.insert:
+            return False
+        self._put(path, text[:at] + change.insert + text[at + gone :])
+        return True
 
-    def _increment(self, change: Increment) -> None:
-        where = pointer(change.path)
-        if not change.path:
+    def _increment(self, change: Increment) -> bool:
+        path, amount = change.path, change.amount
+        if not path:
             raise ChangeError("the whole state is not a number")
-        before = get(self.state, change.path, _MISSING)
-        if before is _MISSING:
-            if type(get(self.state, change.path[:-1], _MISSING)) is not dict:
-                raise ChangeError(f"{where}: there is no number, and no object to put one in", path=where)
-            before = 0
-        if type(before) not in (int, float):
-            raise ChangeError(f"{where}: inc needs a number, found {describe(before)}", path=where)
-        if type(change.amount) not in (int, float):
-            raise ChangeError(f"{where}: inc by {describe(change.amount)}, a number is needed", path=where)
+        before = get(self.state, path, _MISSING)
+        if before is _MISSING and type(get(self.state, path[:-1], _MISSING)) is not dict:
+            raise _misfit(path, "there is no number, and no object to put one in")
+        if before is not _MISSING and type(before) not in (int, float):
+            raise _misfit(path, f"inc needs a number, found {describe(before)}")
+        if type(amount) not in (int, float):
+            raise _misfit(path, f"inc by {describe(amount)}, a number is needed")
         try:
-            after = before + change.amount
+            after = amount if before is _MISSING else before + amount
         except OverflowError:
             after = math.inf
         if type(after) is float and not math.isfinite(after):
-            raise ChangeError(f"{where}: {before} + {change.amount} is not a finite number", path=where)
-        self._put(change.path, after)
+            raise _misfit(path, f"{before} + {amount} is not a finite number")
+        if amount == 0 and before is not _MISSING:
+            return False
+        self._put(path, after)
+        return True
 
     def _put(self, path: Path, value: Any) -> None:
         self._reach(path[:-1], path)[path[-1]] = value
@@ -130,7 +145,7 @@ class Working:
     def _list(self, path: Path) -> list[Any]:
         node = self._reach(path, path)
         if type(node) is not list:
-            raise ChangeError(f"{pointer(path)}: a list is needed, found {describe(node)}", path=pointer(path))
+            raise _misfit(path, f"a list is needed, found {describe(node)}")
         return cast("list[Any]", node)
 
     def _reach(self, path: Path, whole: Path) -> Any:
@@ -151,7 +166,7 @@ class Working:
             if kind is not dict and kind is not list:
                 place = pointer(path[: depth + 1])
                 found = "nothing" if child is _MISSING else describe(child)
-                raise ChangeError(f"{pointer(whole)}: {place} holds {found}", path=pointer(whole))
+                raise _misfit(whole, f"{place} holds {found}")
             if fresh is not None and id(child) not in fresh:
                 child = child.copy()
                 fresh[id(child)] = child
@@ -160,7 +175,7 @@ class Working:
         return node
 
 
-_APPLY: dict[type[Any], Callable[[Working, Any], None]] = {
+_APPLY: dict[type[Any], Callable[[Working, Any], bool]] = {
     Set: Working._set,  # pyright: ignore[reportPrivateUsage]
     Delete: Working._delete,  # pyright: ignore[reportPrivateUsage]
     Append: Working._append,  # pyright: ignore[reportPrivateUsage]
@@ -193,8 +208,8 @@ def invert(state: dict[str, Any], changes: Sequence[Change]) -> list[Change]:
     undo: list[Change] = []
     for change in changes:
         back = _undo(working.state, change)
-        working.apply(change)
-        undo.append(back)
+        if working.apply(change):  # an idle one has nothing to undo, and its `back` would still be part of the state
+            undo.append(back)
     undo.reverse()
     return undo
 
@@ -216,28 +231,6 @@ def _undo(state: dict[str, Any], change: Change) -> Change:
             return Increment(path, -change.amount)
         case _:
             return Delete(path) if before is _MISSING else Set(path, before)
-
-
-def effective(state: dict[str, Any], change: Change) -> bool:
-    """Tell whether a change would alter the state. True for one that does not fit: applying it says why."""
-    match change:
-        case Set():
-            return not same(get(state, change.path, _MISSING), change.value)
-        case Append():
-            return bool(change.values) or type(get(state, change.path)) is not list
-        case Insert():
-            return bool(change.values) or type(get(state, change.path)) is not list
-        case Remove():
-            return change.count != 0 or type(get(state, change.path)) is not list
-        case Splice():
-            text = get(state, change.path)
-            at, end = change.position, change.position + change.delete
-            fits = type(text) is str and 0 <= at <= end <= len(text)
-            return not fits or text[at:end] != change.insert
-        case Increment():
-            return change.amount != 0 or type(get(state, change.path)) not in (int, float)
-        case Delete():
-            return True
 
 
 def coalesce(changes: Sequence[Change]) -> list[Change]:
@@ -266,13 +259,16 @@ def _join(a: Change, b: Change) -> Change | None:
             return None
 
 
-def _key(key: str | int, path: Path) -> str:
-    if type(key) is not str:
-        raise ChangeError(f"{pointer(path)}: {key!r} is an index, but there is an object", path=pointer(path))
-    return key
+def _not_a_key(key: str | int, path: Path) -> ChangeError:
+    return _misfit(path, f"{key!r} is an index, but there is an object")
 
 
 def _position(key: str | int, last: int, path: Path, length: int) -> int:
     if type(key) is not int or not 0 <= key <= last:
-        raise ChangeError(f"{pointer(path)}: {key!r} is not a place in a list of {length} items", path=pointer(path))
+        raise _misfit(path, f"{key!r} is not a place in a list of {length} items")
     return key
+
+
+def _misfit(path: Path, why: str) -> ChangeError:
+    where = pointer(path)
+    return ChangeError(f"{where}: {why}", path=where)

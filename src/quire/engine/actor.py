@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import msgspec
 
 from quire.config import Settings
 from quire.core import merge, record
-from quire.core.changes import Working, effective
+from quire.core.changes import Working
 from quire.core.path import format as pointer
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
@@ -55,23 +55,17 @@ class Write(msgspec.Struct, eq=False):
     """Looks at the state the write is about to meet, and raises to refuse it."""
 
 
-class Mark(NamedTuple):
-    """Where a batch stood, to go back to when a later part of a group fails."""
-
-    pending: int
-
-
 class Actor:
     """The live state of one stream. Lives on the event loop; no method here waits."""
 
     __slots__ = (
-        "_pending",
         "_settings",
         "_start",
         "_working",
         "changes_since_keyframe",
         "head",
         "keyframe_size",
+        "pending",
         "recent",
         "size_since_keyframe",
         "stale",
@@ -93,51 +87,39 @@ class Actor:
         self.keyframe_size = 0
         self._working: Working | None = None
         self._start: dict[str, Any] | None = None
-        self._pending: list[Record] = []
+        self.pending: list[Record] = []
+        """Records sealed in this batch."""
 
     @property
     def exists(self) -> bool:
         """Whether there is a workflow here: something was written and not deleted since."""
         return self.head.version > 0 and self.head.kind != DELETED
 
-    @property
-    def tip(self) -> tuple[int, bytes, str]:
-        """Version, chain and kind that the next record follows."""
-        if self._pending:
-            last = self._pending[-1]
-            return last.version, last.chain, last.kind
-        return self.head.version, self.head.chain, self.head.kind
-
-    @property
-    def pending(self) -> list[Record]:
-        """Records sealed in this batch."""
-        return self._pending
-
     def prepare(self, write: Write, now_ms: int) -> Record | None:
         """Seal one write on top of the batch; None when it changes nothing.
 
         Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
         """
-        version, chain, kind = self.tip
-        self._expect(write, version, present=version > 0 and kind != DELETED)
+        tip = self.pending[-1] if self.pending else self.head
+        version = tip.version
+        self._expect(write, version, present=version > 0 and tip.kind != DELETED)
         working = self._working
         if working is None:
             working = self._working = Working(self.state)
         if write.guard is not None:
             write.guard(working.state)
+        plan = write.plan
         if write.base is not None and write.base < version:
-            changes: Sequence[Change | Fork] = self._rebased(write)
-        elif callable(write.plan):
-            changes = write.plan(working.state)
-        else:
-            changes = write.plan
-        body_changes = self._apply(working, changes)
+            plan = self._rebased(write, write.base)
+        elif callable(plan):
+            plan = plan(working.state)
+        changes = self._apply(working, plan)
         if write.start is not None:
             self._start = write.start
             self._working = Working(write.start)
-        if not body_changes and not write.allow_empty:
+        if not changes and not write.allow_empty:
             return None
-        body = record.encode(body_changes)
+        body = record.encode(changes)
         if len(body) > self._settings.write_bytes_max:
             self._rebuild()
             raise LimitExceeded(
@@ -147,30 +129,29 @@ class Actor:
                 allowed=self._settings.write_bytes_max,
                 found=len(body),
             )
-        sealed = record.seal(write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, chain)
-        self._pending.append(sealed)
+        sealed = record.seal(
+            write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, tip.chain
+        )
+        self.pending.append(sealed)
         return sealed
 
-    def mark(self) -> Mark:
-        """Remember where the batch stands."""
-        return Mark(len(self._pending))
-
-    def back_to(self, mark: Mark) -> None:
-        """Drop what was prepared since `mark`."""
-        if len(self._pending) > mark.pending:
-            del self._pending[mark.pending :]
-            if not self._pending:
+    def back_to(self, count: int) -> None:
+        """Drop what was prepared after the first `count` records: a later part of its group failed."""
+        if len(self.pending) > count:
+            del self.pending[count:]
+            if not self.pending:
                 self._start = None
             self._rebuild()
 
     def publish(self) -> None:
         """The batch is durable: it becomes the state."""
-        self._accept(self._pending, self._working.state if self._working else self.state)
+        assert self._working is not None
+        self._accept(self.pending, self._working.state)
         self.abandon()
 
     def abandon(self) -> None:
         """Forget the batch; what is durable stays."""
-        self._pending = []
+        self.pending = []
         self._working = None
         self._start = None
 
@@ -209,29 +190,29 @@ class Actor:
         self.state = state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
         self.recent.extend(records)
-        size = sum(len(r.body) for r in records)
+        size = 0
+        for entry in records:
+            size += len(entry.body)
         self.changes_since_keyframe += len(records)
         self.size_since_keyframe += size
         self.state_size += size
 
     def _expect(self, write: Write, version: int, *, present: bool) -> None:
-        name = write.stream.removeprefix(WORKFLOWS)
-        if write.exists is True and not present:
-            raise WorkflowNotFound(name)
-        if write.exists is False and present:
+        if write.exists is not None and write.exists is not present:
+            name = write.stream.removeprefix(WORKFLOWS)
+            if write.exists:
+                raise WorkflowNotFound(name)
             raise AlreadyExists(
                 f"workflow {name} exists already, at version {version}; open it with `store.workflow({name!r})`"
             )
         if write.if_version is not None and write.if_version != version:
-            raise HeadMoved(name, expected=write.if_version, actual=version)
+            raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
 
-    def _rebased(self, write: Write) -> Sequence[Change | Fork]:
-        assert write.base is not None
-        assert not callable(write.plan)
-        remembered = self.since(write.base)
+    def _rebased(self, write: Write, base: int) -> Sequence[Change | Fork]:
+        remembered = self.since(base)
         if remembered is None:
             raise NeedHistory
-        pending = [r for r in self._pending if r.version > write.base]
+        pending = [r for r in self.pending if r.version > base]
         return rebase(write, [*remembered, *pending])
 
     def _apply(self, working: Working, changes: Sequence[Change | Fork]) -> list[Change | Fork]:
@@ -239,11 +220,8 @@ class Actor:
         kept: list[Change | Fork] = []
         try:
             for change in changes:
-                if isinstance(change, Fork):
-                    kept.append(change)
-                elif effective(working.state, change):
-                    working.apply(change)
-                    kept.append(change)
+                if type(change) is Fork or working.apply(cast("Change", change)):
+                    kept.append(change)  # noqa: PERF401 - what was kept when one fails has to be known
         except ChangeError:
             if kept:
                 self._rebuild()
@@ -253,7 +231,7 @@ class Actor:
     def _rebuild(self) -> None:
         """Make the working state anew from what is published and pending: a write failed half-way."""
         working = Working(self.state if self._start is None else self._start)
-        for sealed in self._pending:
+        for sealed in self.pending:
             for change in record.decode(sealed):
                 if not isinstance(change, Fork):
                     working.apply(change)

@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from quire.config import Settings
-from quire.engine.actor import Actor, Mark, NeedHistory, Write, rebase
+from quire.engine.actor import Actor, NeedHistory, Write, rebase
 from quire.engine.clock import Clock
 from quire.engine.resident import Residents
 from quire.errors import Closed, Conflict, OutcomeUnknown, StorageError, StorageTimeout
 from quire.model import Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
+
+_place = msgspec.structs.force_setattr
+"""For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
 
 Stamp = Callable[[list[Record | None]], CellWrite]
 """Makes the cell that goes with the records of a write, once their numbers are known."""
@@ -72,21 +75,21 @@ class _Bundle:
 
     __slots__ = ("actors", "cells", "records", "submissions")
 
-    def __init__(self) -> None:
-        self.actors: dict[str, Actor] = {}
+    def __init__(self, actors: list[Actor]) -> None:
+        self.actors = actors
         self.records: list[Record] = []
         self.cells: list[CellWrite] = []
         self.submissions: list[_Submission] = []
 
     def take(self, other: _Bundle) -> None:
-        self.actors.update(other.actors)
+        self.actors += other.actors
         self.records += other.records
         self.cells += other.cells
         self.submissions += other.submissions
 
     def item(self) -> Item:
-        expect = tuple(Expect(a.head.stream, a.head.version, a.head.chain) for a in self.actors.values())
-        return Item(expect, tuple(self.records), tuple(self.cells))
+        heads = [a.head for a in self.actors]
+        return Item([Expect(h.stream, h.version, h.chain) for h in heads], self.records, self.cells)
 
 
 class Committer:
@@ -98,9 +101,9 @@ class Committer:
         residents: Residents,
         settings: Settings,
         clock: Clock,
-        committed: Callable[[list[Record]], None],
+        committed: Callable[[list[Record], list[Actor]], None],
     ) -> None:
-        """committed: told of the records of each commit, in position order, before their writers are."""
+        """committed: told of the records of each commit, in position order, and whose they are, before the writers."""
         self._backend = backend
         self._residents = residents
         self._settings = settings
@@ -129,11 +132,11 @@ class Committer:
             await room
         if self._closed:
             raise Closed("the store is closed; open it again to write")
-        submission = _Submission(writes, cells, stamp, loop.create_future())
-        self._queue.append(submission)
+        future: asyncio.Future[list[Version | None]] = loop.create_future()
+        self._queue.append(_Submission(writes, cells, stamp, future))
         if self._task is None:
             self._task = loop.create_task(self._drain())
-        return await submission.future
+        return await future
 
     async def close(self) -> None:
         """Finish what is queued, refuse what comes later."""
@@ -165,24 +168,28 @@ class Committer:
     async def _prepare(self, taken: list[_Submission]) -> list[_Bundle]:
         """Apply queued writes to their actors, up to the bounds of one commit."""
         bundles: dict[str, _Bundle] = {}
+        queue, settings, peek = self._queue, self._settings, self._residents.peek
         now_ms = self._clock.now_ms()
         size = 0
-        while self._queue and len(taken) < self._settings.batch_writes_max and size < self._settings.batch_bytes_max:
-            submission = self._queue.popleft()
+        while queue and len(taken) < settings.batch_writes_max and size < settings.batch_bytes_max:
+            submission = queue.popleft()
             taken.append(submission)
             if submission.future.done():  # its caller was cancelled before anything happened
                 continue
             try:
-                actors = [
-                    self._residents.peek(w.stream) or await self._load(w.stream, bundles) for w in submission.writes
-                ]
-                await self._seal(submission, actors, now_ms)
+                actors: list[Actor] = []
+                for write in submission.writes:
+                    actors.append(peek(write.stream) or await self._load(write.stream, bundles))  # noqa: PERF401
+                try:
+                    size += self._seal(submission, actors, now_ms)
+                except NeedHistory:
+                    await self._catch_up(submission, actors)
+                    size += self._seal(submission, actors, now_ms)
             except Exception as error:  # noqa: BLE001 - the caller's, whatever it is; plans are the caller's code
                 submission.fail(error)
                 continue
-            size += sum(len(r.body) for r in submission.records if r is not None)
             self._join(bundles, submission, actors)
-        while self._room and len(self._queue) < self._settings.queue_writes_max:
+        while self._room and len(queue) < settings.queue_writes_max:
             room = self._room.popleft()
             if not room.done():
                 room.set_result(None)
@@ -192,35 +199,37 @@ class Committer:
         """Return an actor that is not in memory, or went stale; one already in this batch stays the same."""
         bundle = bundles.get(stream)
         if bundle is not None:
-            return bundle.actors[stream]
+            return next(a for a in bundle.actors if a.head.stream == stream)
         return await self._residents.get(stream)
 
-    async def _seal(self, submission: _Submission, actors: list[Actor], now_ms: int) -> None:
-        marks: list[tuple[Actor, Mark]] = []
-        submission.records = []
+    def _seal(self, submission: _Submission, actors: list[Actor], now_ms: int) -> int:
+        """Prepare all writes of a submission or none; return the bytes of their changes."""
+        records: list[Record | None] = []
+        marks = [len(a.pending) for a in actors]
+        size = 0
         try:
             for write, actor in zip(submission.writes, actors, strict=True):
-                marks.append((actor, actor.mark()))
-                try:
-                    sealed = actor.prepare(write, now_ms)
-                except NeedHistory:
-                    await self._catch_up(write, actor)
-                    sealed = actor.prepare(write, now_ms)
-                submission.records.append(sealed)
+                sealed = actor.prepare(write, now_ms)
+                records.append(sealed)
+                if sealed is not None:
+                    size += len(sealed.body)
             if submission.stamp is not None:
-                submission.cells = (submission.stamp(submission.records),)
+                submission.cells = (submission.stamp(records),)
         except BaseException:
-            for actor, mark in marks:
+            for actor, mark in zip(actors, marks, strict=True):
                 actor.back_to(mark)
             raise
+        submission.records = records
+        return size
 
-    async def _catch_up(self, write: Write, actor: Actor) -> None:
-        """Rebase a write whose base the actor no longer remembers, over the log."""
-        assert write.base is not None
-        upto = actor.head.version
-        records = await self._backend.read(write.stream, after=write.base, upto=upto)
-        write.plan = rebase(write, records)
-        write.base = upto
+    async def _catch_up(self, submission: _Submission, actors: list[Actor]) -> None:
+        """Rebase writes whose base their actors no longer remember, over the log."""
+        for write, actor in zip(submission.writes, actors, strict=True):
+            if write.base is not None and actor.since(write.base) is None:
+                upto = actor.head.version
+                records = await self._backend.read(write.stream, after=write.base, upto=upto)
+                write.plan = rebase(write, records)
+                write.base = upto
 
     def _join(self, bundles: dict[str, _Bundle], submission: _Submission, actors: list[Actor]) -> None:
         """Put a prepared submission into the bundle of its streams, tying those together."""
@@ -230,17 +239,21 @@ class Committer:
         names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]
         bundle = bundles.get(names[0])
         if bundle is None:
-            bundle = bundles[names[0]] = _Bundle()
-        for name, actor in zip(names, actors, strict=False):
+            bundle = bundles[names[0]] = _Bundle(actors[:1])
+        for name, actor in zip(names[1:], actors[1:], strict=False):
             other = bundles.get(name)
-            if other is not None and other is not bundle:
+            if other is None:
+                bundle.actors.append(actor)
+                bundles[name] = bundle
+            elif other is not bundle:
                 bundle.take(other)
                 for moved in other.actors:
-                    bundles[moved] = bundle
-            bundles[name] = bundle
-            bundle.actors[name] = actor
-        bundle.records += [r for r in submission.records if r is not None]
-        bundle.cells += submission.cells
+                    bundles[moved.head.stream] = bundle
+        for sealed in submission.records:
+            if sealed is not None:
+                bundle.records.append(sealed)
+        if submission.cells:
+            bundle.cells += submission.cells
         bundle.submissions.append(submission)
 
     async def _commit(self, bundles: list[_Bundle]) -> None:
@@ -255,45 +268,49 @@ class Committer:
                 outcomes = await self._look(items, error)
         self.commits += 1
         records: list[Record] = []
-        done: list[_Bundle] = []
+        moved: list[Actor] = []
+        done: list[_Submission] = []
         again: list[_Submission] = []
         for bundle, outcome in zip(bundles, outcomes, strict=True):
             if isinstance(outcome, Committed):
-                records += self._publish(bundle, outcome)
-                done.append(bundle)
+                self._publish(bundle, outcome)
+                records += bundle.records
+                moved += bundle.actors
+                done += bundle.submissions
             elif isinstance(outcome, Refused):
                 again += await self._refused(bundle, outcome)
             else:
-                for actor in bundle.actors.values():
+                for actor in bundle.actors:
                     actor.abandon()
                     actor.stale = True
                 for submission in bundle.submissions:
                     submission.fail(_copy(outcome))
         if records:
-            self._committed(records)
-        for bundle in done:
-            for submission in bundle.submissions:
-                submission.succeed()
+            self._committed(records, moved)
+        for submission in done:
+            submission.succeed()
         if again:
             self._queue.extendleft(reversed(again))
             await self._clock.sleep(random.random() * 0.002)  # noqa: S311 - jitter between processes, no secret
 
-    def _publish(self, bundle: _Bundle, outcome: Committed) -> list[Record]:
-        for offset, sealed in enumerate(bundle.records):
-            msgspec.structs.force_setattr(sealed, "position", outcome.first + offset)
-        for actor in bundle.actors.values():
+    def _publish(self, bundle: _Bundle, outcome: Committed) -> None:
+        position = outcome.first
+        for sealed in bundle.records:
+            _place(sealed, "position", position)
+            position += 1
+        for actor in bundle.actors:
             if actor.pending:
                 actor.publish()
                 self._residents.settle(actor)
-        return bundle.records
 
     async def _refused(self, bundle: _Bundle, outcome: Refused) -> list[_Submission]:
         """Take in what others wrote; return the submissions to try again."""
-        for actor in bundle.actors.values():
+        actors = {a.head.stream: a for a in bundle.actors}
+        for actor in bundle.actors:
             actor.abandon()
         try:
             for head in outcome.heads:
-                actor = bundle.actors[head.stream]
+                actor = actors[head.stream]
                 if head.version < actor.head.version:
                     actor.stale = True  # dropped or restored from a backup under us
                 else:

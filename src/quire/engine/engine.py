@@ -150,21 +150,19 @@ class Engine:
 
     # inside
 
-    def _committed(self, records: list[Record]) -> None:
+    def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""
         first, last = records[0].position, records[-1].position
         if first == self.seen + 1 and last - first + 1 == len(records):
             self.recent.extend(records)
             self.seen = last
         # otherwise somebody else's commits lie between: the next look at the backend reads them all in order
-        for stream in {r.stream for r in records}:
-            actor = self.residents.peek(stream)
-            if actor is None:
-                continue
+        least = self.settings.keyframe_changes_min
+        for actor in actors:
             if actor.waiters:
                 actor.wake()
-            if self._keyframe_due(actor):
-                self._keyframes_due[stream] = None
+            if actor.changes_since_keyframe >= least and self._keyframe_due(actor):
+                self._keyframes_due[actor.head.stream] = None
         if self._keyframes_due and self._keyframer is None:
             self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
         self.residents.evict()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import apsw
+import msgspec
 
 from quire.errors import StorageUnavailable
 from quire.failpoints import hit
@@ -42,6 +43,15 @@ _SWEEP = (
 )
 
 
+class _Stream(msgspec.Struct, gc=False):
+    """What is known of a stream: its id (0: none yet) and its head."""
+
+    id: int
+    version: int
+    chain: bytes
+    kind: str
+
+
 class Writer:
     """Used in the writer's thread only."""
 
@@ -52,8 +62,7 @@ class Writer:
         self.broken = False
         self._seen: int | None = None
         """The data_version that what follows belongs to; None: nothing is known."""
-        self._heads: dict[str, tuple[int, Head]] = {}
-        """Stream to its id (0: none yet) and its head."""
+        self._heads: dict[str, _Stream] = {}
         self._position = 0
 
     def commit(self, db: Db, items: Sequence[Item]) -> list[Outcome]:
@@ -184,36 +193,35 @@ class Writer:
     def _place(self, db: Db, item: Item, rows: list[tuple[Any, ...]]) -> Outcome:
         """Check one item; if all that it expects holds, write its cells and add its records to `rows`."""
         known = self._heads
+        found: dict[str, _Stream] = {}
         moved: list[Head] = []
         for expect in item.expect:
-            stream = expect.stream
-            _, head = known.get(stream) or self._look_up(db, stream)
-            if head.version != expect.version or head.chain != expect.chain:
-                moved.append(head)
+            name = expect.stream
+            stream = found[name] = known.get(name) or self._look_up(db, name)
+            if stream.version != expect.version or stream.chain != expect.chain:
+                moved.append(Head(name, stream.version, stream.chain, stream.kind))
         cells = [w.name for w in item.cells if self._value(db, w.name) != w.expected] if item.cells else ()
         if moved or cells:
             return Refused(tuple(moved), tuple(cells))
-        unchecked = {r.stream for r in item.records}.difference(e.stream for e in item.expect)
-        assert not unchecked, "an item must expect what its records follow"
         for write in item.cells:
             self._set(db, write)
         first = position = self._position + 1
         for r in item.records:
-            name, version, chain, kind = r.stream, r.version, r.chain, r.kind
-            stream_id, head = known[name]
-            assert version == head.version + 1, "an item must expect what its records follow"
-            if stream_id == 0:
-                stream_id = self._new_stream(db, name)
-            known[name] = (stream_id, Head(name, version, chain, kind))
-            rows.append((position, stream_id, version, r.time, r.author, r.message, kind, pack(r.body), chain))
+            stream = found.get(r.stream)
+            assert stream is not None, "an item must expect what its records follow"
+            assert r.version == stream.version + 1, "an item must expect what its records follow"
+            if stream.id == 0:
+                stream.id = self._new_stream(db, r.stream)
+            stream.version, stream.chain, stream.kind = r.version, r.chain, r.kind
+            rows.append((position, stream.id, r.version, r.time, r.author, r.message, r.kind, pack(r.body), r.chain))
             position += 1
         self._position = position - 1
         return Committed(first, position - 1) if item.records else _NO_RECORDS
 
-    def _look_up(self, db: Db, stream: str) -> tuple[int, Head]:
-        found = db.execute(_ID, (self._namespace, stream)).get or 0
-        (head,) = heads(db, self._namespace, [stream])
-        known = self._heads[stream] = (found, head)
+    def _look_up(self, db: Db, name: str) -> _Stream:
+        found = db.execute(_ID, (self._namespace, name)).get or 0
+        (head,) = heads(db, self._namespace, [name])
+        known = self._heads[name] = _Stream(found, head.version, head.chain, head.kind)
         return known
 
     def _new_stream(self, db: Db, name: str) -> int:

@@ -39,7 +39,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-class Expect(msgspec.Struct, frozen=True):
+class Expect(msgspec.Struct, frozen=True, gc=False):
     """The head a stream must have for an item to be committed: version 0 and GENESIS for a new one."""
 
     stream: str
@@ -47,7 +47,7 @@ class Expect(msgspec.Struct, frozen=True):
     chain: bytes
 
 
-class CellWrite(msgspec.Struct, frozen=True):
+class CellWrite(msgspec.Struct, frozen=True, gc=False):
     """Set a cell if it holds `expected` now (None: absent or expired). value None deletes. ttl_ms from the commit."""
 
     name: str
@@ -56,18 +56,18 @@ class CellWrite(msgspec.Struct, frozen=True):
     ttl_ms: int | None = None
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """What is committed together. Records of several streams may be mixed; each stream's are in version order.
 
     Every stream written is also in `expect`, with the version before its first record here.
     """
 
-    expect: tuple[Expect, ...] = ()
-    records: tuple[Record, ...] = ()
-    cells: tuple[CellWrite, ...] = ()
+    expect: Sequence[Expect] = ()
+    records: Sequence[Record] = ()
+    cells: Sequence[CellWrite] = ()
 
 
-class Committed(msgspec.Struct, frozen=True):
+class Committed(msgspec.Struct, frozen=True, gc=False):
     """first, last: positions of the item's records (0, 0 where it had none)."""
 
     first: int

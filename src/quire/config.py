@@ -33,10 +33,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Newest records kept per store for watchers of the whole store; older ones are read from the log."""
     keyframe_changes_min: int = 64
     """No keyframe before this many versions since the last."""
-    keyframe_bytes_min: int = 4096
-    """Nor before the changes since the last weigh this much: folding less is quicker than reading a keyframe."""
+    keyframe_bytes_min: int = 64 * 1024
+    """Nor before the records since the last weigh this much: folding less takes about a millisecond."""
     keyframe_ratio: float = 1.0
-    """A keyframe is due when the changes since the last weigh this many times its compressed size."""
+    """A keyframe is due when the records since the last weigh this many times its compressed size."""
     retry_seconds: float = 30.0
     """How long a write is rebased over other processes' commits before it gives up with StorageTimeout."""
     idempotency_seconds: float = 7 * 24 * 3600.0

@@ -1,8 +1,8 @@
 """When to keep a whole state, how it is kept, and which old ones may go.
 
-The rule is by bytes: a keyframe when the changes since the last one weigh as much as the compressed state. It bounds
-storage at about twice the changes and reading at about one parse of the state; a keyframe every N versions would
-cost 42 times as much on a 9.8 MB state. Keyframes are derived: losing all of them loses nothing.
+The rule is by bytes: a keyframe when the records since the last one weigh as much as the compressed state. It bounds
+storage at about twice the log and reading at a few parses of the state; a keyframe every N versions would cost 42
+times as much on a 9.8 MB state. Keyframes are derived: losing all of them loses nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from quire.errors import CorruptRecord
 from quire.model import Head, Keyframe
 
 _LEVEL = 3
+_RECORD_BYTES = 150
+"""What a record weighs beside its body: chain, author, message, index. Small changes cost more to read than they say."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -27,7 +29,7 @@ def due(*, changes: int, size: int, last_size: int, changes_min: int, bytes_min:
     changes, size: number and body bytes of the versions since the last keyframe.  last_size: its compressed bytes,
     0 if there is none yet.
     """
-    return changes >= changes_min and size >= max(bytes_min, ratio * last_size)
+    return changes >= changes_min and size + changes * _RECORD_BYTES >= max(bytes_min, ratio * last_size)
 
 
 def make(head: Head, state: dict[str, Any]) -> Keyframe:
@@ -52,13 +54,13 @@ def state_of(keyframe: Keyframe) -> dict[str, Any]:
         raise CorruptRecord(f"{at}: the keyframe cannot be read ({cause})", at=at) from cause
 
 
-def surplus(versions: Sequence[int], *, newest: int = 2, per_octave: int = 2) -> list[int]:
+def surplus(versions: Sequence[int], *, newest: int = 8, per_octave: int = 8) -> list[int]:
     """Return which of the keyframes at these ascending versions may go.
 
     The newest are all kept; older ones thin out geometrically: at most `per_octave` in each doubling of the distance
     from the newest, so that their number grows with the logarithm of the history.
 
-    >>> surplus([10, 20, 30, 40, 50, 60, 70, 80])
+    >>> surplus([10, 20, 30, 40, 50, 60, 70, 80], newest=2, per_octave=2)
     [20, 30, 50]
     """
     if len(versions) <= newest:

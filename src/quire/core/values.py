@@ -134,6 +134,11 @@ def same(a: Any, b: Any) -> bool:
         return True
     if kind is float:
         return math.copysign(1.0, a) == math.copysign(1.0, b)
+    return alike(a, b)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Tell whether containers that Python calls equal are the same. Cost: two encodings."""
     try:
         if _encode(a) == _encode(b):
             return True

@@ -8,7 +8,7 @@ from quire.api import store, sync, workflow
 
 
 def public(cls):
-    return {n: m for n, m in vars(cls).items() if not n.startswith("_") and inspect.isfunction(m)}
+    return {n: m for n, m in inspect.getmembers(cls, inspect.isfunction) if not n.startswith("_")}
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(sync.Store, store.Store), (sync.Workflow, workflow.Workflow)])

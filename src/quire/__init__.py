@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quire.errors import QuireError as QuireError
     from quire.model import Append as Append
     from quire.model import Checkpoint as Checkpoint
+    from quire.model import Conflict as Conflict
     from quire.model import Delete as Delete
     from quire.model import Increment as Increment
     from quire.model import Insert as Insert
@@ -43,6 +44,7 @@ _HOMES = {
     "quire.model": (
         "Append",
         "Checkpoint",
+        "Conflict",
         "Delete",
         "Increment",
         "Insert",
@@ -59,6 +61,7 @@ __all__ = [
     "Append",
     "BlameLine",
     "Checkpoint",
+    "Conflict",
     "Delete",
     "DictDraft",
     "Event",

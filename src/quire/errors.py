@@ -6,6 +6,7 @@
      │  │  ├ WorkflowNotFound
      │  │  ├ VersionNotFound
      │  │  ├ CheckpointNotFound
+     │  │  ├ ConflictNotFound
      │  │  └ RunNotFound
      │  ├ Invalid (ValueError)
      │  │  ├ InvalidState              a value that cannot be stored, with its JSON path
@@ -90,6 +91,17 @@ class CheckpointNotFound(NotFound):
         )
         self.workflow_id = workflow_id
         self.name = name
+
+
+class ConflictNotFound(NotFound):
+    """No conflict of this id on this workflow."""
+
+    code = "conflict_not_found"
+
+    def __init__(self, workflow_id: str, conflict_id: str) -> None:
+        super().__init__(f"Conflict not found: {workflow_id} {conflict_id}; `conflicts()` lists them")
+        self.workflow_id = workflow_id
+        self.conflict_id = conflict_id
 
 
 class RunNotFound(NotFound):

@@ -242,3 +242,35 @@ class Checkpoint(msgspec.Struct, frozen=True):
     checksum: str = ""
     blob: str | None = None
     size_bytes: int | None = None
+
+
+class Side(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one side of a conflict had, and who wrote it in which version. value: UNSET where there was nothing."""
+
+    value: Any = msgspec.UNSET
+    author: str = ""
+    version: int | None = None
+
+
+class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Two writes that met at one place, and what became of them.
+
+    path: a JSON Pointer.  base: before either.  theirs: what stood when ours came.  ours: the write that met it; its
+    version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
+    status: resolved, or pending: then theirs stands until somebody resolves it.
+    resolution: ours, theirs, both, value; by whom and when.
+    """
+
+    id: str
+    workflow_id: str
+    path: str
+    base: Side
+    theirs: Side
+    ours: Side
+    change: list[Any]
+    policy: str
+    status: str
+    created_at: datetime
+    resolution: str | None = None
+    resolved_by: str | None = None
+    resolved_at: datetime | None = None

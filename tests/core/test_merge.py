@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.core.changes import apply
-from quire.core.merge import Clash, rebase
+from quire.core.merge import Clash, both, rebase
 from quire.core.values import same
 from quire.model import Append, Delete, Increment, Insert, Remove, Set, Splice
 from quire.testing.strategies import changes_for, states
@@ -30,6 +30,31 @@ def test_what_fitted_the_base_fits_after_the_others(sides):
     base, ours, theirs = sides
     apply(apply(base, theirs), rebase(ours, theirs)[0])
     apply(apply(base, theirs), rebase(ours, theirs, base=base)[0])
+
+
+@given(SIDES)
+@settings(max_examples=300)
+def test_the_two_ways_round_meet(sides):
+    base, ours, theirs = sides
+    found = both(ours, theirs, base=base)
+    one = apply(apply(base, theirs), [c for parts in found.ours for c in parts])
+    assert same(apply(apply(base, ours), found.theirs), one)
+
+
+@given(SIDES, st.data())
+@settings(max_examples=200)
+def test_whoever_is_preferred_wins_and_what_loses_is_reported(sides, data):
+    base, ours, theirs = sides
+    found = both(ours, theirs, base=base, stands=lambda mine, other: False)
+    assert all(clash.dropped for clash in found.clashes)
+    for clash in found.clashes:
+        assert (ours[clash.number], theirs[clash.other]) == (clash.ours, clash.theirs)
+    lost = {clash.number for clash in found.clashes}
+    if not lost:
+        assert same(
+            apply(apply(base, theirs), [c for parts in found.ours for c in parts]),
+            apply(apply(base, theirs), rebase(ours, theirs, base=base)[0]),
+        )
 
 
 @given(SIDES)
@@ -239,7 +264,7 @@ def test_an_edit_to_an_item_both_might_have_appended_is_left_out_unless_the_base
     theirs = [Append(L, ["a text, without keys"])]
     changes, clashes = rebase(ours, theirs)
     assert changes == [ours[0]]
-    assert clashes == [Clash(ours[1].path, ours[1], theirs[0], dropped=True)]
+    assert clashes == [Clash(ours[1].path, ours[1], theirs[0], dropped=True, number=1, other=0)]
     changes, clashes = rebase(ours, theirs, base=base)
     assert apply(apply(base, theirs), changes) == {"l": ["a text, without keys", {"a": 2}]}
     assert not clashes
@@ -250,4 +275,4 @@ def test_a_clash_names_the_changes_as_they_were_written():
     theirs = [Insert(L, 0, ["new"]), Set((*L, 3, "id"), "theirs")]
     changes, clashes = rebase([ours], theirs)
     assert changes == [Set((*L, 3, "id"), "ours")]
-    assert clashes == [Clash(ours.path, ours, theirs[1], dropped=False)]
+    assert clashes == [Clash(ours.path, ours, theirs[1], dropped=False, number=0, other=1)]

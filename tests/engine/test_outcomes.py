@@ -7,9 +7,9 @@ import pytest
 import quire
 from quire.api.store import Store
 from quire.config import Settings
-from quire.engine.actor import Write
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
+from quire.engine.write import Write
 from quire.errors import OutcomeUnknown, StorageFull, StorageUnavailable
 from quire.storage.memory import MemoryBackend, open_memory
 

@@ -14,8 +14,8 @@ import msgspec
 from blake3 import blake3
 
 from quire.core.record import canonical
-from quire.engine.actor import Write
 from quire.engine.engine import Engine
+from quire.engine.write import Write
 from quire.errors import AlreadyExists, CheckpointNotFound, CorruptRecord, InvalidKey
 from quire.model import WORKFLOWS, Change, Checkpoint, Delete, Set
 

@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 
 import msgspec
 
-from quire.api import writes
+from quire.api import conflicts, writes
 from quire.api.store import Store
 from quire.api.store import open as open_store
 from quire.api.tasks import TaskResult, Tasks
@@ -30,15 +30,14 @@ from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import clean
-from quire.engine.actor import Write
 from quire.engine.watch import Cursor, deliver, stream_records
-from quire.errors import CorruptRecord, InvalidKey, InvalidState, MergeConflict, NotFound, QuireError
-from quire.model import WORKFLOWS, Change, Fork, Record, Set, Version
+from quire.engine.write import Write
+from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError
+from quire.model import WORKFLOWS, Change, Conflict, Fork, Record, Set, Side, Version
 
 log = logging.getLogger("quire.manager")
 
 SUBSCRIPTIONS = "subscriptions/"
-CONFLICTS = "conflicts/"
 STATUSES = ("pending", "running", "completed", "failed", "cancelled")
 PRIORITIES = ("low", "medium", "high", "critical")
 _TYPES = {"tasks": "task-update", "agents": "agent-status", "metadata": "metadata-update"}
@@ -180,13 +179,12 @@ class StateManager:
         workflow = self.store.workflow(workflow_id)
         whole = cast("dict[str, Any]", clean(dict(state), **writes.limits(self.store.engine.settings)))
         claimed = whole.get("updatedAt")
-        stale: list[dict[str, Any]] = []
+        stale = False
 
         def plan(current: dict[str, Any]) -> list[Change]:
+            nonlocal stale
             known = current.get("updatedAt")
-            stale.clear()
-            if isinstance(claimed, int | float) and isinstance(known, int | float) and known > claimed:
-                stale.append({"current": known, "written": claimed})
+            stale = isinstance(claimed, int | float) and isinstance(known, int | float) and known > claimed
             now = self.store.engine.clock.now_ms()
             stamped = {**whole, "updatedAt": max(now, int(known) + 1) if isinstance(known, int | float) else now}
             return diff(current, stamped)
@@ -196,7 +194,7 @@ class StateManager:
         made = await self.store.engine.write(write)
         assert made is not None
         if stale:
-            await self._record_conflict(workflow_id, made, stale)
+            await self._record_conflict(workflow, made)
         version = await self._version(workflow, made)
         self._measure("persist", started)
         return version
@@ -361,40 +359,32 @@ class StateManager:
 
     async def list_conflicts(self, workflow_id: str | None = None) -> list[StateConflict]:
         """Return recorded conflicts, oldest first."""
-        prefix = CONFLICTS if workflow_id is None else CONFLICTS + self.store.workflow(workflow_id).id
-        found: list[StateConflict] = []
-        for stream in await self.store.engine.backend.streams(prefix):
-            if workflow_id is None or stream == prefix:
-                entries = (await self.store.engine.current(stream)).state
-                found += [msgspec.convert(copied(e), StateConflict) for e in entries.values()]
-        return found
+        if workflow_id is None:
+            return [_state_conflict(c) for c in await conflicts.of_store(self.store.engine)]
+        return [_state_conflict(c) for c in await self.store.workflow(workflow_id).conflicts()]
 
     async def resolve_state_conflict(self, conflict_id: str) -> dict[str, Any]:
         """Settle a conflict by its strategy and return the state. Raises NotFound "Conflict not found: ..."."""
-        conflict = next((c for c in await self.list_conflicts() if c.id == conflict_id), None)
-        if conflict is None:
+        found = [c for c in await conflicts.of_store(self.store.engine) if c.id == conflict_id]
+        if not found:
             raise NotFound(f"Conflict not found: {conflict_id}")
-        if conflict.resolution_strategy != "last-write-wins":
-            raise MergeConflict(f"Unknown resolution strategy: {conflict.resolution_strategy}", conflicts=[conflict])
-        await self._set_conflict(conflict.workflow_id, (conflict_id, "status"), "resolved")  # the last write stands
-        return await self.store.workflow(conflict.workflow_id).state()
+        workflow = self.store.workflow(found[0].workflow_id)
+        if found[0].status == "pending":  # the last write stands: it is what is current
+            await workflow.resolve(conflict_id, "theirs", author="state-manager")
+        return await workflow.state()
 
-    async def _record_conflict(self, workflow_id: str, made: Version, stale: list[dict[str, Any]]) -> None:
-        conflict = StateConflict(
-            id=f"conflict-{self.store.engine.ids()}",
-            workflow_id=workflow_id,
-            conflicting_changes=[{"version": made.number, "author": made.author, **s} for s in stale],
-            detected_at=_ms(made.time),
-            resolution_strategy="last-write-wins",
-            status="pending",
+    async def _record_conflict(self, workflow: Workflow, made: Version) -> None:
+        replaced, engine = await workflow.version(made.parent), self.store.engine
+        await conflicts.Conflicts(engine, workflow.id).record(
+            conflicts.stale(
+                workflow.id,
+                f"conflict-{engine.ids()}",
+                theirs=Side(author=made.author, version=made.number),
+                ours=Side(author=replaced.author, version=replaced.number),
+                policy="last-write-wins",
+                now_ms=engine.clock.now_ms(),
+            )
         )
-        await self._set_conflict(workflow_id, (conflict.id,), msgspec.to_builtins(conflict))
-
-    async def _set_conflict(self, workflow_id: str, path: tuple[str, ...], value: Any) -> None:
-        write = Write(
-            CONFLICTS + workflow_id, [Set(path, value)], author="state-manager", message="conflict", exists=None
-        )
-        await self.store.engine.write(write)
 
     # metrics, tasks
 
@@ -402,7 +392,7 @@ class StateManager:
         """Return counts and average times."""
         stats = await self.store.stats()
         states = [(await self.store.engine.current(WORKFLOWS + w)).state for w in await self.store.workflows()]
-        conflicts = await self.list_conflicts()
+        known = await self.list_conflicts()
         snapshots = [await self.store.workflow(w).checkpoints(kind="snapshot") for w in await self.store.workflows()]
         subscribed = [await self.subscribers(w) for w in await self.store.workflows()]
         return StateMetrics(
@@ -411,7 +401,7 @@ class StateManager:
             versions_created=sum(
                 [(await self.store.workflow(w).version()).number for w in await self.store.workflows()]
             ),
-            conflicts_resolved=sum(c.status == "resolved" for c in conflicts),
+            conflicts_resolved=sum(c.status == "resolved" for c in known),
             snapshots_created=sum(map(len, snapshots)),
             subscriptions=sum(map(len, subscribed)),
             average_state_size=sum(len(msgspec.json.encode(s)) for s in states) / max(1, len(states)),
@@ -481,6 +471,18 @@ def validate(state: Mapping[str, Any]) -> None:
                 errors.append(f"task {key} has no type")
     if errors:
         raise InvalidState(f"State validation failed: {', '.join(errors)}")
+
+
+def _state_conflict(conflict: Conflict) -> StateConflict:
+    sides = (conflict.theirs, conflict.ours)
+    return StateConflict(
+        id=conflict.id,
+        workflow_id=conflict.workflow_id,
+        conflicting_changes=[{"path": conflict.path, "version": s.version, "author": s.author} for s in sides],
+        detected_at=_ms(conflict.created_at),
+        resolution_strategy=conflict.policy,
+        status=conflict.status,
+    )
 
 
 def _ms(moment: datetime) -> int:

@@ -11,14 +11,17 @@ import msgspec
 from blake3 import blake3
 
 from quire.api import views, writes
+from quire.api.reading import Pointer
 from quire.api.views import Event
-from quire.api.workflow import Pointer, Workflow
+from quire.api.workflow import Workflow
 from quire.config import Settings
 from quire.core.names import check_id
-from quire.engine.actor import DELETED, Write
+from quire.core.resolve import Policy, check_policy
+from quire.engine.actor import DELETED
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.verify import Report, verify
+from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, InvalidKey
 from quire.model import WORKFLOWS, Version
 from quire.storage.base import Capabilities
@@ -48,8 +51,10 @@ class Stats(msgspec.Struct, frozen=True):
 class Opening:
     """What `quire.open` returns: `async with` it, or `await` it and close the store yourself."""
 
-    def __init__(self, url: str, namespace: str, settings: Settings, clock: Clock, ids: Callable[[], str]) -> None:
-        self._arguments = (url, namespace, settings, clock, ids)
+    def __init__(
+        self, url: str, namespace: str, settings: Settings, clock: Clock, ids: Callable[[], str], policy: Policy
+    ) -> None:
+        self._arguments = (url, namespace, settings, clock, ids, policy)
         self._store: Store | None = None
 
     def __await__(self) -> Generator[Any, None, Store]:
@@ -68,14 +73,14 @@ class Opening:
         await self._store.close()
 
     async def _open(self) -> Store:
-        url, namespace, settings, clock, ids = self._arguments
+        url, namespace, settings, clock, ids, policy = self._arguments
         backend = await open_backend(url, namespace=namespace)
         try:
             seen = await backend.latest()
         except BaseException:
             await backend.close()
             raise
-        return Store(Engine(backend, settings, clock, ids, seen), namespace)
+        return Store(Engine(backend, settings, clock, ids, seen, policy), namespace)
 
 
 def open(  # noqa: A001 - reads as quire.open(...), like the built-in
@@ -85,11 +90,13 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     settings: Settings | None = None,
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
+    on_conflict: Policy = "last",
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
     namespace: stores in one place that see nothing of each other.  settings: see quire.config.  clock, ids: where
-    time and ids come from, for tests.
+    time and ids come from, for tests.  on_conflict: what becomes of writes that cannot both stand, unless a write says
+    otherwise: see `Writing`.
     Raises InvalidKey for a URL or namespace that is not allowed, IncompatibleFormat for a file that is not a store or
     of a newer format, StorageUnavailable, Unsupported for a backend that is not there.
     Cost: independent of what the store holds.
@@ -97,7 +104,9 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     >>> async with quire.open("sqlite:///state.db") as store:            # doctest: +SKIP
     ...     await store.create("research-42", {"topic": "tides"})
     """
-    return Opening(url, namespace, settings or Settings(), clock or SystemClock(), ids or system_ids())
+    return Opening(
+        url, namespace, settings or Settings(), clock or SystemClock(), ids or system_ids(), check_policy(on_conflict)
+    )
 
 
 class Store:

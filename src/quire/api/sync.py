@@ -14,18 +14,20 @@ from typing import Any, Self, TypeVar, Unpack
 
 from quire.api import store as _store
 from quire.api import workflow as _workflow
+from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
+from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
 from quire.api.views import BlameLine, Event, Order
-from quire.api.workflow import Pointer
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
-from quire.engine.actor import Write
+from quire.core.resolve import Policy
 from quire.engine.clock import Clock
 from quire.engine.verify import Report
+from quire.engine.write import Write
 from quire.errors import Closed
-from quire.model import Change, Checkpoint, Version
+from quire.model import Change, Checkpoint, Conflict, Version
 from quire.storage.base import Capabilities
 
 T = TypeVar("T")
@@ -76,10 +78,13 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     settings: Settings | None = None,
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
+    on_conflict: Policy = "last",
 ) -> Store:
     loop = _Loop()
     try:
-        opening = _store.open(url, namespace=namespace, settings=settings, clock=clock, ids=ids)
+        opening = _store.open(
+            url, namespace=namespace, settings=settings, clock=clock, ids=ids, on_conflict=on_conflict
+        )
 
         async def opened() -> _store.Store:
             return await opening
@@ -302,6 +307,14 @@ class Workflow:
 
     def kept_state(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return self._loop.run(self._workflow.kept_state(checkpoint))
+
+    def conflicts(self, *, status: str | None = None) -> list[Conflict]:
+        return self._loop.run(self._workflow.conflicts(status=status))
+
+    def resolve(
+        self, conflict_id: str, choice: Choice = "ours", value: Any = None, *, author: str = "system", message: str = ""
+    ) -> Version:
+        return self._loop.run(self._workflow.resolve(conflict_id, choice, value, author=author, message=message))
 
 
 def _document() -> None:

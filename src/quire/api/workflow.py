@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Unpack, cast
 
 import msgspec
 
-from quire.api import revisions, views, writes
-from quire.api.checkpoints import Checkpoints
+from quire.api import revisions, writes
+from quire.api.conflicts import Choice, Conflicts
 from quire.api.draft import DictDraft, recording
+from quire.api.reading import Pointer, Reader
 from quire.api.revisions import Revision
-from quire.api.views import BlameLine, Event, Order
 from quire.api.writes import Changes, Writing
-from quire.core import history, record
 from quire.core.diff import diff
-from quire.core.fold import copied
 from quire.core.names import check_id
-from quire.core.path import get as get_path
-from quire.core.path import parse, resolve
+from quire.core.path import resolve
 from quire.core.values import clean
-from quire.engine.actor import Actor, Plan, Write
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
-from quire.errors import AlreadyExists, ChangeError, InvalidKey, WorkflowNotFound
+from quire.engine.write import Base, Plan, Write
+from quire.errors import AlreadyExists, Invalid, InvalidKey
 from quire.model import (
-    WORKFLOWS,
     Append,
     Change,
     Checkpoint,
+    Conflict,
     Delete,
     Fork,
     Increment,
     Insert,
     Path,
-    Record,
     Remove,
     Set,
     Splice,
     Version,
 )
-
-Pointer = str | Sequence[str | int]
-"""A JSON Pointer such as `/notes/0`, or the same as a sequence of keys and indexes."""
 
 
 class Edit:
@@ -57,13 +49,13 @@ class Edit:
         self._workflow = workflow
         self._how = how
         self._draft: DictDraft | None = None
-        self._base = 0
+        self._base: Base | None = None
         self.version: Version | None = None
 
     async def __aenter__(self) -> DictDraft:
         """Start from the head as it is now."""
-        self._base, state = await self._workflow.snapshot()
-        self._draft = recording(state, **self._workflow.bounds)
+        self._base = await self._workflow.snapshot()
+        self._draft = recording(self._base.state, **self._workflow.bounds)
         return self._draft
 
     async def __aexit__(
@@ -71,36 +63,33 @@ class Edit:
     ) -> None:
         """Commit, unless the block raised."""
         assert self._draft is not None
+        assert self._base is not None
         changes = self._draft.changes
         self._draft.close()
         if kind is None and (changes or self._how.get("if_version") is not None or self._how.get("allow_empty")):
             self.version = await self._workflow.rebase(changes, self._base, **self._how)
 
 
-class Workflow:
-    """A handle on one workflow. Making one does nothing; handles may be many and are cheap.
+class Workflow(Reader):
+    """A handle on one workflow: a reader that can also write.
 
-    Every writing method takes `Writing` options: author, message, kind, if_version, allow_empty, idempotency_key. It
-    returns the new Version, or the head when nothing changed.
+    Every writing method takes `Writing` options: author, message, kind, if_version, allow_empty, idempotency_key,
+    on_conflict. It returns the new Version, or the head when nothing changed.
     Raises InvalidState, ChangeError, LimitExceeded for what cannot be stored; WorkflowNotFound; StorageError.
     """
 
     def __init__(self, engine: Engine, workflow_id: str) -> None:
-        self.id = check_id(workflow_id, "workflow id")
-        self.stream = WORKFLOWS + workflow_id
-        self._engine = engine
+        super().__init__(engine, workflow_id)
         self.bounds = writes.limits(engine.settings)
-        self._checkpoints = Checkpoints(engine, workflow_id)
-
-    def __repr__(self) -> str:
-        return f"<Workflow {self.id}>"
+        self._conflicts = Conflicts(engine, workflow_id)
 
     # writing
 
     def edit(self, **how: Unpack[Writing]) -> Edit:
         """Return a context that records what is done to the state and commits it as one version.
 
-        If others wrote meanwhile the changes are rebased onto theirs; on the same path the last writer wins.
+        If others wrote meanwhile the changes are rebased onto theirs; what cannot both stand is settled by `on_conflict`
+        (by default the last writer wins) and recorded: see `conflicts`.
         """
         return Edit(self, how)
 
@@ -185,10 +174,10 @@ class Workflow:
         actor = await self._live()
         number = await self._number(base)
         before = actor.state if base is None else await self._engine.state_at(self.stream, number)
-        return await self.rebase(diff(before, dict(state)), number, **how)
+        return await self.rebase(diff(before, dict(state)), Base(number, before), **how)
 
-    async def rebase(self, changes: Sequence[Change], base: int, **how: Unpack[Writing]) -> Version:
-        """Apply changes that were made on version `base`, adjusted to what others changed since."""
+    async def rebase(self, changes: Sequence[Change], base: Base, **how: Unpack[Writing]) -> Version:
+        """Apply changes that were made on `base`, adjusted to what others changed since."""
         return await self._write(changes, changes, how, base=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
@@ -217,93 +206,6 @@ class Workflow:
         write.if_version = 0
         await self._engine.write(write)
         return fork
-
-    # reading
-
-    async def exists(self) -> bool:
-        """Tell whether the workflow is there."""
-        return (await self._engine.current(self.stream)).exists
-
-    async def version(self, version: Revision = None) -> Version:
-        """Return one version; None is the head. Raises VersionNotFound, CheckpointNotFound."""
-        return Version(await self._engine.record(self.stream, await self._number(version)))
-
-    async def state(self, version: Revision = None) -> dict[str, Any]:
-        """Return the state, or what it was: a plain dict, the caller's to keep. Cost: O(state)."""
-        return cast("dict[str, Any]", copied(await self._at(version)))
-
-    async def snapshot(self) -> tuple[int, dict[str, Any]]:
-        """Return the head's number and its state. The state is the engine's own and must not be altered."""
-        actor = await self._live()
-        return actor.head.version, actor.state
-
-    async def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
-        """Return the value at a path, or `default` where there is none. Cost: O(depth + the value)."""
-        return copied(get_path(await self._at(version), parse(path), default))
-
-    async def history(
-        self,
-        limit: int | None = None,
-        *,
-        before: Revision = None,
-        author: str | None = None,
-        path: Pointer | None = None,
-        kind: str | None = None,
-        order: Order = "newest",
-    ) -> list[Version]:
-        """Return versions, newest first unless order="oldest".
-
-        limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
-        versions that changed something at or below it. Cost: reads the records passed over, never the state.
-        """
-        actor = await self._live()
-        top = actor.head.version if before is None else await self._number(before) - 1
-        tokens = None if path is None else _tokens(actor.state, path)
-
-        def matches(found: Record) -> bool:
-            return (
-                (author is None or found.author == author)
-                and (kind is None or found.kind == kind)
-                and (tokens is None or any(_touches(c, tokens) for c in record.decode(found)))
-            )
-
-        return await views.scan(self._engine, self.stream, top, order, matches, limit)
-
-    async def diff(self, old: Revision, new: Revision = None) -> list[Change]:
-        """Return changes that turn the state at `old` into the state at `new` (None: the head)."""
-        before, after = await self._at(old), await self._at(new)
-        changes = record.encode(diff(before, after))
-        return msgspec.json.decode(changes, type=list[Change])  # fresh values: these are the caller's to keep
-
-    async def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
-        """Say for every value at or below a path who set it last, when and why, in document order.
-
-        Raises ChangeError when there is nothing at the path. Cost: reads and folds the history once.
-        """
-        number = await self._number(version)
-        state = await self._engine.state_at(self.stream, number)
-        return await views.blame(self._engine, self.stream, number, state, resolve(state, parse(path)))
-
-    async def watch(
-        self,
-        *,
-        after: Revision = None,
-        path: Pointer | None = None,
-        types: Collection[str] | None = None,
-        author: str | None = None,
-        cursor: str | None = None,
-    ) -> AsyncGenerator[Event]:
-        """Yield every version after `after` (None: from now on; 0: all), past ones first, then live ones, for ever.
-
-        path, types, author: only matching changes (types: set, delete, append, insert, remove, splice, inc).
-        cursor: a name under which the place is kept: each event then comes at least once, across restarts, and counts
-        as done when the next one is asked for; `after` then only says where a new cursor starts.
-        """
-        sieve = views.sieve(path, types, author)
-        start = 0 if after == 0 else await self._number(after)
-        async with aclosing(views.watch_stream(self._engine, self.stream, start, sieve, cursor)) as events:
-            async for event in events:
-                yield event
 
     # checkpoints
 
@@ -348,21 +250,30 @@ class Workflow:
         """Return the state that a snapshot keeps whole. Raises CorruptRecord when it is damaged or gone."""
         return await self._checkpoints.kept_state(checkpoint)
 
+    # conflicts
+
+    async def conflicts(self, *, status: str | None = None) -> list[Conflict]:
+        """Return what writes met and could not both keep, oldest first; status: only "pending" or "resolved" ones."""
+        return [c for c in await self._conflicts.all() if status in (None, c.status)]
+
+    async def resolve(
+        self, conflict_id: str, choice: Choice = "ours", value: Any = None, *, author: str = "system", message: str = ""
+    ) -> Version:
+        """Decide a conflict: "ours" or "theirs" stands, or with "value" what is given. Returns the version, or the head.
+
+        It is a write like any other and can be undone. It never makes a new conflict.
+        Raises ConflictNotFound, Invalid for another choice, ChangeError where the place is gone.
+        """
+        if choice not in ("ours", "theirs", "value"):
+            raise Invalid(f"choice {choice!r}: ours, theirs or value")
+        tokens = writes.place((await self._conflicts.get(conflict_id)).path, self.bounds)
+        new = clean(value, path=tokens, **self.bounds)
+        made = await self._conflicts.resolve(
+            conflict_id, choice, new, writes.name(author, "author"), writes.text(message)
+        )
+        return made if made is not None else await self.version()
+
     # inside
-
-    async def _live(self) -> Actor:
-        actor = await self._engine.current(self.stream)
-        if not actor.exists:
-            raise WorkflowNotFound(self.id)
-        return actor
-
-    async def _number(self, version: Revision) -> int:
-        return await revisions.resolve(self._engine, await self._live(), version, self._checkpoints)
-
-    async def _at(self, version: Revision) -> dict[str, Any]:
-        if version is None:
-            return (await self._live()).state
-        return await self._engine.state_at(self.stream, await self._number(version))
 
     def _values(self, values: tuple[Any, ...], path: Path) -> list[Any]:
         return cast("list[Any]", clean(list(values), path=path, **self.bounds))
@@ -370,22 +281,9 @@ class Workflow:
     async def _write(
         self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any
     ) -> Version:
-        write, key = writes.write(self.stream, plan, how, **more)
+        write, key = writes.write(self.stream, plan, {"on_conflict": self._engine.policy, **how}, **more)
         if key is None:
             made = await self._engine.write(write)
         else:
             made = await write_once(self._engine, write, key, msgspec.json.encode(content))
         return made if made is not None else await self.version()
-
-
-def _tokens(state: dict[str, Any], path: Pointer) -> Path:
-    """Resolve a path against a state for filtering; what is not there now may still be in the history."""
-    tokens = parse(path)
-    try:
-        return resolve(state, tokens)
-    except ChangeError:
-        return tokens
-
-
-def _touches(change: Change | Fork, path: Path) -> bool:
-    return isinstance(change, Fork) or history.touches(change, path)

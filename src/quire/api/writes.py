@@ -11,8 +11,10 @@ import msgspec
 from quire.config import Settings
 from quire.core import patch
 from quire.core.path import parse
+from quire.core.resolve import Policy, check_policy
 from quire.core.values import clean
-from quire.engine.actor import DELETED, Plan, Write
+from quire.engine.actor import DELETED
+from quire.engine.write import Plan, Write
 from quire.errors import Invalid, InvalidState
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
 
@@ -31,6 +33,8 @@ class Writing(TypedDict, total=False):
     author: who to blame, default "system".  message: why.  kind: a word for the version, default "change".
     if_version: write only if the head is exactly this, else HeadMoved.  allow_empty: make a version even if nothing
     changes.  idempotency_key: sent again with the same key the write is not repeated, the version it made is returned.
+    on_conflict: what becomes of it where others wrote the same place since the version it was made on: "last", "ours",
+    "theirs", "both", "queue", "reject" or a function of the conflict, see `core/resolve.py`; default: the store's.
     """
 
     author: str
@@ -39,6 +43,7 @@ class Writing(TypedDict, total=False):
     if_version: int | None
     allow_empty: bool
     idempotency_key: str | None
+    on_conflict: Policy | None
 
 
 class Bounds(TypedDict):
@@ -64,6 +69,9 @@ def write(
             raise Invalid(f"a write has no option {option!r}; it takes {', '.join(_CHECKS)}")
         options[option] = check(value)
     key = options.pop("idempotency_key", None)
+    policy = options.pop("on_conflict", None)
+    if policy is not None:
+        options["policy"] = policy
     options.update(more)
     return Write(stream, plan, **options), key
 
@@ -186,4 +194,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "if_version": _number,
     "allow_empty": _flag,
     "idempotency_key": _key,
+    "on_conflict": lambda value: None if value is None else check_policy(value),
 }

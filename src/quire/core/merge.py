@@ -4,8 +4,8 @@ Each of ours is moved past each of theirs, and theirs past ours, as two people s
 
 1. A swap keeps the meaning: theirs, then ours rewritten, gives what ours, then theirs rewritten, gives. So
    what fitted the base fits the result. (A sum that leaves the finite numbers is the one exception.)
-2. Where both wrote the same place ours, the later, wins. Where theirs took away what ours needs, ours is left
-   out. Both are reported. What commutes or is the same on both sides merges silently.
+2. Where both wrote the same place ours, the later, wins, or whoever is preferred. Where theirs took away what ours
+   needs, ours is left out. Both are reported. What commutes or is the same on both sides merges silently.
 3. Texts are lists of code points: a splice is a removal and an insertion.
 4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index
    about that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong
@@ -15,7 +15,8 @@ Each of ours is moved past each of theirs, and theirs past ours, as two people s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -25,17 +26,35 @@ from quire.core.path import get
 from quire.core.values import same
 from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
 
+Stands = Callable[[int, int], bool]
+"""Asked where both wrote the same place, with the numbers of our change and of theirs: whether ours stands."""
+
 
 class Clash(msgspec.Struct, frozen=True):
     """Two changes that cannot both stand, as they were written. `path` is ours.
 
-    dropped: True where ours could not be applied and was left out, False where it overruled theirs.
+    dropped: True where ours was left out, for want of its place or because theirs was preferred, False where it
+    overruled theirs.  number, other: which of ours, which of theirs.
     """
 
     path: Path
     ours: Change
     theirs: Change
     dropped: bool
+    number: int = 0
+    other: int = 0
+
+
+class Rebased(NamedTuple):
+    """Two sides after each other: base, theirs, ours is the same state as base, ours, theirs.
+
+    ours: for each of our changes what it is after all of theirs.  theirs: what theirs are after all of ours, exact
+    only where the base was at hand and ours won.
+    """
+
+    ours: list[list[Change]]
+    theirs: list[Change]
+    clashes: list[Clash]
 
 
 class _Placed(Append, frozen=True, array_like=True, tag="append"):
@@ -66,35 +85,63 @@ class _Swap(NamedTuple):
 def rebase(
     changes: Sequence[Change], over: Sequence[Change], *, base: dict[str, Any] | None = None
 ) -> tuple[list[Change], list[Clash]]:
-    """Return our changes as they apply after `over`, and where the two sides clashed.
+    """Return our changes as they apply after `over`, and where the two sides clashed; ours win.
 
     changes, over: each made on the same state, in order; not modified.  base: that state if at hand: rule 4.
     Raises ChangeError only for changes that do not fit `base`.
-    Cost: O(len(changes) x len(over)) for those that share their first key, nothing for the others.
+    Cost: O(len(changes) x len(over)) for those that share a root (see `_roots`), nothing for the others.
 
     >>> rebase([Set(("notes", 2), "x")], [Remove(("notes",), 0, 1)])
     ([Set(path=('notes', 1), value='x')], [])
     """
-    whole = not all(c.path for c in changes) or not all(c.path for c in over)
-    mine = {None if whole else c.path[0] for c in changes}
-    if whole or any(c.path[0] in mine for c in over):
-        ours, others = _parts(changes, base), _parts(over, base)
-    else:
-        return list(changes), []
-    waiting: dict[str | int | None, list[_Theirs]] = {}
+    found = both(changes, over, base=base)
+    return [c for parts in found.ours for c in parts], found.clashes
+
+
+def both(
+    changes: Sequence[Change],
+    over: Sequence[Change],
+    *,
+    base: dict[str, Any] | None = None,
+    stands: Stands | None = None,
+) -> Rebased:
+    """Return both sides as they apply after each other. stands: who wins; None: ours. Otherwise as `rebase`."""
+    roots = _roots([c.path for c in changes], [c.path for c in over])
+    shared = {roots[_fixed(c.path)] for c in changes} & {roots[_fixed(c.path)] for c in over}
+    if not shared:
+        return Rebased([[c] for c in changes], list(over), [])
+    ours, others = _parts(changes, base), _parts(over, base)
+    waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
-        first = None if whole else over[number].path[0]
-        if first in mine:
-            waiting.setdefault(first, []).extend(_Theirs(number, part) for part in parts)
-    result: list[Change] = []
+        waiting.setdefault(roots[_fixed(over[number].path)], []).extend(_Theirs(number, part) for part in parts)
+    result: list[list[Change]] = []
     clashes: list[Clash] = []
-    for change, parts in zip(changes, ours, strict=True):
-        first = None if whole else change.path[0]
+    lost: list[Path] = []
+    for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
+        if any(change.path[: len(path)] == path for path in lost):
+            result.append([])  # made on something of ours that did not stand: what is there now is not alike
+            continue
+        root = roots[_fixed(change.path)]
         met: dict[int, bool] = {}
-        moved, waiting[first] = _past(parts, waiting.get(first, []), met)
-        result += _joined(moved)
-        clashes += [Clash(change.path, change, over[number], dropped) for number, dropped in met.items()]
-    return result, clashes
+        wins = None if stands is None else partial(stands, number)
+        moved, waiting[root] = _past(parts, waiting.get(root, []), met, wins)
+        if stands is not None and any(met.values()):
+            lost.append(change.path)
+        result.append(_joined(moved))
+        clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
+    left = sorted((t for run in waiting.values() for t in run), key=lambda t: t.number)
+    return Rebased(result, _joined(t.change for t in left), clashes)
+
+
+def _fixed(path: Path) -> Path:
+    """Return the part of a path that no change to a list can move: up to the first index."""
+    return next((path[:i] for i, token in enumerate(path) if type(token) is int), path)
+
+
+def _roots(*sides: Iterable[Path]) -> dict[Path, Path]:
+    """Return for the fixed part of every path the shortest one that contains it: changes of two roots never meet."""
+    fixed = {_fixed(path) for side in sides for path in side}
+    return {path: next(path[:i] for i in range(len(path) + 1) if path[:i] in fixed) for path in fixed}
 
 
 def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[Change]]:
@@ -121,7 +168,7 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
     for part in parts:
         last = result[-1] if result else None
         match part, last:
-            case _Placed(path, values), _:
+            case _Placed(path, values) | _Somewhere(path, values), _:
                 result.append(Append(path, values))
             case Splice(path, at, more, text), Splice(_, before, gone, "") if at == before:
                 result[-1] = Splice(path, at, gone + more, text)
@@ -130,7 +177,9 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
     return result
 
 
-def _past(ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool]) -> tuple[list[Change], list[_Theirs]]:
+def _past(
+    ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool], wins: Callable[[int], bool] | None
+) -> tuple[list[Change], list[_Theirs]]:
     """Move runs of changes past each other; note in `met` which of theirs clashed, and how."""
     done: list[Change] = []
     for change in ours:
@@ -139,12 +188,14 @@ def _past(ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool]) -
         for other in theirs:
             if len(parts) == 1:
                 swap = _swap(parts[0], other.change)
+                if swap.dropped is False and wins is not None and not wins(other.number):
+                    swap = _Swap([], [other.change], True)
                 parts = swap.ours
                 behind.extend(_Theirs(other.number, part) for part in swap.theirs)
                 if swap.dropped is not None:
                     met[other.number] = swap.dropped
             else:  # ours was split by an earlier one of theirs, or is gone
-                parts, rest = _past(parts, [other], met)
+                parts, rest = _past(parts, [other], met, wins)
                 behind += rest
         done += parts
         theirs = behind
@@ -168,18 +219,22 @@ def _inside(change: Change, around: Change) -> list[Change]:
     """Return `change`, made inside what `around` alters, as it reads then; nothing if its place is gone."""
     depth = len(around.path)
     token = change.path[depth]
+    if isinstance(around, Set | Delete | _Somewhere):
+        return []
+    if not isinstance(around, Insert | Remove):
+        return [change]
+    if type(token) is not int:
+        return []  # one side has a list here, the other an object since a change of its own gave way
     match around:
-        case Set() | Delete() | _Somewhere():
-            return []
-        case Insert(_, index, values) if cast("int", token) >= index:
+        case Insert(_, index, values) if token >= index:
             shift = len(values)
-        case Remove(_, index, count) if cast("int", token) >= index:
-            if cast("int", token) < index + count:
+        case Remove(_, index, count) if token >= index:
+            if token < index + count:
                 return []
             shift = -count
         case _:
             return [change]
-    path = (*change.path[:depth], cast("int", token) + shift, *change.path[depth + 1 :])
+    path = (*change.path[:depth], token + shift, *change.path[depth + 1 :])
     return [msgspec.structs.replace(change, path=path)]
 
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
-import msgspec
-
 from quire.config import Settings
-from quire.core import merge, record
+from quire.core import record, resolve
 from quire.core.changes import Working
-from quire.core.path import format as pointer
+from quire.engine.write import Base, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
-
-Plan = Callable[[dict[str, Any]], Sequence[Change | Fork]]
-"""Changes that depend on the state they meet: a diff, a JSON Patch with tests, a guard that raises to refuse."""
 
 DELETED = "delete"
 """Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
@@ -30,29 +25,6 @@ DELETED = "delete"
 
 class NeedHistory(Exception):
     """The write's base is older than the records the actor remembers."""
-
-
-class Write(msgspec.Struct, eq=False):
-    """What a caller wants written to one stream.
-
-    plan: the changes, or a function of the state that gives them.  base: the version the changes were made on, when
-    that matters; they are rebased over what came since.  if_version: the head must be exactly this.  exists: True
-    needs the stream to exist, False to be absent.  allow_empty: make a version even without a change.
-    """
-
-    stream: str
-    plan: Sequence[Change | Fork] | Plan
-    author: str = "system"
-    message: str = ""
-    kind: str = "change"
-    base: int | None = None
-    if_version: int | None = None
-    exists: bool | None = True
-    allow_empty: bool = False
-    start: dict[str, Any] | None = None
-    """The state a forked log starts from."""
-    guard: Callable[[dict[str, Any]], None] | None = None
-    """Looks at the state the write is about to meet, and raises to refuse it."""
 
 
 class Actor:
@@ -109,11 +81,12 @@ class Actor:
         if write.guard is not None:
             write.guard(working.state)
         plan = write.plan
-        if write.base is not None and write.base < version:
-            plan = self._rebased(write, write.base)
+        write.met = []
+        if write.base is not None and write.base.version < version:
+            plan = self._rebased(write, write.base, working.state)
         elif callable(plan):
             plan = plan(working.state)
-        changes = self._apply(working, plan)
+        changes = self._apply(working, plan, write)
         if write.start is not None:
             self._start = write.start
             self._working = Working(write.start)
@@ -208,23 +181,53 @@ class Actor:
         if write.if_version is not None and write.if_version != version:
             raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
 
-    def _rebased(self, write: Write, base: int) -> Sequence[Change | Fork]:
-        remembered = self.since(base)
-        if remembered is None:
-            raise NeedHistory
-        pending = [r for r in self.pending if r.version > base]
-        return rebase(write, [*remembered, *pending])
+    def _rebased(self, write: Write, base: Base, head: dict[str, Any]) -> Sequence[Change]:
+        """Return the write's changes as they go onto the head; what they met is left in `write.met`."""
+        records = self._since(write, base.version)
+        over: list[Change] = []
+        sources: list[Record] = []
+        for entry in records:
+            changes = [c for c in record.decode(entry) if not isinstance(c, Fork)]
+            over += changes
+            sources += [entry] * len(changes)
+        assert not callable(write.plan)
+        settled = resolve.settle(
+            [c for c in write.plan if not isinstance(c, Fork)],
+            over,
+            base=base.state,
+            head=head,
+            policy=write.policy,
+            where=write.stream.removeprefix(WORKFLOWS),
+        )
+        write.met = [(met, sources[met.other]) for met in settled.met]
+        return settled.changes
 
-    def _apply(self, working: Working, changes: Sequence[Change | Fork]) -> list[Change | Fork]:
+    def _since(self, write: Write, version: int) -> list[Record]:
+        """Return every record after a version, of this batch too. Raises NeedHistory."""
+        known = self.since(version)
+        if known is None and write.history:
+            later = self.since(write.history[-1].version)
+            known = None if later is None else [*write.history, *later]
+        if known is None:
+            raise NeedHistory
+        return [*known, *(r for r in self.pending if r.version > version)]
+
+    def _apply(self, working: Working, changes: Sequence[Change | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
         kept: list[Change | Fork] = []
         try:
             for change in changes:
                 if type(change) is Fork or working.apply(cast("Change", change)):
                     kept.append(change)  # noqa: PERF401 - what was kept when one fails has to be known
-        except ChangeError:
+        except ChangeError as error:
             if kept:
                 self._rebuild()
+            if write.met:  # it builds on something of its own that gave way
+                raise MergeConflict(
+                    f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
+                    "nothing was written: read the state again and decide",
+                    conflicts=[met for met, _ in write.met],
+                ) from error
             raise
         return kept
 
@@ -236,20 +239,3 @@ class Actor:
                 if not isinstance(change, Fork):
                     working.apply(change)
         self._working = working
-
-
-def rebase(write: Write, records: Sequence[Record]) -> Sequence[Change]:
-    """Return the write's changes as they read after `records`, which came since its base; ours win where both wrote."""
-    assert not callable(write.plan)
-    over = [c for r in records for c in record.decode(r) if not isinstance(c, Fork)]
-    ours = [c for c in write.plan if not isinstance(c, Fork)]
-    changes, clashes = merge.rebase(ours, over)
-    lost = [c for c in clashes if c.dropped]
-    if lost:
-        name, at = write.stream.removeprefix(WORKFLOWS), pointer(lost[0].path)
-        raise MergeConflict(
-            f"{name}: {at} was removed or replaced since version {write.base}, which this write was made on; "
-            "nothing was written: read the state again and decide",
-            conflicts=list(lost),
-        )
-    return changes

@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from quire.config import Settings
-from quire.engine.actor import Actor, NeedHistory, Write, rebase
+from quire.engine import conflicts
+from quire.engine.actor import Actor, NeedHistory
 from quire.engine.clock import Clock
 from quire.engine.resident import Residents
-from quire.errors import Closed, Conflict, OutcomeUnknown, StorageError, StorageTimeout
-from quire.model import Record, Version
+from quire.engine.write import Write
+from quire.errors import Closed, Conflict, MergeConflict, OutcomeUnknown, StorageError, StorageTimeout
+from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
 
 _place = msgspec.structs.force_setattr
@@ -42,10 +44,18 @@ class CellMoved(Conflict):
         self.names = tuple(names)
 
 
-class _Submission:
-    """Writes that stand or fall together, and who waits for them."""
+class _NeedStream(Exception):
+    """A stream that belongs to a write is not in memory."""
 
-    __slots__ = ("cells", "deadline", "future", "records", "stamp", "writes")
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.stream = stream
+
+
+class _Submission:
+    """Writes that stand or fall together, and who waits for them. beside: what is recorded of what they met."""
+
+    __slots__ = ("beside", "cells", "deadline", "future", "records", "stamp", "writes")
 
     def __init__(
         self,
@@ -59,6 +69,7 @@ class _Submission:
         self.stamp = stamp
         self.future = future
         self.records: list[Record | None] = []
+        self.beside: list[tuple[Actor, Record]] = []
         self.deadline: float | None = None
 
     def fail(self, error: BaseException) -> None:
@@ -180,11 +191,14 @@ class Committer:
                 actors: list[Actor] = []
                 for write in submission.writes:
                     actors.append(peek(write.stream) or await self._load(write.stream, bundles))  # noqa: PERF401
-                try:
-                    size += self._seal(submission, actors, now_ms)
-                except NeedHistory:
-                    await self._catch_up(submission, actors)
-                    size += self._seal(submission, actors, now_ms)
+                while True:
+                    try:
+                        size += self._seal(submission, actors, now_ms)
+                        break
+                    except NeedHistory:
+                        await self._catch_up(submission, actors)
+                    except _NeedStream as need:
+                        await self._residents.get(need.stream)
             except Exception as error:  # noqa: BLE001 - the caller's, whatever it is; plans are the caller's code
                 submission.fail(error)
                 continue
@@ -205,7 +219,8 @@ class Committer:
     def _seal(self, submission: _Submission, actors: list[Actor], now_ms: int) -> int:
         """Prepare all writes of a submission or none; return the bytes of their changes."""
         records: list[Record | None] = []
-        marks = [len(a.pending) for a in actors]
+        submission.beside = []
+        marks = [(actor, len(actor.pending)) for actor in actors]
         size = 0
         try:
             for write, actor in zip(submission.writes, actors, strict=True):
@@ -213,26 +228,49 @@ class Committer:
                 records.append(sealed)
                 if sealed is not None:
                     size += len(sealed.body)
+                if write.met:
+                    self._note(submission, write, sealed, now_ms, marks)
             if submission.stamp is not None:
                 submission.cells = (submission.stamp(records),)
         except BaseException:
-            for actor, mark in zip(actors, marks, strict=True):
+            for actor, mark in marks:
                 actor.back_to(mark)
             raise
         submission.records = records
         return size
 
+    def _note(
+        self, submission: _Submission, write: Write, sealed: Record | None, now_ms: int, marks: list[tuple[Actor, int]]
+    ) -> None:
+        """Prepare the record of the conflicts that a write met."""
+        stream = conflicts.stream_of(write)
+        actor = self._residents.peek(stream)
+        if actor is None:
+            raise _NeedStream(stream)
+        marks.append((actor, len(actor.pending)))
+        after = (actor.pending[-1] if actor.pending else actor.head).version
+        noted = actor.prepare(conflicts.report(write, sealed, after, now_ms), now_ms)
+        assert noted is not None
+        submission.beside.append((actor, noted))
+
     async def _catch_up(self, submission: _Submission, actors: list[Actor]) -> None:
-        """Rebase writes whose base their actors no longer remember, over the log."""
+        """Read, for writes whose base their actors no longer remember, what came since."""
         for write, actor in zip(submission.writes, actors, strict=True):
-            if write.base is not None and actor.since(write.base) is None:
-                upto = actor.head.version
-                records = await self._backend.read(write.stream, after=write.base, upto=upto)
-                write.plan = rebase(write, records)
-                write.base = upto
+            if write.base is not None and actor.since(write.base.version) is None:
+                first = write.base.version + 1
+                write.history = await self._backend.read(write.stream, after=first - 1, upto=actor.head.version)
+                if not write.history or write.history[0].version != first:
+                    name = write.stream.removeprefix(WORKFLOWS)
+                    raise MergeConflict(
+                        f"{name}: version {first}, which came after the one this write was made on, is not kept any "
+                        "more, so the two cannot be compared; nothing was written: read the state again and decide",
+                        conflicts=[],
+                    )
 
     def _join(self, bundles: dict[str, _Bundle], submission: _Submission, actors: list[Actor]) -> None:
         """Put a prepared submission into the bundle of its streams, tying those together."""
+        if submission.beside:
+            actors = [*actors, *(actor for actor, _ in submission.beside)]
         if not submission.cells and not any(a.pending for a in actors):
             submission.succeed()  # it changed nothing, and nothing before it is undecided
             return
@@ -252,6 +290,7 @@ class Committer:
         for sealed in submission.records:
             if sealed is not None:
                 bundle.records.append(sealed)
+        bundle.records += [noted for _, noted in submission.beside]
         if submission.cells:
             bundle.cells += submission.cells
         bundle.submissions.append(submission)

@@ -16,10 +16,12 @@ from typing import Any
 
 from quire.config import Settings
 from quire.core import keyframes
-from quire.engine.actor import Actor, Write
+from quire.core.resolve import Policy
+from quire.engine.actor import Actor
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
 from quire.engine.resident import Residents
+from quire.engine.write import Write
 from quire.errors import Closed, CorruptRecord, QuireError, StorageError, VersionNotFound
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite
@@ -34,8 +36,20 @@ _POLL_S = 1.0
 class Engine:
     """One per open store and event loop."""
 
-    def __init__(self, backend: Backend, settings: Settings, clock: Clock, ids: Callable[[], str], seen: int) -> None:
-        """seen: the backend's latest position at opening; what came before is read when asked for."""
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        clock: Clock,
+        ids: Callable[[], str],
+        seen: int,
+        policy: Policy = "last",
+    ) -> None:
+        """seen: the backend's latest position at opening; what came before is read when asked for.
+
+        policy: for writes that do not say what becomes of conflicts.
+        """
+        self.policy: Policy = policy
         self.backend = backend
         self.settings = settings
         self.clock = clock

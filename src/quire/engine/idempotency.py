@@ -10,9 +10,9 @@ import asyncio
 
 from blake3 import blake3
 
-from quire.engine.actor import Write
 from quire.engine.committer import CellMoved
 from quire.engine.engine import Engine
+from quire.engine.write import Write
 from quire.errors import InvalidKey, KeyReused
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import CellWrite

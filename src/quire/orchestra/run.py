@@ -23,7 +23,7 @@ from quire.api.store import Store
 from quire.api.workflow import Workflow
 from quire.core.fold import copied
 from quire.core.values import clean
-from quire.engine.actor import Write
+from quire.engine.write import Base, Write
 from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
 from quire.model import Change, Increment, Set
 from quire.orchestra import steps, topology
@@ -204,9 +204,9 @@ class _Run:
     async def _attempt(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
         clock = self._store.engine.clock
         started = clock.now_ms()
-        base, state = await self._workflow.snapshot()
-        draft = recording(state, **self._workflow.bounds)
-        done = {k: e["result"] for k, e in state[RUN]["steps"].items() if e["status"] == "done"}
+        base = await self._workflow.snapshot()
+        draft = recording(base.state, **self._workflow.bounds)
+        done = {k: e["result"] for k, e in base.state[RUN]["steps"].items() if e["status"] == "done"}
         context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done))
         try:
             result = clean(await steps.call(step, context), path=(RUN, "steps", key, "result"))
@@ -238,7 +238,7 @@ class _Run:
             log.warning("the failure of step %s could not be recorded: %s", key, text)
 
     async def _commit(
-        self, changes: Sequence[Change], author: str, message: str, kind: str, base: int | None = None
+        self, changes: Sequence[Change], author: str, message: str, kind: str, base: Base | None = None
     ) -> None:
         def guard(state: dict[str, Any]) -> None:
             now = state[RUN]["epoch"]
@@ -255,6 +255,7 @@ class _Run:
                 message=message,
                 kind=kind,
                 base=base,
+                policy=self._store.engine.policy,
                 guard=guard,
             )
         )

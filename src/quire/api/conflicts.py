@@ -1,0 +1,111 @@
+"""Conflicts of a workflow: what writes met, kept beside it by the engine, listed and decided here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from quire.core.fold import copied
+from quire.core.path import parse, resolve
+from quire.core.values import same
+from quire.engine.conflicts import CONFLICTS, stored
+from quire.engine.engine import Engine
+from quire.engine.write import Write
+from quire.errors import ConflictNotFound, Invalid
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Side, Version
+
+Choice = Literal["ours", "theirs", "value"]
+
+
+class Conflicts:
+    """The conflicts of one workflow."""
+
+    def __init__(self, engine: Engine, workflow_id: str) -> None:
+        self._engine = engine
+        self.workflow_id = workflow_id
+        self._stream = CONFLICTS + workflow_id
+
+    async def all(self) -> list[Conflict]:
+        """Return them, oldest first."""
+        entries = (await self._engine.current(self._stream)).state
+        return [read(entry) for entry in entries.values()]
+
+    async def get(self, conflict_id: str) -> Conflict:
+        """Return one. Raises ConflictNotFound."""
+        entries = (await self._engine.current(self._stream)).state
+        if conflict_id not in entries:
+            raise ConflictNotFound(self.workflow_id, conflict_id)
+        return read(entries[conflict_id])
+
+    async def resolve(self, conflict_id: str, choice: Choice, value: Any, author: str, message: str) -> Version | None:
+        """Let one side stand, or a value, and close the conflict; both in one commit. None: the state stays as it is.
+
+        Raises ConflictNotFound, Invalid for a conflict that is closed, ChangeError where the place is gone.
+        """
+        conflict = await self.get(conflict_id)
+        wanted = value if choice == "value" else conflict.ours.value
+        tokens = parse(conflict.path)
+
+        def decided(state: dict[str, Any]) -> list[Change]:
+            if choice == "theirs" and conflict.resolution in (None, "theirs"):
+                return []  # it stands already
+            new = conflict.theirs.value if choice == "theirs" else wanted
+            place = resolve(state, tokens)
+            if new is not msgspec.UNSET:
+                return [Set(place, new)]
+            return [Remove(place[:-1], place[-1], 1) if isinstance(place[-1], int) else Delete(place)]
+
+        def closed(entries: dict[str, Any]) -> list[Change]:
+            if not same(entries.get(conflict_id), stored(conflict)):
+                raise Invalid(f"{self.workflow_id}: {conflict_id} was resolved meanwhile; look at it again")
+            now = datetime.fromtimestamp(self._engine.clock.now_ms() / 1000, UTC)
+            done = msgspec.structs.replace(
+                conflict, status="resolved", resolution=choice, resolved_by=author, resolved_at=now
+            )
+            return [Set((conflict_id,), stored(done))]
+
+        why = message or f"resolved {conflict_id}: {choice}"
+        # no base: it is written onto whatever the head is, and so never meets a conflict of its own
+        made, _ = await self._engine.write_all(
+            [
+                Write(WORKFLOWS + self.workflow_id, decided, author=author, message=why, kind="resolve"),
+                Write(self._stream, closed, author=author, message=why, kind="resolve", exists=None),
+            ]
+        )
+        return made
+
+    async def record(self, conflict: Conflict) -> None:
+        """Write down a conflict that was found elsewhere."""
+        change = Set((conflict.id,), stored(conflict))
+        await self._engine.write(Write(self._stream, [change], author="system", kind="conflict", exists=None))
+
+
+def read(entry: Any) -> Conflict:
+    """Return a conflict from the JSON object that is stored."""
+    return msgspec.convert(copied(entry), Conflict)
+
+
+async def of_store(engine: Engine) -> list[Conflict]:
+    """Return the conflicts of every workflow, by workflow, oldest first."""
+    found: list[Conflict] = []
+    for stream in await engine.backend.streams(CONFLICTS):
+        found += [read(entry) for entry in (await engine.current(stream)).state.values()]
+    return found
+
+
+def stale(workflow_id: str, conflict_id: str, *, theirs: Side, ours: Side, policy: str, now_ms: int) -> Conflict:
+    """Return the conflict of a whole state that was written without knowing the newest."""
+    return Conflict(
+        id=conflict_id,
+        workflow_id=workflow_id,
+        path="",
+        base=Side(),
+        theirs=theirs,
+        ours=ours,
+        change=[],
+        policy=policy,
+        status="pending",
+        created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
+    )

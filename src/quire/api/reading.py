@@ -1,0 +1,158 @@
+"""Reading a workflow: its state now and then, its history, who did what, what happens next."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+
+from quire.api import revisions, views
+from quire.api.checkpoints import Checkpoints
+from quire.api.revisions import Revision
+from quire.api.views import BlameLine, Event, Order
+from quire.core import history, record
+from quire.core.diff import diff
+from quire.core.fold import copied
+from quire.core.names import check_id
+from quire.core.path import get as get_path
+from quire.core.path import parse, resolve
+from quire.engine.actor import Actor
+from quire.engine.engine import Engine
+from quire.engine.write import Base
+from quire.errors import ChangeError, WorkflowNotFound
+from quire.model import WORKFLOWS, Change, Fork, Path, Record, Version
+
+Pointer = str | Sequence[str | int]
+"""A JSON Pointer such as `/notes/0`, or the same as a sequence of keys and indexes."""
+
+
+class Reader:
+    """A handle that can only read. Making one does nothing; handles may be many and are cheap.
+
+    Raises WorkflowNotFound; VersionNotFound, CheckpointNotFound for a revision that is not there; StorageError.
+    """
+
+    def __init__(self, engine: Engine, workflow_id: str) -> None:
+        self.id = check_id(workflow_id, "workflow id")
+        self.stream = WORKFLOWS + workflow_id
+        self._engine = engine
+        self._checkpoints = Checkpoints(engine, workflow_id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    async def exists(self) -> bool:
+        """Tell whether the workflow is there."""
+        return (await self._engine.current(self.stream)).exists
+
+    async def version(self, version: Revision = None) -> Version:
+        """Return one version; None is the head. Raises VersionNotFound, CheckpointNotFound."""
+        return Version(await self._engine.record(self.stream, await self._number(version)))
+
+    async def state(self, version: Revision = None) -> dict[str, Any]:
+        """Return the state, or what it was: a plain dict, the caller's to keep. Cost: O(state)."""
+        return cast("dict[str, Any]", copied(await self._at(version)))
+
+    async def snapshot(self) -> Base:
+        """Return the head's number and its state. The state is the engine's own and must not be altered."""
+        actor = await self._live()
+        return Base(actor.head.version, actor.state)
+
+    async def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
+        """Return the value at a path, or `default` where there is none. Cost: O(depth + the value)."""
+        return copied(get_path(await self._at(version), parse(path), default))
+
+    async def history(
+        self,
+        limit: int | None = None,
+        *,
+        before: Revision = None,
+        author: str | None = None,
+        path: Pointer | None = None,
+        kind: str | None = None,
+        order: Order = "newest",
+    ) -> list[Version]:
+        """Return versions, newest first unless order="oldest".
+
+        limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
+        versions that changed something at or below it. Cost: reads the records passed over, never the state.
+        """
+        actor = await self._live()
+        top = actor.head.version if before is None else await self._number(before) - 1
+        tokens = None if path is None else _tokens(actor.state, path)
+
+        def matches(found: Record) -> bool:
+            return (
+                (author is None or found.author == author)
+                and (kind is None or found.kind == kind)
+                and (tokens is None or any(_touches(c, tokens) for c in record.decode(found)))
+            )
+
+        return await views.scan(self._engine, self.stream, top, order, matches, limit)
+
+    async def diff(self, old: Revision, new: Revision = None) -> list[Change]:
+        """Return changes that turn the state at `old` into the state at `new` (None: the head)."""
+        before, after = await self._at(old), await self._at(new)
+        changes = record.encode(diff(before, after))
+        return msgspec.json.decode(changes, type=list[Change])  # fresh values: these are the caller's to keep
+
+    async def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
+        """Say for every value at or below a path who set it last, when and why, in document order.
+
+        Raises ChangeError when there is nothing at the path. Cost: reads and folds the history once.
+        """
+        number = await self._number(version)
+        state = await self._engine.state_at(self.stream, number)
+        return await views.blame(self._engine, self.stream, number, state, resolve(state, parse(path)))
+
+    async def watch(
+        self,
+        *,
+        after: Revision = None,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[Event]:
+        """Yield every version after `after` (None: from now on; 0: all), past ones first, then live ones, for ever.
+
+        path, types, author: only matching changes (types: set, delete, append, insert, remove, splice, inc).
+        cursor: a name under which the place is kept: each event then comes at least once, across restarts, and counts
+        as done when the next one is asked for; `after` then only says where a new cursor starts.
+        """
+        sieve = views.sieve(path, types, author)
+        start = 0 if after == 0 else await self._number(after)
+        async with aclosing(views.watch_stream(self._engine, self.stream, start, sieve, cursor)) as events:
+            async for event in events:
+                yield event
+
+    # inside
+
+    async def _live(self) -> Actor:
+        actor = await self._engine.current(self.stream)
+        if not actor.exists:
+            raise WorkflowNotFound(self.id)
+        return actor
+
+    async def _number(self, version: Revision) -> int:
+        return await revisions.resolve(self._engine, await self._live(), version, self._checkpoints)
+
+    async def _at(self, version: Revision) -> dict[str, Any]:
+        if version is None:
+            return (await self._live()).state
+        return await self._engine.state_at(self.stream, await self._number(version))
+
+
+def _tokens(state: dict[str, Any], path: Pointer) -> Path:
+    """Resolve a path against a state for filtering; what is not there now may still be in the history."""
+    tokens = parse(path)
+    try:
+        return resolve(state, tokens)
+    except ChangeError:
+        return tokens
+
+
+def _touches(change: Change | Fork, path: Path) -> bool:
+    return isinstance(change, Fork) or history.touches(change, path)

@@ -1,0 +1,175 @@
+"""What becomes of two writes that cannot both stand: the policies, and what is written down about it.
+
+1. Nothing of either side is lost in silence: whatever a policy decides, `Met` says what both sides had.
+2. `last` and `ours` let the later write stand, `theirs` and `queue` what is there already; `both` keeps the two beside
+   each other; a callable is given the conflict and returns the value that stands; `reject` refuses the write.
+3. A write whose place was taken away (its parent deleted or replaced) cannot stand under any policy: `theirs` and
+   `queue` leave it out and say so, the others refuse the whole write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import msgspec
+
+from quire.core import merge
+from quire.core.changes import Working
+from quire.core.path import format as pointer
+from quire.core.path import get
+from quire.core.values import clean
+from quire.errors import Invalid, MergeConflict
+from quire.model import Change, Insert, Path, Remove, Set
+
+Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
+Outcome = Literal["ours", "theirs", "both", "value", "pending"]
+
+POLICIES: tuple[Named, ...] = ("last", "ours", "theirs", "both", "queue", "reject")
+ABSENT: Any = msgspec.UNSET
+"""Where nothing was, or is."""
+
+
+class Met(msgspec.Struct, frozen=True):
+    """Where two sides met. Values are what each side had at `path`, ABSENT for nothing.
+
+    base: before either.  theirs: as it stands now.  ours: as we wanted it.  change: our first change there.
+    other: which of theirs it met (the last of several).  outcome: what stands; "pending" waits for a decision.
+    """
+
+    path: Path
+    base: Any
+    ours: Any
+    theirs: Any
+    change: Change
+    other: int
+    outcome: Outcome
+
+
+Policy = Named | Callable[[Met], Any]
+"""A name, or a function of the conflict that returns the value to stand. It must not wait, nor alter what it is given."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What to write onto the head, and what had to be settled for it."""
+
+    changes: list[Change]
+    met: list[Met]
+
+
+def check_policy(policy: Any) -> Policy:
+    """Return a policy that is one. Raises Invalid."""
+    if callable(policy) or policy in POLICIES:
+        return cast("Policy", policy)
+    raise Invalid(f"no conflict policy {policy!r}; there are {', '.join(POLICIES)}, or a function of the conflict")
+
+
+def settle(
+    changes: Sequence[Change],
+    over: Sequence[Change],
+    *,
+    base: dict[str, Any],
+    head: dict[str, Any],
+    policy: Policy,
+    where: str = "",
+) -> Settled:
+    """Return our changes as they go onto the head, by a policy.
+
+    changes, over: ours and theirs, each made on `base`.  head: `base` after theirs.  where: what messages call it.
+    Raises MergeConflict (rules 2 and 3), Invalid for a value of a callable that cannot be stored.
+    Cost: that of merge.both, plus applying ours to `base` where something clashed.
+    """
+    yields = policy in ("theirs", "queue")
+    found = merge.both(changes, over, base=base, stands=_never if yields else None)
+    if not found.clashes:
+        return Settled([c for parts in found.ours for c in parts], [])
+    clashes = {clash.number: clash for clash in found.clashes}
+    wanted = _wanted(base, changes, clashes)
+    result: list[Change] = []
+    met: list[Met] = []
+    for number, parts in enumerate(found.ours):
+        path = changes[number].path
+        if any(path[: len(m.path)] == m.path for m in met if m.outcome != "ours"):
+            continue  # part of what was settled above
+        clash = clashes.get(number)
+        if clash is None:
+            result += parts
+            continue
+        place = parts[0].path if parts else path
+        before, ours = wanted[number]
+        theirs = get(head, place, ABSENT)
+        meeting = Met(path, before, ours, theirs, clash.ours, clash.other, "ours")
+        if policy == "reject" or (clash.dropped and not yields):
+            raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped)
+        outcome, instead = _decide(policy, meeting, place, parts, head)
+        result += instead
+        met.append(msgspec.structs.replace(meeting, outcome=outcome))
+    return Settled(result, met)
+
+
+def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands
+    return False
+
+
+def _wanted(
+    base: dict[str, Any], changes: Sequence[Change], clashes: dict[int, merge.Clash]
+) -> dict[int, tuple[Any, Any]]:
+    """Return for each clashing change of ours what was at its place before, and what we had there in the end."""
+    working = Working(base)
+    before: dict[int, Any] = {}
+    after: dict[int, Any] = {}
+    for number, change in enumerate(changes):
+        if number in clashes:
+            before[number] = get(working.state, change.path, ABSENT)
+        working.apply(change)
+        if number in clashes:
+            after[number] = get(working.state, change.path, ABSENT)
+    # later changes of ours at the same place count; where ours moved the place itself, what it was at first is told
+    moved = any(isinstance(c, Insert | Remove) for c in changes)
+    final = after if moved else {n: get(working.state, changes[n].path, ABSENT) for n in after}
+    return {n: (before[n], final[n]) for n in after}
+
+
+def _decide(
+    policy: Policy, meeting: Met, place: Path, parts: list[Change], head: dict[str, Any]
+) -> tuple[Outcome, list[Change]]:
+    """Return what stands, and the changes that make it so."""
+    if policy in ("last", "ours"):
+        return "ours", parts
+    if policy == "theirs":
+        return "theirs", []
+    if policy == "queue":
+        return "pending", []
+    if policy == "both":
+        if meeting.ours is ABSENT or not isinstance(meeting.change, Set) or not place:
+            return "theirs", []  # nothing of ours to keep: a removal gives way
+        if meeting.theirs is ABSENT:
+            return "ours", [Set(place, meeting.ours)]
+        return "both", [_beside(place, meeting.ours, head)]
+    value = clean(cast("Callable[[Met], Any]", policy)(meeting), path=place)
+    return "value", [Set(place, value)]
+
+
+def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:
+    """Return the change that puts a value next to the one at `place`: as the next item, or under a key like `plan~2`."""
+    parent, key = place[:-1], place[-1]
+    if isinstance(key, int):
+        return Insert(parent, key + 1, [value])
+    taken = cast("dict[str, Any]", get(head, parent, {}))
+    number = 2
+    while f"{key}~{number}" in taken:
+        number += 1
+    return Set((*parent, f"{key}~{number}"), value)
+
+
+def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool) -> MergeConflict:
+    at = pointer(meeting.path) or "the whole state"
+    why = (
+        "was removed or replaced since the version this write was made on"
+        if dropped
+        else "was written by others since the version this write was made on"
+    )
+    return MergeConflict(
+        f"{where}: {at} {why}; nothing was written: read the state again and decide, or choose another `on_conflict`",
+        conflicts=met,
+    )

@@ -1,0 +1,60 @@
+"""Conflicts are written down beside the workflow they happened in, in the same commit as the write that met them.
+
+The stream `conflicts/<id>` is state like any other: one object, from the conflict's id to the conflict.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from quire.core.path import format as pointer
+from quire.engine.write import Write
+from quire.model import WORKFLOWS, Change, Conflict, Record, Set, Side
+
+CONFLICTS = "conflicts/"
+"""The stream prefix of conflicts."""
+
+
+def stream_of(write: Write) -> str:
+    """Return where the conflicts of a write are kept."""
+    return CONFLICTS + write.stream.removeprefix(WORKFLOWS)
+
+
+def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Write:
+    """Return the write that records what `write` met. sealed: its version, None if nothing of it was left.
+
+    after: the head of the stream of conflicts; it makes the ids unique.
+    """
+    entries: list[Set] = []
+    for number, (met, theirs) in enumerate(write.met, 1):
+        name = f"conflict-{after + 1}" if len(write.met) == 1 else f"conflict-{after + 1}-{number}"
+        conflict = Conflict(
+            id=name,
+            workflow_id=write.stream.removeprefix(WORKFLOWS),
+            path=pointer(met.path),
+            base=Side(met.base, version=write.base.version if write.base else None),
+            theirs=Side(met.theirs, theirs.author, theirs.version),
+            ours=Side(met.ours, write.author, None if sealed is None else sealed.version),
+            change=stored(met.change),
+            policy=write.policy if isinstance(write.policy, str) else "callable",
+            status="pending" if met.outcome == "pending" else "resolved",
+            created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
+            resolution=None if met.outcome == "pending" else met.outcome,
+        )
+        entries.append(Set((name,), stored(conflict)))
+    return Write(
+        stream_of(write),
+        entries,
+        author=write.author,
+        message=f"met {len(entries)} while writing" if len(entries) > 1 else f"at {entries[0].value['path']}",
+        kind="conflict",
+        exists=None,
+    )
+
+
+def stored(value: Conflict | Change) -> Any:
+    """Return what is stored for it: plain JSON that shares nothing with any state."""
+    return msgspec.json.decode(msgspec.json.encode(value))

@@ -1,0 +1,49 @@
+"""What a caller wants written: the one value that travels from the API through the committer to the actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from quire.core.resolve import Met, Policy
+from quire.model import Change, Fork, Record
+
+Plan = Callable[[dict[str, Any]], Sequence[Change | Fork]]
+"""Changes that depend on the state they meet: a diff, a JSON Patch with tests, a guard that raises to refuse."""
+
+
+class Base(NamedTuple):
+    """A version of a stream and its state, which is not to be altered."""
+
+    version: int
+    state: dict[str, Any]
+
+
+class Write(msgspec.Struct, eq=False):
+    """What a caller wants written to one stream.
+
+    plan: the changes, or a function of the state that gives them.  base: what the changes were made on, when that
+    matters: they are rebased over what came since, by `policy`.  if_version: the head must be exactly this.
+    exists: True needs the stream to exist, False to be absent.  allow_empty: make a version even without a change.
+    """
+
+    stream: str
+    plan: Sequence[Change | Fork] | Plan
+    author: str = "system"
+    message: str = ""
+    kind: str = "change"
+    base: Base | None = None
+    policy: Policy = "last"
+    if_version: int | None = None
+    exists: bool | None = True
+    allow_empty: bool = False
+    start: dict[str, Any] | None = None
+    """The state a forked log starts from."""
+    guard: Callable[[dict[str, Any]], None] | None = None
+    """Looks at the state the write is about to meet, and raises to refuse it."""
+    history: list[Record] = []
+    """Records since the base, where the engine had to read them."""
+    met: list[tuple[Met, Record]] = []
+    """What it met when it was last prepared, with the record it met."""

@@ -1,0 +1,159 @@
+"""Conflicts are recorded with the write that met them, listed, and decided by hand or by policy."""
+
+import asyncio
+
+import pytest
+
+import quire
+from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
+
+
+@pytest.fixture(params=["memory:", "file"])
+async def store(request, tmp_path):
+    url = request.param if request.param == "memory:" else str(tmp_path / "s.db")
+    async with quire.open(url) as store:
+        yield store
+
+
+async def meet(wf, **how):
+    """Two agents write the same place from one base."""
+    async with wf.edit(author="ann", **how) as ours, wf.edit(author="bob") as theirs:
+        theirs["plan"] = "bob's"
+        ours["plan"] = "ann's"
+        ours["n"] = 1
+
+
+async def test_by_default_the_last_stands_and_what_it_overruled_is_recorded(store):
+    wf = await store.create("w", {"plan": "first", "n": 0})
+    await meet(wf)
+    assert await wf.state() == {"plan": "ann's", "n": 1}
+    (conflict,) = await wf.conflicts()
+    assert (conflict.path, conflict.policy, conflict.status, conflict.resolution) == (
+        "/plan",
+        "last",
+        "resolved",
+        "ours",
+    )
+    assert (conflict.base.value, conflict.base.version) == ("first", 1)
+    assert (conflict.theirs.value, conflict.theirs.author, conflict.theirs.version) == ("bob's", "bob", 2)
+    assert (conflict.ours.value, conflict.ours.author, conflict.ours.version) == ("ann's", "ann", 3)
+    assert conflict.change == ["set", ["plan"], "ann's"]
+
+
+async def test_a_queued_conflict_waits_and_each_choice_closes_it(store):
+    for number, (choice, plan) in enumerate([("ours", "ann's"), ("theirs", "bob's"), ("value", "both agree")]):
+        wf = await store.create(f"w{number}", {"plan": "first", "n": 0})
+        await meet(wf, on_conflict="queue")
+        assert await wf.state() == {"plan": "bob's", "n": 1}
+        (conflict,) = await wf.conflicts(status="pending")
+        made = await wf.resolve(conflict.id, choice, "both agree" if choice == "value" else None, author="eve")
+        assert (await wf.state())["plan"] == plan
+        assert made.number == (await wf.version()).number
+        assert await wf.conflicts(status="pending") == []
+        (closed,) = await wf.conflicts()
+        assert (closed.status, closed.resolution, closed.resolved_by) == ("resolved", choice, "eve")
+        assert closed.resolved_at is not None
+        # deciding again, even differently, is a plain write and never a new conflict
+        await wf.resolve(conflict.id, "ours")
+        assert (await wf.state())["plan"] == "ann's"
+        assert len(await wf.conflicts()) == 1
+
+
+async def test_a_store_has_a_policy_and_a_write_may_have_another(tmp_path):
+    async with quire.open("memory:", on_conflict="reject") as store:
+        wf = await store.create("w", {"plan": "first", "n": 0})
+        with pytest.raises(MergeConflict, match="w: /plan was written by others"):
+            await meet(wf)
+        assert await wf.state() == {"plan": "bob's", "n": 0}
+        assert await wf.conflicts() == []
+        await wf.set("/plan", "second")
+        await meet(wf, on_conflict=lambda met: sorted([met.ours, met.theirs]))
+        assert (await wf.state())["plan"] == ["ann's", "bob's"]
+        with pytest.raises(Invalid, match="no conflict policy"):
+            await meet(wf, on_conflict="mine")
+    with pytest.raises(Invalid, match="no conflict policy 'mine'"):
+        quire.open("memory:", on_conflict="mine")
+
+
+async def test_a_place_that_is_gone(store):
+    wf = await store.create("w", {"o": {"k": 1}})
+    with pytest.raises(MergeConflict, match="/o/k was removed or replaced") as refused:
+        async with wf.edit(author="ann") as ours:
+            ours["o"]["k"] = 2
+            await wf.delete("/o", author="bob")
+    assert refused.value.conflicts[0].ours == 2
+    await wf.set("/o", {"k": 1})
+    async with wf.edit(author="ann", on_conflict="queue") as ours:
+        ours["o"]["k"] = 3
+        await wf.delete("/o", author="bob")
+    (conflict,) = await wf.conflicts()
+    assert (conflict.status, conflict.ours.value, conflict.ours.version) == ("pending", 3, None)
+    with pytest.raises(ChangeError, match="/o"):
+        await wf.resolve(conflict.id, "ours")
+    assert (await wf.conflicts())[0].status == "pending"
+    await wf.resolve(conflict.id, "theirs")
+    assert (await wf.conflicts())[0].status == "resolved"
+
+
+async def test_a_deletion_of_ours_can_be_chosen(store):
+    wf = await store.create("w", {"plan": "first", "l": [1, 2]})
+    async with wf.edit(on_conflict="queue") as ours:
+        del ours["plan"]
+        await wf.set("/plan", "second", author="bob")
+    (conflict,) = await wf.conflicts()
+    await wf.resolve(conflict.id, "ours")
+    assert await wf.state() == {"l": [1, 2]}
+
+
+async def test_what_the_engine_no_longer_remembers_is_read(tmp_path):
+    settings = quire.Settings(recent_records=4)
+    async with quire.open(str(tmp_path / "s.db"), settings=settings) as store:
+        wf = await store.create("w", {"plan": "first", "n": 0})
+        async with wf.edit(author="ann") as ours:
+            ours["plan"] = "ann's"
+            await wf.set("/plan", "bob's", author="bob")
+            for i in range(20):
+                await wf.set("/n", i + 1)
+        assert await wf.state() == {"plan": "ann's", "n": 20}
+        (conflict,) = await wf.conflicts()
+        assert (conflict.theirs.author, conflict.theirs.version, conflict.ours.version) == ("bob", 2, 23)
+
+
+async def test_many_at_once_keep_every_write_or_its_conflict(store):
+    wf = await store.create("w", {f"k{i}": None for i in range(3)})
+
+    async def agent(name):
+        for i in range(10):
+            async with wf.edit(author=name, on_conflict="queue") as state:
+                await asyncio.sleep(0)
+                state[f"k{i % 3}"] = f"{name}-{i}"
+
+    await asyncio.gather(*(agent(f"a{n}") for n in range(8)))
+    written = {v.changes[0].value for v in await wf.history(kind="change")}
+    queued = {c.ours.value for c in await wf.conflicts()}
+    assert written | queued == {f"a{n}-{i}" for n in range(8) for i in range(10)}
+    assert not written & queued
+    assert (await store.verify()).ok
+
+
+async def test_conflicts_survive_and_are_in_sync_too(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await meet(await store.create("w", {"plan": "first", "n": 0}), on_conflict="queue")
+
+    def look():
+        with quire.sync.open(path) as store:
+            wf = store.workflow("w")
+            (conflict,) = wf.conflicts(status="pending")
+            wf.resolve(conflict.id, "ours", author="eve")
+            return wf.get("/plan")
+
+    assert await asyncio.to_thread(look) == "ann's"
+
+
+async def test_wrong_choices_are_told(store):
+    wf = await store.create("w", {})
+    with pytest.raises(ConflictNotFound, match="Conflict not found: w nope"):
+        await wf.resolve("nope")
+    with pytest.raises(Invalid, match="choice 'mine'"):
+        await wf.resolve("nope", "mine")

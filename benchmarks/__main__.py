@@ -3,59 +3,55 @@
 import argparse
 import datetime
 import json
-import os
-import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks.rows import ROWS
+from benchmarks.growing import growing, peering
+from benchmarks.measure import machine
+from benchmarks.states import large, living, starting
+from benchmarks.targets import targets
+from benchmarks.writing import steps, writing
 
 HERE = Path(__file__).parent
+GROUPS = (writing, steps, growing, peering, large, living, starting, targets)
 
 
 def main():
+    names = ", ".join(g.__name__ for g in GROUPS)
     arguments = argparse.ArgumentParser(prog="python -m benchmarks")
     arguments.add_argument("--quick", action="store_true", help="fewer repeats")
-    arguments.add_argument("--only", help="one group: " + ", ".join(r.__name__ for r in ROWS))
+    arguments.add_argument("--only", help=f"one group: {names}", choices=[g.__name__ for g in GROUPS], metavar="GROUP")
+    arguments.add_argument("--list", action="store_true", help="say which groups there are")
     chosen = arguments.parse_args()
-    results = []
-    for group in ROWS:
+    if chosen.list:
+        for group in GROUPS:
+            print(f"{group.__name__:<10} {group.__doc__}")
+        return
+    results, here = [], machine()
+    print(", ".join(f"{k} {v}" for k, v in here.items()))
+    for group in GROUPS:
         if chosen.only in (None, group.__name__):
-            for what, measured, (sign, bar), unit, note in group(chosen.quick):
-                met = measured >= bar if sign == ">=" else measured <= bar
-                results.append(
-                    {
-                        "what": what,
-                        "measured": measured,
-                        "sign": sign,
-                        "bar": bar,
-                        "unit": unit,
-                        "met": met,
-                        "note": note,
-                    }
-                )
-                print(f"{what:<58} {measured:>8.2f} {unit:<2} {sign} {bar:<6g} {'' if met else 'MISSED'}")
-                if note:
-                    print(f"    {note}")
+            print(f"\n{group.__doc__}")
+            for row in group(chosen.quick):
+                results.append({"group": group.__name__, **row._asdict(), "met": row.met})
+                print(f"  {row.what:<58} {row.measured:>9,.2f} {row.unit:<2}", flush=True)
+                bar = f"bar {row.sign} {row.bar:g}: {'met' if row.met else 'MISSED'}"
+                print(f"      {bar}{'; ' if row.note else ''}{row.note}")
     if chosen.only is None:
-        keep(results)
+        keep(results, here, quick=chosen.quick)
 
 
-def keep(results):
+def keep(results, here, *, quick):
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
-    machine = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "release": platform.release(),
-    }
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    name = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{commit or 'unknown'}.json"
-    (folder / name).write_text(json.dumps({"machine": machine, "commit": commit, "rows": results}, indent=1) + "\n")
-    draw(results, HERE.parent / "docs" / "benchmarks.png")
+    name = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{commit or 'unknown'}{'-quick' if quick else ''}.json"
+    record = {"machine": here, "commit": commit, "rows": results}
+    (folder / name).write_text(json.dumps(record, indent=1) + "\n")
+    if not quick:
+        draw(results, HERE.parent / "docs" / "benchmarks.png")
 
 
 def draw(results, path):
@@ -67,15 +63,19 @@ def draw(results, path):
 
     rows = list(reversed(results))
     better = [r["measured"] / r["bar"] if r["sign"] == ">=" else r["bar"] / max(r["measured"], 1e-9) for r in rows]
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.2))
-    axes.barh([r["what"] for r in rows], better, color=["#2a7f62" if r["met"] else "#c0504d" for r in rows])
+    figure, axes = plt.subplots(figsize=(10, 0.27 * len(rows) + 1.2))
+    # blue and orange differ for every kind of colour vision
+    axes.barh(
+        range(len(rows)), [b - 1 for b in better], left=1, color=["#2c6fbb" if r["met"] else "#e07b39" for r in rows]
+    )
+    axes.set_yticks(range(len(rows)), [r["what"] for r in rows], fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("times better than its bar (log scale); left of 1 is missed")
+    axes.set_xlabel("times better than its bar (log scale); orange, left of 1: missed")
     for place, (value, row) in enumerate(zip(better, rows, strict=True)):
-        axes.text(max(value, 1), place, f" {row['measured']:.3g} {row['unit']}", va="center", fontsize=8)
+        axes.text(max(value, 1), place, f" {row['measured']:.3g} {row['unit']}", va="center", fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.15)
+    axes.margins(x=0.12, y=0.01)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

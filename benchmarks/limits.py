@@ -1,36 +1,14 @@
-"""The limits ours are held against: the driver itself, and a parse of the state."""
+"""The limit ours is held against: the bare driver inserting the same rows."""
 
-import os
-import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import apsw
 
+from benchmarks.measure import folder
 from quire.storage._sqlite_file import SCHEMA
 
 ROW = ("agent", "step", "change", '[["set",["n"],12]]', b"x" * 32)
-
-
-def folder():
-    """Return a fresh folder that goes away by itself."""
-    return tempfile.TemporaryDirectory(prefix="quire-bench-")
-
-
-def size(path):
-    """Return the bytes of a SQLite file with its log."""
-    return sum(os.path.getsize(p) for p in (path, f"{path}-wal") if os.path.exists(p))
-
-
-def timed(work, repeats=5):
-    """Return the median seconds of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)
 
 
 def raw_rows_per_s(batch, total):

@@ -1,55 +1,42 @@
 """The command line: what it prints, its exit codes, and that nobody ever sees a traceback."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from quire.cli.main import main
-
-
-@pytest.fixture
-def quire(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("QUIRE_STORE", raising=False)
-
-    def call(*args, input=None, code=0):
-        done = CliRunner().invoke(main, list(args), input=input)
-        assert done.exit_code == code, (done.output, done.stderr, done.exception)
-        assert "Traceback" not in done.output
-        return done.stdout
-
-    return call
+from quire.cli.main import SECTIONS, main
 
 
 def test_a_day_with_it(quire, tmp_path):
     assert "0 workflows" in quire("init")
-    assert quire("set", "w", "/topic", "tides", "--as", "ann", "-m", "begin").startswith("w@2 ")
+    assert quire("set", "w", "/topic", "tides", "--as", "ann", "-m", "begin").startswith("w@1 ")
     quire("set", "w", "/list", "[1, 2]", "--as", "bob")
     assert json.loads(quire("show", "w")) == {"topic": "tides", "list": [1, 2]}
+    quire("set", "w", "/n", "-5")
+    quire("rm", "w", "/n")
     assert quire("show", "w@2", "/topic") == '"tides"\n'
-    assert quire("show", "w@~1").count("list") == 0
+    assert quire("show", "w@~3").count("list") == 0
     assert "ann" in quire("log", "w") and "begin" in quire("log", "w", "--oneline")
-    assert [v["version"] for v in json.loads(quire("log", "w", "--json"))["versions"]] == [3, 2, 1]
-    assert [v["version"] for v in json.loads(quire("log", "w@2", "--by", "ann", "--json"))["versions"]] == [2, 1]
-    assert "/list" in quire("diff", "w@2", "w")
-    quire("diff", "w@2", "--exit-code", code=1)
+    assert [v["version"] for v in json.loads(quire("log", "w", "--json"))["versions"]] == [4, 3, 2, 1]
+    assert [v["version"] for v in json.loads(quire("log", "w@2", "--by", "ann", "--json"))["versions"]] == [1]
+    assert [v["version"] for v in json.loads(quire("log", "w@2", "--json"))["versions"]] == [2, 1]
+    assert len(json.loads(quire("log", "w@~0", "-l", "3", "--json"))["versions"]) == 3
+    assert quire("diff", "w@1", "w") == "+ /list = [1,2]\n"
+    quire("diff", "w@1", "--exit-code", code=1)
     quire("diff", "w", "w", "--exit-code")
-    assert json.loads(quire("diff", "w@2", "--patch")) == [{"op": "add", "path": "/list", "value": [1, 2]}]
+    assert json.loads(quire("diff", "w@1", "--patch")) == [{"op": "add", "path": "/list", "value": [1, 2]}]
     assert "bob" in quire("blame", "w", "/list")
     quire("patch", "w", input='[{"op": "add", "path": "/list/-", "value": 3}]')
     quire("patch", "w", input='{"topic": null}')
     assert json.loads(quire("show", "w")) == {"list": [1, 2, 3]}
     quire("rm", "w", "/list/0")
-    assert "w@good" in quire("checkpoint", "w@3", "good", "--tag", "t")
+    assert "w@good" in quire("checkpoint", "w@2", "good", "--tag", "t")
     assert "good" in quire("log", "w", "--checkpoints")
     quire("restore", "w@good")
     assert json.loads(quire("show", "w")) == {"topic": "tides", "list": [1, 2]}
-    quire("fork", "w@2", "f")
+    quire("fork", "w@1", "f")
     assert "f " in quire("ls") and [v["workflow"] for v in json.loads(quire("ls", "--json"))["workflows"]] == ["f", "w"]
     assert len(quire("watch", "w", "--since", "0", "--count", "3", "--jsonl").splitlines()) == 3
     assert "sound" in quire("verify") and json.loads(quire("verify", "--json"))["ok"]
@@ -68,14 +55,36 @@ def test_a_day_with_it(quire, tmp_path):
     ("args", "code", "said"),
     [
         (["show", "ghost"], 3, "Workflow not found"),
-        (["show", "w@99"], 3, "1 to 2"),
+        (["show", "w@99"], 3, "1 to 1"),
+        (["show", "w@"], 2, "after @"),
+        (["blame", "w", "/no"], 3, "nothing at /no"),
+        (["verify", "ghost"], 3, "Workflow not found"),
+        (["log", "w", "-l", "0"], 2, "x>=1"),
+        (["watch", "w", "--count", "0"], 2, "x>=1"),
+        (["watch", "w", "--since", "-1"], 2, "x>=0"),
+        (["set", "w", "/n", "NaN"], 2, "--text"),
+        (["set", "w", "/n", "-Infinity"], 2, "--text"),
+        (["set", "w", "/n", "1e999"], 2, "--text"),
+        (["set", "w", "/n", "[1, 2"], 2, "--text"),
+        (["set", "w", "/n", '{"a"'], 2, "--text"),
+        (["set", "new", "", "[1]"], 2, "object"),
+        (["set", "new", "/a/b", "1"], 2, "no /a"),
+        (["patch", "w", "."], 2, "directory"),
+        (["import", "."], 2, "directory"),
+        (["export", "w", "no/such/folder/x"], 3, "no such folder"),
+        (["export", "w", "."], 2, "folder"),
+        (["export", "w", "quire.db"], 2, "the store itself"),
+        (["export", "w", "quire.db", "--force"], 2, "the store itself"),
+        (["--store", "", "ls"], 2, "no name"),
+        (["--store", "quire.db/x", "ls"], 2, "Not a directory"),
+        (["lgo"], 2, "Did you mean"),
         (["show", "w@nope"], 3, "Checkpoint not found"),
         (["show", "w", "/no"], 3, "nothing at /no"),
         (["show", "../x"], 2, "workflow id"),
         (["show", "%00"], 2, "workflow id"),
         (["set", "w", "topic", "x"], 2, "must start with '/'"),
         (["set", "w", "/a/b/c", "1"], 2, "/a"),
-        (["set", "w", "/n", "2", "--if-version", "1"], 4, "version 2"),
+        (["set", "w", "/n", "2", "--if-version", "5"], 4, "version 1"),
         (["set", "w", "/" + "k" * 2000, "2"], 2, "512"),
         (["patch", "w", "none.json"], 3, "none.json"),
         (["rm", "w", "/nope"], 2, "nothing to delete"),
@@ -96,6 +105,7 @@ def test_mistakes_get_a_sentence_and_a_code(quire, args, code, said):
     assert said in done.output
     assert "Traceback" not in done.output
     assert json.loads(quire("show", "w")) == {"n": 1}
+    assert [v["workflow"] for v in json.loads(quire("ls", "--json"))["workflows"]] == ["w"]
 
 
 @pytest.mark.parametrize(
@@ -136,45 +146,51 @@ def test_files_that_are_not_ours(quire, tmp_path):
         quire("import", "x.jsonl", code=2)
 
 
-def test_an_editor_writes_what_was_changed(quire, monkeypatch):
-    quire("set", "w", "/n", "1")
-    monkeypatch.setenv("EDITOR", "sed -i s/1/2/")
-    assert quire("edit", "w").startswith("w@3")
+def test_help_says_what_the_commands_say():
+    for entries in SECTIONS.values():
+        for name, (_, said) in entries.items():
+            command = main.get_command(click.Context(main), name)
+            assert command.name == name
+            assert command.help.startswith(said.removesuffix("."))
+            assert len(said) + 14 <= 80
+            assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+    listed = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert all(f"  {name} " in listed for name in main.list_commands(click.Context(main)))
+
+
+def test_text_is_text_when_said_so(quire):
+    quire("set", "w", "/n", "NaN", "--text")
+    quire("set", "w", "/m", "5", "--text")
+    quire("set", "w", "/v", "1.2.3")
+    quire("set", "w", "/zip", "01234")
+    assert json.loads(quire("show", "w")) == {"n": "NaN", "m": "5", "v": "1.2.3", "zip": "01234"}
+
+
+def test_an_idempotency_key_writes_once_even_when_it_makes_the_workflow(quire):
+    first = quire("set", "w", "/n", "1", "--idempotency-key", "k")
+    quire("set", "w", "/n", "2")
+    assert quire("set", "w", "/n", "1", "--idempotency-key", "k") == first
     assert json.loads(quire("show", "w")) == {"n": 2}
-    monkeypatch.setenv("EDITOR", "sed -i s/2/}/")
-    quire("edit", "w", code=2)
-    monkeypatch.setenv("EDITOR", "false")
-    quire("edit", "w", code=2)
 
 
-def test_an_interrupt_is_quiet(quire, tmp_path):
-    for i in range(3):
-        quire("set", "w", "/n", str(i))
-    run = [sys.executable, "-m", "quire.cli.main"]
-    watcher = subprocess.Popen(
-        [*run, "watch", "w", "--since", "0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert watcher.stdout.readline().startswith("w@1")
-    watcher.send_signal(signal.SIGINT)
-    _, error = watcher.communicate(timeout=20)
-    assert watcher.returncode == 130
-    assert "Traceback" not in error
+def test_a_version_other_than_the_newest_is_not_ended(quire):
+    quire("set", "w", "/n", "1")
+    quire("rm", "w", "", "--if-version", "7", code=4)
+    quire("rm", "w", "", "--if-version", "1")
 
 
-def test_the_demo_loses_and_repeats_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "quire.cli.main", "demo", "--fast", "--modules", "60"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "steps that ended twice:             0 of 27" in done.stdout
-    assert (tmp_path / "demo-out" / "report.md").exists()
+def test_the_shell_completes_names_and_checkpoints(quire):
+    quire("set", "tides", "/n", "1")
+    quire("set", "trip", "/n", "1")
+    quire("checkpoint", "trip", "packed")
+
+    def offered(words):
+        environ = {"_QUIRE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = CliRunner().invoke(main, [], env=environ, prog_name="quire")
+        return [line.partition(",")[2] for line in done.output.splitlines() if line]
+
+    assert offered("quire show t") == ["tides", "trip"]
+    assert offered("quire show trip@p") == ["trip@packed"]
+    assert offered("quire show ghost@p") == []
+    assert offered("quire --store nowhere.db show t") == []
+    assert "log" in offered("quire lo")

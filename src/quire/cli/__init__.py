@@ -1,1 +1,4 @@
-"""The `quire` command: a thin face of the public API. It imports late, being called in loops."""
+"""The `quire` command: a thin face of the public API.
+
+Scripts and agents call it in loops, so a call imports the one command it runs and nothing else.
+"""

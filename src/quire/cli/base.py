@@ -1,195 +1,154 @@
-"""The `quire` command line.
-
-Exit codes: 0 fine, 1 differences or a failed check, 2 usage, 3 not found, 4 conflict, 5 integrity, 6 unavailable,
-7 denied, 130 interrupted. What is asked for goes to stdout, what is said about it to stderr.
-"""
+"""What the commands share: opening the store, reading what the user gave, and the options of writers."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
+
+from quire.cli.completing import names
+from quire.errors import Denied, Invalid, InvalidState, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from quire.api.sync import Store, Workflow
-    from quire.errors import QuireError
 
-STORE_HELP = "URL or path of the store (or set QUIRE_STORE)."
-
-
-def exit_code(error: QuireError) -> int:
-    """Return the exit code of an error."""
-    from quire import errors
-
-    table: tuple[tuple[type[BaseException], int], ...] = (
-        (errors.NotFound, 3),
-        (errors.Conflict, 4),
-        (errors.Denied, 7),
-        (errors.RequestError, 2),
-        (errors.CorruptRecord, 5),
-        (errors.IncompatibleFormat, 5),
-    )
-    return next((code for kind, code in table if isinstance(error, kind)), 6)
-
-
-class Quiet(click.Group):
-    """Turns our errors into one line and an exit code; a traceback is never what a user sees."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        from quire.errors import QuireError
-
-        try:
-            return super().invoke(ctx)
-        except QuireError as error:
-            click.echo(f"quire: {error}", err=True)
-            ctx.exit(exit_code(error))
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
-        except KeyboardInterrupt:
-            ctx.exit(130)
-        except RecursionError:
-            click.echo("quire: the input is nested too deeply", err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=Quiet, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.option("--store", "-s", "url", envvar="QUIRE_STORE", default="quire.db", show_default=True, help=STORE_HELP)
-@click.option("--namespace", "-n", envvar="QUIRE_NAMESPACE", default="default", help="Namespace in the store.")
-@click.version_option("0.1.0", prog_name="quire")
-@click.pass_context
-def main(ctx: click.Context, url: str, namespace: str) -> None:
-    """Durable, versioned state for workflows of agents.
-
-    A version is named NAME@REVISION: wf@42, wf@~3 (three before the newest), wf@checkpoint, wf@2026-01-31T12:00.
-    """
-    ctx.obj = (url, namespace)
+_LOOKS_LIKE_JSON = re.compile(r"""[\[{"]|-?(NaN|Infinity|(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z""")
+"""Whoever writes this means JSON: an open bracket or a number out of range must not be stored as text."""
+_AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)")
 
 
 @contextlib.contextmanager
 def opened(ctx: click.Context, *, make: bool = False) -> Generator[Store]:
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
-    from quire.api import sync
-    from quire.errors import NotFound
+    from quire.api import sync  # half of a call's time: `--help` does without
 
     url, namespace = ctx.obj
-    path = url.removeprefix("sqlite:///").partition("?")[0]
-    if not make and not url.startswith("memory") and "://" not in path and not os.path.exists(path):  # noqa: PTH110
-        raise NotFound(f"there is no store at {path}; `quire --store {path} init` makes one")
+    if not url:
+        raise Invalid("the store has no name: give --store PATH, or unset QUIRE_STORE for quire.db here")
+    file = file_of(url)
+    if file is not None:
+        _check(file, make=make)
     with sync.open(url, namespace=namespace) as store:
         yield store
+
+
+def file_of(url: str) -> str | None:
+    """Return the path of a SQLite store, None for any other."""
+    if url.startswith("sqlite:///"):
+        from urllib.parse import unquote
+
+        return unquote(url.removeprefix("sqlite:///").partition("?")[0])
+    known = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
+    return None if known or "\0" in url else url.partition("?")[0]
+
+
+def _check(file: str, *, make: bool) -> None:
+    """Say plainly what the backend could only say in SQLite's words: that a file is not there, or not ours to open."""
+    try:
+        Path(file).stat()
+    except FileNotFoundError:
+        if make:
+            return
+        command = f"quire --store {shlex.quote(file)} init"
+        raise NotFound(f"there is no store at {file}; `{command}` makes one") from None
+    except PermissionError:
+        raise Denied(f"{file}: you may not look into its folder; ask its owner") from None
+    except OSError as cause:
+        raise Invalid(f"{file}: {cause.strerror}") from None
+    for place in (file, str(Path(file).resolve().parent)):
+        if not os.access(place, os.R_OK | os.W_OK):
+            raise Denied(
+                f"{place}: you may not read and write it; a store needs both, for its lock and log beside it, "
+                "even to be read"
+            )
 
 
 def revision(store: Store, text: str) -> tuple[Workflow, str | None]:
     """Split NAME@REVISION."""
     name, separator, version = text.partition("@")
+    if separator and not version:
+        raise Invalid(f"{text}: what comes after @ is missing: a number, ~3, a checkpoint's name, a date")
     return store.workflow(name), (version if separator else None)
 
 
 def value_of(text: str) -> Any:
-    """Return JSON if the text is JSON, the text itself otherwise."""
-    import msgspec
+    """Return JSON if the text is JSON, the text itself if it is plainly none; broken JSON is an error.
 
-    from quire.errors import InvalidState
-
+    >>> value_of("[1]"), value_of("tides"), value_of("9 o'clock")
+    ([1], 'tides', "9 o'clock")
+    """
     try:
         return msgspec.json.decode(text)
     except RecursionError:
         raise InvalidState("the value is nested too deeply; 64 levels are allowed") from None
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError) as cause:
+        if _LOOKS_LIKE_JSON.match(text):
+            raise InvalidState(f"{_cut(text)} is not JSON ({cause}); to store it as text, add --text") from None
         return text
 
 
 def strict(text: str | bytes, what: str) -> Any:
     """Return JSON; anything else is an error that says where."""
-    import msgspec
-
-    from quire.errors import InvalidState
-
     try:
         return msgspec.json.decode(text)
     except RecursionError:
         raise InvalidState(f"{what} is nested too deeply; 64 levels are allowed") from None
     except (msgspec.DecodeError, UnicodeError) as cause:
-        raise InvalidState(f"{what} is not JSON: {cause}") from None
+        raise InvalidState(f"{what} is not JSON: {_where(str(cause), text)}") from None
+
+
+def _where(said: str, text: str | bytes) -> str:
+    """Return a decoder's complaint with line and column, which editors know, for its byte."""
+    found = _AT_BYTE.fullmatch(said)
+    if not found:
+        return said
+    data = text.encode(errors="replace") if isinstance(text, str) else text
+    before = data[: int(found[2])]
+    line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
+    return f"{found[1]} (line {line}, column {column})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 30 else text[:27] + "..."
 
 
 def given(file: str) -> bytes:
     """Return what is in a file, or on standard input for `-`."""
-    from quire.errors import NotFound
-
-    if file == "-":
-        return sys.stdin.buffer.read()
     try:
-        with open(file, "rb") as source:  # noqa: PTH123
-            return source.read()
-    except OSError as cause:
-        raise NotFound(f"{file}: {cause.strerror}") from None
-
-
-def plain(value: Any) -> Any:
-    """Return what `--json` prints for one of our values."""
-    import msgspec
-
-    from quire.model import Version
-
-    if isinstance(value, Version):
-        return {
-            "workflow": value.workflow_id,
-            "version": value.number,
-            "id": value.id,
-            "author": value.author,
-            "message": value.message,
-            "time": value.time.isoformat(),
-            "kind": value.kind,
-            "checksum": value.checksum,
-            "position": value.position,
-            "changes": msgspec.to_builtins(value.changes),
-        }
-    return msgspec.to_builtins(value)
-
-
-def out_json(value: Any, *, line: bool = False) -> None:
-    """Print one JSON document, indented unless it is one of a stream."""
-    import msgspec
-
-    text = msgspec.json.encode(value)
-    click.echo(text.decode() if line else msgspec.json.format(text, indent=2).decode())
-    if line:
-        sys.stdout.flush()
-
-
-def style(text: str, **how: Any) -> str:
-    """Colour on a terminal, unless NO_COLOR is set."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        return text
-    return click.style(text, **how)
-
-
-def short(value: Any, width: int = 60) -> str:
-    """Return a value on one line, cut to a width."""
-    import msgspec
-
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= width else text[: width - 3] + "..."
+        if file == "-":
+            return sys.stdin.buffer.read() if sys.stdin else b""
+        return Path(file).read_bytes()
+    except PermissionError:
+        raise Denied(f"{file}: you may not read it") from None
+    except FileNotFoundError:
+        raise NotFound(f"{file}: there is no such file") from None
+    except (OSError, ValueError) as cause:
+        raise Invalid(f"{file}: {getattr(cause, 'strerror', None) or cause}") from None
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options every writing command has."""
     for option in (
-        click.option("--as", "author", envvar="QUIRE_AUTHOR", default="cli", help="Who writes."),
-        click.option("-m", "--message", default="", help="Why."),
-        click.option("--if-version", type=int, default=None, help="Write only if this is the newest version."),
         click.option("--idempotency-key", default=None, help="Repeating the call with it writes only once."),
+        click.option("--if-version", type=click.IntRange(0), default=None, help="Write only if this is the newest."),
+        click.option("-m", "--message", default="", help="Why."),
+        author_option,
     ):
         command = option(command)
     return command
 
 
+author_option = click.option(
+    "--as", "author", envvar="QUIRE_AUTHOR", default="cli", show_default=True, help="Who (or set QUIRE_AUTHOR)."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+name_argument = click.argument("name", shell_complete=names)

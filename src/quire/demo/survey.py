@@ -33,9 +33,9 @@ _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 # the work
 
 
-def topology(modules: int | None, pause_s: float) -> Node:
+def topology(modules: int | None) -> Node:
     """Return the four stages of the survey."""
-    parsers = [step(_parser(i, pause_s), name=f"agent-{i:02}") for i in range(PARSERS)]
+    parsers = [step(_parser(i), name=f"agent-{i:02}") for i in range(PARSERS)]
     return sequence(
         step(_collector(modules), name="collect"),
         parallel(*parsers, name="parse", limit=AT_ONCE),
@@ -60,7 +60,7 @@ def _collector(most: int | None) -> Any:
     return collect
 
 
-def _parser(number: int, pause_s: float) -> Any:
+def _parser(number: int) -> Any:
     def parse(ctx: Context) -> dict[str, int]:
         """Parse this agent's share of the modules and note what is in each."""
         share = list(ctx.state["modules"].items())[number::PARSERS]
@@ -72,7 +72,6 @@ def _parser(number: int, pause_s: float) -> Any:
             except (SyntaxError, UnicodeDecodeError, OSError, RecursionError):
                 unreadable += 1
         ctx.state["findings"].update(findings)
-        time.sleep(pause_s)
         return {"read": len(findings), "unreadable": unreadable}
 
     return parse
@@ -155,12 +154,12 @@ def report(ctx: Context) -> str:
     return f"{len(text)} characters"
 
 
-def agents(folder: str, modules: int | None, fast: bool) -> int:
+def agents(folder: str, modules: int | None) -> int:
     """Do the work, or go on with it: the process that is killed."""
 
     async def work() -> None:
         async with quire.open(str(Path(folder) / "survey.db")) as store:
-            await run(store, topology(modules, 0.0 if fast else 0.9), id=RUN, state={"findings": {}})
+            await run(store, topology(modules), id=RUN, state={"findings": {}})
 
     asyncio.run(work())
     return 0
@@ -169,25 +168,25 @@ def agents(folder: str, modules: int | None, fast: bool) -> int:
 # the audience
 
 
-def main(folder: str, modules: int | None, fast: bool) -> int:
+def main(folder: str, modules: int | None) -> int:
     """Watch the work, kill it, start it again, and prove that nothing was lost or repeated. Returns 0 if so."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     for file in place.glob("survey.db*"):
         file.unlink()
-    return asyncio.run(_audience(place, modules, fast))
+    return asyncio.run(_audience(place, modules))
 
 
-async def _audience(place: Path, modules: int | None, fast: bool) -> int:
+async def _audience(place: Path, modules: int | None) -> int:
     started = time.monotonic()
     print(f"Quire demo: a team of agents surveys the standard library of Python {sys.version.split()[0]}")
     print(f"The state of the work lives in {place / 'survey.db'}\n")
     async with quire.open(str(place / "survey.db")) as store:
         total = PARSERS + 3
         print("1. The agents start, in a process of their own")
-        before = await _attend(store, place, modules, fast, kill_at=round(total * _KILL_AT))
+        before = await _attend(store, place, modules, kill_at=round(total * _KILL_AT))
         print(f"\n2. Killed with SIGKILL after {len(before)} finished steps. A new process goes on from the log")
-        await _attend(store, place, modules, fast, kill_at=None)
+        await _attend(store, place, modules, kill_at=None)
         sound = await _prove(store, before)
         await _tell(store, place)
     print(
@@ -196,10 +195,10 @@ async def _audience(place: Path, modules: int | None, fast: bool) -> int:
     return 0 if sound else 1
 
 
-async def _attend(store: Store, place: Path, modules: int | None, fast: bool, kill_at: int | None) -> set[str]:
+async def _attend(store: Store, place: Path, modules: int | None, kill_at: int | None) -> set[str]:
     """Run the work in a process and show its progress until it ends or, after `kill_at` steps, is killed."""
     command = [sys.executable, "-m", "quire.cli.main", "demo", "--child", "--folder", str(place)]
-    command += ["--fast"] * fast + (["--modules", str(modules)] if modules else [])
+    command += ["--modules", str(modules)] if modules else []
     worker = await asyncio.create_subprocess_exec(*command)
     watcher = asyncio.ensure_future(_follow(store, worker, kill_at))
     code = await worker.wait()

@@ -1,0 +1,232 @@
+"""What happened: `log`, `diff` and `blame`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quire.cli.base import json_option, name_argument, opened, revision
+from quire.cli.lines import (
+    SCHEMA,
+    cells,
+    columns,
+    fit,
+    moment,
+    out,
+    out_json,
+    pad,
+    plain,
+    printable,
+    say,
+    short,
+    style,
+)
+from quire.errors import NotFound
+from quire.model import Append, Change, Delete, Fork, Increment, Insert, Remove, Set, Version
+
+if TYPE_CHECKING:
+    from quire.api.sync import Workflow
+    from quire.model import Checkpoint
+
+_OLD = 24
+"""Columns that a replaced value may take beside the new one."""
+
+
+@click.command()
+@name_argument
+@click.option("-l", "--limit", type=click.IntRange(1), default=None, help="At most so many.")
+@click.option("--by", "author", default=None, help="Only this author's.")
+@click.option("--path", default=None, help="Only what changed something at or below this path.")
+@click.option("-p", "--patch", is_flag=True, help="Show the changes.")
+@click.option("--oneline", is_flag=True, help="One line each.")
+@click.option("--checkpoints", is_flag=True, help="List the checkpoints instead.")
+@json_option
+@click.pass_context
+def log(
+    ctx: click.Context,
+    name: str,
+    limit: int | None,
+    author: str | None,
+    path: str | None,
+    patch: bool,
+    oneline: bool,
+    checkpoints: bool,
+    as_json: bool,
+) -> None:
+    """Show the history of NAME[@REVISION], newest first."""
+    with opened(ctx) as store:
+        wf, before = revision(store, name)
+        marks = wf.checkpoints()
+        found = [] if checkpoints else _versions(wf, before, limit, author, path)
+    if checkpoints:
+        _show_checkpoints(marks, as_json)
+        return
+    if as_json:
+        out_json({"schema": SCHEMA, "versions": [plain(v) for v in found]})
+        return
+    labels: dict[int, list[str]] = {}
+    for mark in marks:
+        labels.setdefault(mark.version, []).append(mark.name)
+    digits = max((len(str(v.number)) for v in found), default=0)
+    for v in found:
+        names = "".join(f" ({n})" for n in labels.get(v.number, []))
+        if oneline:
+            _show_line(v, names, digits)
+        else:
+            _show_version(v, names, patch=patch)
+    if not found:
+        say(f"{name}: no version matches")
+
+
+def _versions(
+    wf: Workflow, before: str | None, limit: int | None, author: str | None, path: str | None
+) -> list[Version]:
+    if before is None:
+        return wf.history(limit, author=author, path=path)
+    top = wf.version(before).number
+    newest = wf.version().number
+    return wf.history(limit, before=top + 1 if top < newest else None, author=author, path=path)
+
+
+def _show_line(v: Version, names: str, digits: int) -> None:
+    said = (v.message or _summary(v)).splitlines()[0]
+    line = fit(f"{v.number:>{digits}}{names} {v.author}: {said}", columns())
+    start = digits + len(names)
+    out(line if not names else line[:digits] + style(line[digits:start], fg="green") + line[start:])
+
+
+def _show_version(v: Version, names: str, *, patch: bool) -> None:
+    head = style(f"{v.workflow_id}@{v.number}", fg="yellow") + style(names, fg="green")
+    out(f"{head}  {moment(v)}  {style(v.author, bold=True)}  {v.kind}")
+    for line in (v.message or _summary(v)).splitlines():
+        out(f"    {printable(line)}")
+    if patch:
+        for line in _lines(v.changes):
+            out(f"    {line}")
+
+
+def _summary(v: Version) -> str:
+    from quire.core.history import summary
+
+    return summary(v.changes)
+
+
+def _show_checkpoints(marks: list[Checkpoint], as_json: bool) -> None:
+    if as_json:
+        out_json({"schema": SCHEMA, "checkpoints": plain(marks)})
+        return
+    width = max((cells(c.name) for c in marks), default=0)
+    for c in marks:
+        line = f"{pad(c.name, width)}  @{c.version:<6} {c.created_at:%Y-%m-%d %H:%M:%S}  {c.kind:<9} {c.description}"
+        out(fit(line.rstrip(), columns()))
+    if not marks:
+        say("no checkpoints")
+
+
+def _lines(changes: Sequence[Change | Fork], undo: Sequence[Change] | None = None) -> Iterator[str]:
+    """Yield a line for each change; `undo` holds the inverse of each, which tells what was there."""
+    from quire.core.path import format as pointer
+
+    width = columns()
+    for i, change in enumerate(changes):
+        if isinstance(change, Fork):
+            yield f"= {change.workflow_id}@{change.version}"
+            continue
+        at = printable(pointer(change.path)) or "/"
+        back = undo[i] if undo is not None else None
+        room = None if width is None else width - 8 - cells(at)
+        match change:
+            case Set(_, value) if isinstance(back, Delete):
+                yield style(f"+ {at} = {short(value, room)}", fg="green")
+            case Set(_, value) if isinstance(back, Set):
+                old = short(back.value, _OLD)
+                yield style(f"~ {at} = {old} -> {short(value, room and room - 4 - cells(old))}", fg="cyan")
+            case Set(_, value):
+                yield style(f"~ {at} = {short(value, room)}", fg="cyan")
+            case Delete():
+                old = f" {short(back.value, room)}" if isinstance(back, Set) else ""
+                yield style(f"- {at}{old}", fg="red")
+            case Append(_, values):
+                yield style(f"+ {at}/- {short(values, room)}", fg="green")
+            case Insert(_, index, values):
+                yield style(f"+ {at}/{index} {short(values, room)}", fg="green")
+            case Remove(_, index, count):
+                old = short(back.values, room) if isinstance(back, Insert | Append) else f"({count} items)"
+                yield style(f"- {at}/{index} {old}", fg="red")
+            case Increment(_, amount):
+                yield style(f"~ {at} {amount:+}", fg="cyan")
+            case _:
+                yield style(f"~ {at} {short(plain(change)[2:], room)}", fg="cyan")
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new", default="")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if there are differences.")
+@click.option("--patch", "as_patch", is_flag=True, help="Print a JSON Patch.")
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, old: str, new: str, exit_code: bool, as_patch: bool, as_json: bool) -> None:
+    """Show what differs between two revisions.
+
+    OLD and NEW are of one workflow or of two; NEW is OLD's newest if not given.
+
+    \b
+    quire diff wf@3           since version 3
+    quire diff wf@3 wf@7      from 3 to 7
+    quire diff wf other       from one workflow to another
+    """
+    from quire.core.changes import invert
+    from quire.core.diff import diff as compare
+
+    with opened(ctx) as store:
+        first, a = revision(store, old)
+        second, b = revision(store, new) if new else (first, None)
+        before, after = first.state(a), second.state(b)
+    changes: Any = compare(before, after)
+    if as_patch:
+        from quire.core.patch import to_json_patch
+
+        out_json(to_json_patch(before, changes))
+    elif as_json:
+        out_json({"schema": SCHEMA, "changes": plain(changes)})
+    else:
+        for line in _lines(changes, invert(before, changes)[::-1]):
+            out(line)
+    if exit_code and changes:
+        ctx.exit(1)
+
+
+@click.command()
+@name_argument
+@click.argument("path", default="")
+@json_option
+@click.pass_context
+def blame(ctx: click.Context, name: str, path: str, as_json: bool) -> None:
+    """Say who set each value of NAME[@REVISION].
+
+    PATH: only what is there or below. Columns: version, author, path, value.
+    """
+    missing = object()
+    with opened(ctx) as store:
+        wf, version = revision(store, name)
+        found = wf.blame(path, version=version)
+        nothing = not found and wf.get(path, missing, version=version) is missing
+    if nothing:
+        raise NotFound(f"{name}: there is nothing at {path}")
+    if as_json:
+        out_json({"schema": SCHEMA, "lines": plain(found)})
+        return
+    width = columns()
+    digits = max((len(str(line.version)) for line in found), default=0)
+    who = min(max((cells(line.author) for line in found), default=0), 20)
+    longest = max((cells(line.path) for line in found), default=0)
+    where = longest if width is None else min(longest, max(10, (width - digits - who - 6) // 2))
+    room = None if width is None else width - digits - who - where - 6
+    for line in found:
+        out(
+            f"{line.version:>{digits}}  {pad(line.author, who)}  {pad(line.path or '/', where)}  "
+            f"{short(line.value, room)}"
+        )

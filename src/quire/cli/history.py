@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _OLD = 24
 """Columns that a replaced value may take beside the new one."""
+_VALUE = 20
+"""Columns kept for a value beside its path."""
 
 
 @click.command()
@@ -165,10 +167,11 @@ def _lines(changes: Sequence[Change | Fork], undo: Sequence[Change] | None = Non
 @click.argument("old")
 @click.argument("new", default="")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if there are differences.")
+@click.option("--path", default="", help="Only what is at or below this path.")
 @click.option("--patch", "as_patch", is_flag=True, help="Print a JSON Patch.")
 @json_option
 @click.pass_context
-def diff(ctx: click.Context, old: str, new: str, exit_code: bool, as_patch: bool, as_json: bool) -> None:
+def diff(ctx: click.Context, old: str, new: str, exit_code: bool, path: str, as_patch: bool, as_json: bool) -> None:
     """Show what differs between two revisions.
 
     OLD and NEW are of one workflow or of two; NEW is OLD's newest if not given.
@@ -184,7 +187,7 @@ def diff(ctx: click.Context, old: str, new: str, exit_code: bool, as_patch: bool
     with opened(ctx) as store:
         first, a = revision(store, old)
         second, b = revision(store, new) if new else (first, None)
-        before, after = first.state(a), second.state(b)
+        before, after = _only(first.state(a), path), _only(second.state(b), path)
     changes: Any = compare(before, after)
     if as_patch:
         from quire.core.patch import to_json_patch
@@ -197,6 +200,24 @@ def diff(ctx: click.Context, old: str, new: str, exit_code: bool, as_patch: bool
             out(line)
     if exit_code and changes:
         ctx.exit(1)
+
+
+def _only(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return a state that holds nothing but what is at a path, the containers on the way as objects."""
+    from quire.core.path import get, parse
+
+    tokens = parse(path)
+    if not tokens:
+        return state
+    missing: Any = object()
+    only: dict[str, Any] = {}
+    node = only
+    for token in tokens[:-1]:
+        node = node.setdefault(str(token), {})
+    value = get(state, tokens, missing)
+    if value is not missing:
+        node[str(tokens[-1])] = value
+    return only
 
 
 @click.command()
@@ -223,7 +244,7 @@ def blame(ctx: click.Context, name: str, path: str, as_json: bool) -> None:
     digits = max((len(str(line.version)) for line in found), default=0)
     who = min(max((cells(line.author) for line in found), default=0), 20)
     longest = max((cells(line.path) for line in found), default=0)
-    where = longest if width is None else min(longest, max(10, (width - digits - who - 6) // 2))
+    where = longest if width is None else min(longest, max(10, width - digits - who - 6 - _VALUE))
     room = None if width is None else width - digits - who - where - 6
     for line in found:
         out(

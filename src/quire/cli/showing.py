@@ -14,7 +14,12 @@ def demo(ctx: click.Context, folder: str, modules: int | None, child: bool) -> N
     """Watch agents survey Python, be killed, and go on."""
     from quire.demo import survey
 
-    ctx.exit(survey.agents(folder, modules) if child else survey.main(folder, modules))
+    if child:
+        ctx.exit(survey.agents(folder, modules))
+    from quire.cli.progress import display
+    from quire.demo import audience
+
+    ctx.exit(audience.main(folder, modules, display(survey.STAGES)))
 
 
 @click.command()

@@ -14,12 +14,21 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
 from typing import Any, Self, cast
 
 import msgspec
 
 from quire.api import conflicts, writes
+from quire.api.managed import (
+    StateChange,
+    StateConflict,
+    StateMetrics,
+    StateSnapshot,
+    StateVersion,
+    ms_of,
+    state_conflict,
+    validate,
+)
 from quire.api.store import Store
 from quire.api.store import open as open_store
 from quire.api.tasks import TaskResult, Tasks
@@ -33,81 +42,14 @@ from quire.core.values import clean
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError
-from quire.model import WORKFLOWS, Change, Conflict, Fork, Record, Set, Side, Version
+from quire.model import WORKFLOWS, Change, Fork, Record, Set, Side, Version
 
 log = logging.getLogger("quire.manager")
 
 SUBSCRIPTIONS = "subscriptions/"
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
-PRIORITIES = ("low", "medium", "high", "critical")
 _TYPES = {"tasks": "task-update", "agents": "agent-status", "metadata": "metadata-update"}
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any] | Any]
-
-
-class StateVersion(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One version with its whole state. timestamp: UTC milliseconds.  checksum: the chain in hex."""
-
-    id: str
-    workflow_id: str
-    version: int
-    state: dict[str, Any]
-    timestamp: int
-    author: str
-    change_description: str
-    checksum: str
-    parent_version: str | None = None
-
-
-class StateChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One change as subscribers receive it. type: task-update, agent-status, workflow-status or metadata-update."""
-
-    id: str
-    workflow_id: str
-    type: str
-    path: str
-    old_value: Any
-    new_value: Any
-    timestamp: int
-    agent_id: str
-
-
-class StateSnapshot(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A state kept whole. size: UTF-8 bytes of its canonical JSON.  checksum: SHA-256 of them in hex."""
-
-    id: str
-    workflow_id: str
-    state: dict[str, Any]
-    created_at: int
-    description: str
-    size: int
-    checksum: str
-
-
-class StateConflict(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A stale write that met a newer state. status: pending, resolved or failed."""
-
-    id: str
-    workflow_id: str
-    conflicting_changes: list[dict[str, Any]]
-    detected_at: int
-    resolution_strategy: str
-    status: str
-
-
-class StateMetrics(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Counts since the store was made, and averages in milliseconds since this manager was."""
-
-    total_states: int
-    active_workflows: int
-    versions_created: int
-    conflicts_resolved: int
-    snapshots_created: int
-    subscriptions: int
-    average_state_size: float
-    average_retrieval_time: float
-    average_persistence_time: float
-    resident_bytes: int
 
 
 class StateManager:
@@ -338,7 +280,7 @@ class StateManager:
             id=found[0].name,
             workflow_id=workflow_id,
             state=state,
-            created_at=_ms(found[0].created_at),
+            created_at=ms_of(found[0].created_at),
             description=found[0].description,
             size=len(whole),
             checksum=hashlib.sha256(whole).hexdigest(),
@@ -360,8 +302,8 @@ class StateManager:
     async def list_conflicts(self, workflow_id: str | None = None) -> list[StateConflict]:
         """Return recorded conflicts, oldest first."""
         if workflow_id is None:
-            return [_state_conflict(c) for c in await conflicts.of_store(self.store.engine)]
-        return [_state_conflict(c) for c in await self.store.workflow(workflow_id).conflicts()]
+            return [state_conflict(c) for c in await conflicts.of_store(self.store.engine)]
+        return [state_conflict(c) for c in await self.store.workflow(workflow_id).conflicts()]
 
     async def resolve_state_conflict(self, conflict_id: str) -> dict[str, Any]:
         """Settle a conflict by its strategy and return the state. Raises NotFound "Conflict not found: ..."."""
@@ -445,45 +387,9 @@ class StateManager:
             workflow_id=workflow.id,
             version=version.number,
             state=await workflow.state(version.number),
-            timestamp=_ms(version.time),
+            timestamp=ms_of(version.time),
             author=version.author,
             change_description=version.message,
             checksum=version.checksum,
             parent_version=parent,
         )
-
-
-def validate(state: Mapping[str, Any]) -> None:
-    """Raise InvalidState "State validation failed: ..." unless this is a workflow's state; unknown fields are fine."""
-    if not isinstance(state, Mapping):
-        raise InvalidState(f"State validation failed: state is {type(state).__name__}, not an object")
-    errors = [f"{field} is required" for field in ("id", "name", "status", "createdAt") if not state.get(field)]
-    if state.get("status") and state["status"] not in STATUSES:
-        errors.append(f"status {state['status']!r} is not one of {', '.join(STATUSES)}")
-    if state.get("priority") is not None and state["priority"] not in PRIORITIES:
-        errors.append(f"priority {state['priority']!r} is not one of {', '.join(PRIORITIES)}")
-    tasks = state.get("tasks")
-    if isinstance(tasks, Mapping):
-        for key, task in cast("Mapping[str, Any]", tasks).items():
-            if not isinstance(task, Mapping) or cast("Mapping[str, Any]", task).get("id") != key:
-                errors.append(f"task {key} does not carry its own id")
-            elif not cast("Mapping[str, Any]", task).get("type"):
-                errors.append(f"task {key} has no type")
-    if errors:
-        raise InvalidState(f"State validation failed: {', '.join(errors)}")
-
-
-def _state_conflict(conflict: Conflict) -> StateConflict:
-    sides = (conflict.theirs, conflict.ours)
-    return StateConflict(
-        id=conflict.id,
-        workflow_id=conflict.workflow_id,
-        conflicting_changes=[{"path": conflict.path, "version": s.version, "author": s.author} for s in sides],
-        detected_at=_ms(conflict.created_at),
-        resolution_strategy=conflict.policy,
-        status=conflict.status,
-    )
-
-
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)

@@ -118,7 +118,7 @@ class Backend(Protocol):
         ...
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
-        """The head of each stream, in the order asked; version 0 where there is none."""
+        """The head of each stream, in the order asked, all as of one moment; version 0 where there is none."""
         ...
 
     async def streams(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
@@ -134,7 +134,10 @@ class Backend(Protocol):
         ...
 
     async def changed(self, after: int, *, timeout_s: float) -> int:
-        """Wait until `latest()` passes `after`, or the time is over; return `latest()`. Other processes count."""
+        """Wait until `latest()` passes `after`, or the time is over; return `latest()`. Other processes count.
+
+        Raises Closed when the backend is closed meanwhile.
+        """
         ...
 
     async def trim(self, stream: str, upto: int) -> int:
@@ -147,7 +150,7 @@ class Backend(Protocol):
 
     # keyframes
     async def put_keyframe(self, keyframe: Keyframe) -> None:
-        """Keep it, replacing one of the same stream and version."""
+        """Keep it, replacing one of the same stream and version; one of a stream that is not there is not kept."""
         ...
 
     async def keyframe(self, stream: str, at: int | None = None) -> Keyframe | None:

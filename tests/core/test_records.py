@@ -1,0 +1,83 @@
+"""Chains, the format as released, keyframes, and what a fold says of a damaged log."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire.core import keyframes, record
+from quire.core.fold import fold
+from quire.core.path import get
+from quire.core.values import same
+from quire.errors import CorruptRecord
+from quire.model import GENESIS, Head, Set
+from quire.testing import strategies as qs
+
+
+def chained(changes_of_versions):
+    records, parent = [], GENESIS
+    for version, changes in enumerate(changes_of_versions, 1):
+        records.append(
+            record.seal("workflows/w", version, 1000 + version, "a", "m", "change", record.encode(changes), parent)
+        )
+        parent = records[-1].chain
+    return records
+
+
+def test_a_chain_notices_any_alteration():
+    records = chained([[Set((), {"a": 1})], [Set(("a",), 2)], [Set(("a",), 3)]])
+    assert record.check_all(records, 0, GENESIS) == records[-1].chain
+    for field, value in [
+        ("author", "x"),
+        ("message", "x"),
+        ("kind", "x"),
+        ("time", 1),
+        ("body", b"[]"),
+        ("stream", "workflows/v"),
+        ("chain", bytes(32)),
+    ]:
+        forged = [records[0], msgspec.structs.replace(records[1], **{field: value}), records[2]]
+        with pytest.raises(CorruptRecord):
+            record.check_all(forged, 0, GENESIS)
+    with pytest.raises(CorruptRecord, match="missing"):
+        record.check_all([records[0], records[2]], 0, GENESIS)
+
+
+def test_the_format_is_the_one_released():
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
+    for entry in golden["records"]:
+        body = entry["body"].encode()
+        head = record.header(*entry["header"])
+        assert head.decode() == entry["header_bytes"]
+        assert record.link(head, body, bytes.fromhex(entry["parent"])).hex() == entry["chain"]
+        sealed = record.seal(*entry["header"], body, bytes.fromhex(entry["parent"]))
+        assert record.encode(record.decode(sealed)) == body
+    assert record.state_hash(golden["state"]) == golden["state_hash"]
+
+
+@given(qs.states)
+def test_a_keyframe_gives_its_state_back_and_notices_damage(state):
+    frame = keyframes.make(Head("workflows/w", 7, bytes(32)), state)
+    assert same(keyframes.state_of(frame), state)
+    broken = bytearray(frame.body)
+    broken[len(broken) // 2] ^= 1
+    with pytest.raises(CorruptRecord):
+        keyframes.state_of(msgspec.structs.replace(frame, body=bytes(broken)))
+
+
+@given(st.lists(st.integers(1, 10_000), unique=True, max_size=200).map(sorted))
+def test_old_keyframes_thin_out_to_a_logarithm(versions):
+    dropped = keyframes.surplus(versions)
+    kept = [v for v in versions if v not in dropped]
+    assert len(kept) <= 2 + 2 * 15
+    assert kept[-2:] == versions[-2:]
+
+
+def test_a_fold_of_a_damaged_log_says_where():
+    records = chained([[Set((), {})], [Set(("a", "b"), 1)]])
+    with pytest.raises(CorruptRecord, match="v2"):
+        fold({}, records)
+    assert get({"a": [1]}, ("a", "0")) == 1

@@ -105,7 +105,14 @@ def test_it_works_for_nobody_watching(tmp_path, stream):
 
 
 def test_an_interrupt_leaves_no_process(tmp_path):
-    demo = subprocess.Popen(DEMO, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    demo = subprocess.Popen(
+        DEMO,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     for line in demo.stdout:
         if "collect" in line:
             break

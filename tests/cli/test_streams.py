@@ -60,6 +60,7 @@ def test_an_interrupt_is_quiet(run, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert watcher.stdout.readline().startswith("w@1")
     watcher.send_signal(signal.SIGINT)

@@ -74,6 +74,13 @@ class _Theirs(NamedTuple):
     change: Change
 
 
+class _Rules(NamedTuple):
+    """Who wins, asked with the number of their change (None: ours), and who is ahead at one place."""
+
+    wins: Callable[[int], bool] | None
+    ahead: bool
+
+
 class _Swap(NamedTuple):
     """How two changes read after each other. dropped: see Clash; None where they do not clash."""
 
@@ -104,8 +111,12 @@ def both(
     *,
     base: dict[str, Any] | None = None,
     stands: Stands | None = None,
+    ahead: bool = False,
 ) -> Rebased:
-    """Return both sides as they apply after each other. stands: who wins; None: ours. Otherwise as `rebase`."""
+    """Return both sides as they apply after each other. Otherwise as `rebase`.
+
+    stands: who wins; None: ours.  ahead: whether of two insertions at one place ours comes first.
+    """
     roots = _roots([c.path for c in changes], [c.path for c in over])
     shared = {roots[_fixed(c.path)] for c in changes} & {roots[_fixed(c.path)] for c in over}
     if not shared:
@@ -123,8 +134,8 @@ def both(
             continue
         root = roots[_fixed(change.path)]
         met: dict[int, bool] = {}
-        wins = None if stands is None else partial(stands, number)
-        moved, waiting[root] = _past(parts, waiting.get(root, []), met, wins)
+        rules = _Rules(None if stands is None else partial(stands, number), ahead)
+        moved, waiting[root] = _past(parts, waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
             lost.append(change.path)
         result.append(_joined(moved))
@@ -178,7 +189,7 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
 
 
 def _past(
-    ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool], wins: Callable[[int], bool] | None
+    ours: Sequence[Change], theirs: list[_Theirs], met: dict[int, bool], rules: _Rules
 ) -> tuple[list[Change], list[_Theirs]]:
     """Move runs of changes past each other; note in `met` which of theirs clashed, and how."""
     done: list[Change] = []
@@ -187,25 +198,25 @@ def _past(
         behind: list[_Theirs] = []
         for other in theirs:
             if len(parts) == 1:
-                swap = _swap(parts[0], other.change)
-                if swap.dropped is False and wins is not None and not wins(other.number):
+                swap = _swap(parts[0], other.change, rules.ahead)
+                if swap.dropped is False and rules.wins is not None and not rules.wins(other.number):
                     swap = _Swap([], [other.change], True)
                 parts = swap.ours
                 behind.extend(_Theirs(other.number, part) for part in swap.theirs)
                 if swap.dropped is not None:
                     met[other.number] = swap.dropped
             else:  # ours was split by an earlier one of theirs, or is gone
-                parts, rest = _past(parts, [other], met, wins)
+                parts, rest = _past(parts, [other], met, rules)
                 behind += rest
         done += parts
         theirs = behind
     return done, theirs
 
 
-def _swap(ours: Change, theirs: Change) -> _Swap:
+def _swap(ours: Change, theirs: Change, ahead: bool) -> _Swap:
     mine, other = ours.path, theirs.path
     if mine == other:
-        return _same_place(ours, theirs)
+        return _same_place(ours, theirs, ahead)
     if mine[: len(other)] == other:
         kept = _inside(ours, theirs)
         return _Swap(kept, [theirs], None if kept else True)
@@ -238,7 +249,7 @@ def _inside(change: Change, around: Change) -> list[Change]:
     return [msgspec.structs.replace(change, path=path)]
 
 
-def _same_place(ours: Change, theirs: Change) -> _Swap:
+def _same_place(ours: Change, theirs: Change, ahead: bool) -> _Swap:
     """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped."""
     match ours, theirs:
         case Set(_, a), Set(_, b):
@@ -258,7 +269,7 @@ def _same_place(ours: Change, theirs: Change) -> _Swap:
         case Insert() | Remove(), _Somewhere():
             return _Swap([], [theirs], True)
         case _:
-            return _spans(ours, theirs)
+            return _spans(ours, theirs, ahead)
 
 
 def _countable(value: Any, amount: float) -> bool:
@@ -307,16 +318,17 @@ def _laid(change: Change, span: _Span) -> list[Change]:
             return [change]
 
 
-def _spans(ours: Change, theirs: Change) -> _Swap:
-    """Return the swap of two changes inside the same list or text. At the same place theirs comes first."""
+def _spans(ours: Change, theirs: Change, ahead: bool) -> _Swap:
+    """Return the swap of two changes inside the same list or text."""
     a, b = _span(ours), _span(theirs)
     if a is None or b is None:  # numbers add up, and an append is behind everything that has a place
         if type(ours) is Append and type(theirs) is Append:
             return _Swap([ours], [_Somewhere(theirs.path, theirs.values)])
         return _Swap([ours], [theirs])
     if a.grows and b.grows:
-        if b.at > a.at:
-            return _Swap([ours], _laid(theirs, b._replace(at=b.at + a.size)))
+        if b.at > a.at or (ahead and b.at == a.at):
+            before = Insert(ours.path, a.at, ours.values) if isinstance(ours, _Placed) else ours
+            return _Swap([before], _laid(theirs, b._replace(at=b.at + a.size)))
         behind = Insert(theirs.path, b.at, theirs.values) if isinstance(theirs, _Placed) else theirs
         return _Swap(_laid(ours, a._replace(at=a.at + b.size)), [behind])
     if a.grows:

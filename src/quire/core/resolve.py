@@ -20,7 +20,7 @@ from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import clean
 from quire.errors import Invalid, MergeConflict
-from quire.model import Change, Insert, Path, Remove, Set
+from quire.model import Change, Delete, Insert, Path, Remove, Set
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
 Outcome = Literal["ours", "theirs", "both", "value", "pending"]
@@ -34,7 +34,8 @@ class Met(msgspec.Struct, frozen=True):
     """Where two sides met. Values are what each side had at `path`, ABSENT for nothing.
 
     base: before either.  theirs: as it stands now.  ours: as we wanted it.  change: our first change there.
-    other: which of theirs it met (the last of several).  outcome: what stands; "pending" waits for a decision.
+    number, other: which of ours met which of theirs (the last of several).  outcome: what stands; "pending" waits for
+    a decision.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Met(msgspec.Struct, frozen=True):
     ours: Any
     theirs: Any
     change: Change
+    number: int
     other: int
     outcome: Outcome
 
@@ -50,11 +52,26 @@ Policy = Named | Callable[[Met], Any]
 """A name, or a function of the conflict that returns the value to stand. It must not wait, nor alter what it is given."""
 
 
+class Merging(msgspec.Struct, frozen=True):
+    """Two workflows are merged: rule 3 leaves out and records, no write is refused as a whole.
+
+    stands: who wins where both wrote the same place, None for ours.  ahead: whether ours comes first of two insertions
+    at one place.
+    """
+
+    stands: merge.Stands | None = None
+    ahead: bool = False
+
+
 class Settled(msgspec.Struct, frozen=True):
-    """What to write onto the head, and what had to be settled for it."""
+    """What to write onto the head, and what had to be settled for it.
+
+    behind: theirs as they read after ours; exact where nothing had to be settled.
+    """
 
     changes: list[Change]
     met: list[Met]
+    behind: list[Change]
 
 
 def check_policy(policy: Any) -> Policy:
@@ -72,17 +89,20 @@ def settle(
     head: dict[str, Any],
     policy: Policy,
     where: str = "",
+    merging: Merging | None = None,
 ) -> Settled:
     """Return our changes as they go onto the head, by a policy.
 
     changes, over: ours and theirs, each made on `base`.  head: `base` after theirs.  where: what messages call it.
+    merging: how two workflows are merged, None for a write that comes late.
     Raises MergeConflict (rules 2 and 3), Invalid for a value of a callable that cannot be stored.
     Cost: that of merge.both, plus applying ours to `base` where something clashed.
     """
     yields = policy in ("theirs", "queue")
-    found = merge.both(changes, over, base=base, stands=_never if yields else None)
+    stands = _never if yields else None if merging is None else merging.stands
+    found = merge.both(changes, over, base=base, stands=stands, ahead=merging is not None and merging.ahead)
     if not found.clashes:
-        return Settled([c for parts in found.ours for c in parts], [])
+        return Settled([c for parts in found.ours for c in parts], [], found.theirs)
     clashes = {clash.number: clash for clash in found.clashes}
     wanted = _wanted(base, changes, clashes)
     result: list[Change] = []
@@ -97,14 +117,18 @@ def settle(
             continue
         place = parts[0].path if parts else path
         before, ours = wanted[number]
-        theirs = get(head, place, ABSENT)
-        meeting = Met(path, before, ours, theirs, clash.ours, clash.other, "ours")
-        if policy == "reject" or (clash.dropped and not yields):
+        taken = not parts and isinstance(clash.theirs, Delete | Remove)
+        theirs = ABSENT if taken else get(head, place, ABSENT)
+        meeting = Met(path, before, ours, theirs, clash.ours, number, clash.other, "ours")
+        if policy == "reject" or (clash.dropped and not yields and merging is None):
             raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped)
-        outcome, instead = _decide(policy, meeting, place, parts, head)
+        if clash.dropped and not yields and not parts:
+            outcome, instead = "theirs", list[Change]()
+        else:
+            outcome, instead = _decide(policy, meeting, place, parts, head)
         result += instead
         met.append(msgspec.structs.replace(meeting, outcome=outcome))
-    return Settled(result, met)
+    return Settled(result, met, found.theirs)
 
 
 def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands

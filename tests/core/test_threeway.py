@@ -1,0 +1,152 @@
+"""Merging two branches: the same from both sides, exact for both, nothing lost in silence."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.core.changes import apply
+from quire.core.resolve import ABSENT
+from quire.core.threeway import Branch, three_way
+from quire.core.values import same
+from quire.errors import MergeConflict
+from quire.model import Append, Delete, Increment, Insert, Remove, Set, Splice
+from quire.testing.strategies import changes_for, states
+
+BASE = {"plan": "a", "n": 5, "l": ["x", "y"], "o": {"k": 1}, "t": "hello world"}
+
+
+@st.composite
+def parted(draw):
+    """A base, and two branches of it whose changes happened in some order of time."""
+    base = draw(states)
+    sides = [draw(changes_for(base, 5)) for _ in range(2)]
+    order = draw(st.permutations(range(len(sides[0]) + len(sides[1]))))
+    moments = sorted(order[: len(sides[0])]), sorted(order[len(sides[0]) :])
+    return base, *(branch(n, c, base, m) for n, c, m in zip("ab", sides, moments, strict=True))
+
+
+def branch(name, changes, base=BASE, moments=None):
+    return Branch(name, changes, moments or list(range(len(changes))), apply(base, changes))
+
+
+def largest(met):
+    return max((met.ours, met.theirs), key=lambda v: "" if v is ABSENT else msgspec.json.encode(v).decode())
+
+
+def present(met):
+    """A symmetric function that never invents: what is there, the larger of two."""
+    found = largest(met)
+    return None if found is ABSENT else found
+
+
+@given(parted(), st.sampled_from(["last", "both", present]))
+@settings(max_examples=400)
+def test_it_does_not_matter_who_merges_whom(sides, policy):
+    base, a, b = sides
+    one, two = three_way(base, a, b, policy), three_way(base, b, a, policy)
+    assert same(one.state, two.state)
+    assert len(one.met) == len(two.met)
+    assert [(m.ours, m.theirs) for m in one.met] == [(m.theirs, m.ours) for m in two.met]
+
+
+@given(parted())
+@settings(max_examples=200)
+def test_preferring_one_side_is_the_same_from_the_other(sides):
+    base, a, b = sides
+    assert same(three_way(base, a, b, "ours").state, three_way(base, b, a, "theirs").state)
+    assert same(three_way(base, a, b, "ours").state, three_way(base, a, b, "queue").state)
+
+
+@given(parted(), st.sampled_from(["last", "ours", "theirs", "both", "queue", present]))
+@settings(max_examples=300)
+def test_both_sides_are_led_to_the_result(sides, policy):
+    base, a, b = sides
+    merged = three_way(base, a, b, policy)
+    assert same(apply(a.state, merged.changes), merged.state)
+    assert same(apply(b.state, merged.back), merged.state)
+    if not merged.met:  # then no policy makes a difference
+        assert same(three_way(base, a, b, "reject").state, merged.state)
+
+
+@given(parted())
+@settings(max_examples=200)
+def test_one_side_alone_is_taken_as_it_is(sides):
+    base, a, _ = sides
+    idle = Branch("z", [], [], base)
+    for ours, theirs in ((a, idle), (idle, a)):
+        merged = three_way(base, ours, theirs, "reject")
+        assert same(merged.state, a.state)
+        assert not merged.met
+
+
+@given(states, states, st.data())
+def test_work_on_different_keys_is_all_there(left, right, data):
+    base = {"l": left, "r": right}
+
+    def below(key, state):
+        changes = data.draw(changes_for(state, 5))
+        return [msgspec.structs.replace(c, path=(key, *c.path)) for c in changes]
+
+    a, b = branch("a", below("l", left), base), branch("b", below("r", right), base)
+    merged = three_way(base, a, b, "reject")
+    assert same(merged.state, {"l": a.state["l"], "r": b.state["r"]})
+
+
+def test_what_commutes():
+    a = branch("a", [Increment(("n",), 1), Append(("l",), ["a"]), Splice(("t",), 0, 5, "howdy"), Set(("same",), 1)])
+    b = branch("b", [Increment(("n",), 10), Append(("l",), ["b"]), Splice(("t",), 6, 5, "moon"), Set(("same",), 1)])
+    for ours, theirs in ((a, b), (b, a)):
+        merged = three_way(BASE, ours, theirs, "reject")
+        state = {**BASE, "n": 16, "l": ["x", "y", "a", "b"], "t": "howdy moon", "same": 1}
+        assert merged.state == state
+
+
+@pytest.mark.parametrize(
+    ("policy", "value", "outcome"),
+    [
+        ("ours", "A", "ours"),
+        ("theirs", "B", "theirs"),
+        ("last", "B", "theirs"),
+        ("queue", "A", "pending"),
+        (lambda met: f"{met.base}{met.ours}{met.theirs}", "aAB", "value"),
+    ],
+)
+def test_each_policy_on_two_values(policy, value, outcome):
+    a, b = branch("a", [Set(("plan",), "A")], moments=[1]), branch("b", [Set(("plan",), "B")], moments=[2])
+    merged = three_way(BASE, a, b, policy)
+    (met,) = merged.met
+    assert (merged.state["plan"], met.outcome) == (value, outcome)
+    assert (met.base, met.ours, met.theirs, met.number, met.other) == ("a", "A", "B", 0, 0)
+    turned = three_way(BASE, b, a, "last")
+    assert (turned.state["plan"], turned.met[0].outcome, turned.met[0].ours) == ("B", "ours", "B")
+
+
+def test_both_keeps_the_two_whoever_merges():
+    a, b = branch("a", [Set(("plan",), "A")]), branch("b", [Set(("plan",), "B")])
+    for ours, theirs in ((a, b), (b, a)):
+        state = three_way(BASE, ours, theirs, "both").state
+        assert (state["plan"], state["plan~2"]) == ("A", "B")
+
+
+def test_an_edit_below_what_the_other_removed_is_told():
+    edit, gone = [Set(("o", "k"), 2)], [Delete(("o",))]
+    for first, second in (("a", "b"), ("b", "a")):
+        for moments in ([1], [9]):
+            ours, theirs = branch(first, edit, moments=moments), branch(second, gone, moments=[5])
+            merged = three_way(BASE, ours, theirs, "last")
+            assert "o" not in merged.state
+            assert [m.outcome for m in merged.met] == ["theirs"]
+        assert three_way(BASE, ours, theirs, "ours").state["o"] == {"k": 2}
+        assert three_way(BASE, ours, theirs, "queue").met[0].outcome == "pending"
+        with pytest.raises(MergeConflict) as refused:
+            three_way(BASE, ours, theirs, "reject", where="w")
+        assert len(refused.value.conflicts) == 1
+
+
+def test_an_edit_of_an_item_finds_it_where_it_went():
+    base = {"l": [{"id": 1}, {"id": 2}]}
+    a = branch("a", [Set(("l", 1, "done"), True)], base)
+    b = branch("b", [Insert(("l",), 0, [{"id": 0}]), Remove(("l",), 1, 1)], base)
+    for ours, theirs in ((a, b), (b, a)):
+        assert three_way(base, ours, theirs, "reject").state == {"l": [{"id": 0}, {"id": 2, "done": True}]}

@@ -8,7 +8,7 @@ They hold leaves and JSON trees, never cycles, and there are many of them: the g
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -82,6 +82,16 @@ class Fork(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="fork"):
     workflow_id: str
     version: int
     chain: str
+
+
+class Point(NamedTuple):
+    """A version of a workflow."""
+
+    workflow_id: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.workflow_id}@{self.version}"
 
 
 Change = Set | Delete | Append | Insert | Remove | Splice | Increment
@@ -259,6 +269,8 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
     status: resolved, or pending: then theirs stands until somebody resolves it.
     resolution: ours, theirs, both, value; by whom and when.
+    merged: for a conflict of a merge the workflow that theirs is from. There ours is what this workflow had, and stands
+    while the conflict is pending.
     """
 
     id: str
@@ -274,3 +286,4 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resolution: str | None = None
     resolved_by: str | None = None
     resolved_at: datetime | None = None
+    merged: str | None = None

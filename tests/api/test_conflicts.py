@@ -8,13 +8,6 @@ import quire
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
 
 
-@pytest.fixture(params=["memory:", "file"])
-async def store(request, tmp_path):
-    url = request.param if request.param == "memory:" else str(tmp_path / "s.db")
-    async with quire.open(url) as store:
-        yield store
-
-
 async def meet(wf, **how):
     """Two agents write the same place from one base."""
     async with wf.edit(author="ann", **how) as ours, wf.edit(author="bob") as theirs:

@@ -27,7 +27,8 @@ def parted(draw):
 
 
 def branch(name, changes, base=BASE, moments=None):
-    return Branch(name, changes, moments or list(range(len(changes))), apply(base, changes))
+    origins = [f"{name}@1.{i}" for i in range(len(changes))]
+    return Branch(name, changes, moments or list(range(len(changes))), apply(base, changes), origins)
 
 
 def largest(met):
@@ -63,8 +64,8 @@ def test_preferring_one_side_is_the_same_from_the_other(sides):
 def test_both_sides_are_led_to_the_result(sides, policy):
     base, a, b = sides
     merged = three_way(base, a, b, policy)
-    assert same(apply(a.state, merged.changes), merged.state)
-    assert same(apply(b.state, merged.back), merged.state)
+    assert same(apply(a.state, merged.changes.changes), merged.state)
+    assert same(apply(b.state, merged.back.changes), merged.state)
     if not merged.met:  # then no policy makes a difference
         assert same(three_way(base, a, b, "reject").state, merged.state)
 
@@ -73,7 +74,7 @@ def test_both_sides_are_led_to_the_result(sides, policy):
 @settings(max_examples=200)
 def test_one_side_alone_is_taken_as_it_is(sides):
     base, a, _ = sides
-    idle = Branch("z", [], [], base)
+    idle = branch("z", [], base)
     for ours, theirs in ((a, idle), (idle, a)):
         merged = three_way(base, ours, theirs, "reject")
         assert same(merged.state, a.state)
@@ -150,3 +151,34 @@ def test_an_edit_of_an_item_finds_it_where_it_went():
     b = branch("b", [Insert(("l",), 0, [{"id": 0}]), Remove(("l",), 1, 1)], base)
     for ours, theirs in ((a, b), (b, a)):
         assert three_way(base, ours, theirs, "reject").state == {"l": [{"id": 0}, {"id": 2, "done": True}]}
+
+
+def test_what_both_took_from_a_third_is_done_once():
+    """Both merged the same two changes of another, in contexts of their own."""
+    base = {"n": 1, "l": ["x"], "t": "ab"}
+    third = ["c@2.0", "c@2.1", "c@2.2"]
+    a = Branch(
+        "a",
+        [Increment(("n",), 5), Append(("l",), ["c"]), Splice(("t",), 1, 0, "c"), Append(("l",), ["a"])],
+        [1, 1, 1, 4],
+        {"n": 6, "l": ["x", "c", "a"], "t": "acb"},
+        [*third, "a@9.0"],
+    )
+    b = Branch(
+        "b",
+        [
+            Insert(("l",), 0, ["b"]),
+            Increment(("n",), 5),
+            Append(("l",), ["c"]),
+            Splice(("t",), 1, 0, "c"),
+            Increment(("n",), 100),
+        ],
+        [3, 1, 1, 1, 5],
+        {"n": 106, "l": ["b", "x", "c"], "t": "acb"},
+        ["b@7.0", *third, "b@8.0"],
+    )
+    for ours, theirs in ((a, b), (b, a)):
+        merged = three_way(base, ours, theirs, "reject")
+        assert merged.state == {"n": 106, "l": ["b", "x", "c", "a"], "t": "acb"}
+        assert apply(ours.state, merged.changes.changes) == merged.state
+        assert set(merged.changes.origins) == set(theirs.origins) - set(third)

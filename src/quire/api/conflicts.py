@@ -49,8 +49,9 @@ class Conflicts:
         tokens = parse(conflict.path)
 
         def decided(state: dict[str, Any]) -> list[Change]:
-            if choice == "theirs" and conflict.resolution in (None, "theirs"):
-                return []  # it stands already
+            standing = conflict.resolution or ("ours" if conflict.merged else "theirs")
+            if choice == standing != "value":
+                return []  # or what was written since
             new = conflict.theirs.value if choice == "theirs" else wanted
             place = resolve(state, tokens)
             if new is not msgspec.UNSET:

@@ -16,6 +16,7 @@ from quire.api import store as _store
 from quire.api import workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
+from quire.api.merging import MergeResult
 from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
@@ -240,6 +241,28 @@ class Workflow:
 
     def fork(self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None) -> Workflow:
         return Workflow(self._loop, self._loop.run(self._workflow.fork(new_id, at=at, author=author, message=message)))
+
+    def merge(
+        self,
+        other: Workflow | str,
+        *,
+        at: Revision = None,
+        on_conflict: Policy | None = None,
+        author: str = "system",
+        message: str = "",
+        if_version: int | None = None,
+        dry_run: bool = False,
+    ) -> MergeResult:
+        merging = self._workflow.merge(
+            other if isinstance(other, str) else other.id,
+            at=at,
+            on_conflict=on_conflict,
+            author=author,
+            message=message,
+            if_version=if_version,
+            dry_run=dry_run,
+        )
+        return self._loop.run(merging)
 
     def exists(self) -> bool:
         return self._loop.run(self._workflow.exists())

@@ -11,12 +11,14 @@ import msgspec
 from quire.api import revisions, writes
 from quire.api.conflicts import Choice, Conflicts
 from quire.api.draft import DictDraft, recording
+from quire.api.merging import MergeResult, merge
 from quire.api.reading import Pointer, Reader
 from quire.api.revisions import Revision
 from quire.api.writes import Changes, Writing
 from quire.core.diff import diff
 from quire.core.names import check_id
 from quire.core.path import resolve
+from quire.core.resolve import Policy
 from quire.core.values import clean
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
@@ -32,6 +34,7 @@ from quire.model import (
     Increment,
     Insert,
     Path,
+    Point,
     Remove,
     Set,
     Splice,
@@ -206,6 +209,32 @@ class Workflow(Reader):
         write.if_version = 0
         await self._engine.write(write)
         return fork
+
+    async def merge(
+        self,
+        other: Workflow | str,
+        *,
+        at: Revision = None,
+        on_conflict: Policy | None = None,
+        author: str = "system",
+        message: str = "",
+        if_version: int | None = None,
+        dry_run: bool = False,
+    ) -> MergeResult:
+        """Take in what another workflow did since the two parted, as one version; the other stays as it is.
+
+        other, at: what is merged, up to a version of it (None: its head).  on_conflict: what becomes of what both
+        changed: "last" lets the later change stand, "ours" what is here, "theirs" what is there, "both" keeps the two
+        beside each other, "queue" keeps ours until somebody decides, "reject" raises; or a function of the conflict.
+        dry_run: only say what would be done. Merging again takes in only what came since.
+        Raises Invalid where the two have no common history, MergeConflict, HeadMoved, LimitExceeded.
+        Cost: the changes of both sides since they parted, and twice the state.
+        """
+        await self._live()
+        source = Workflow(self._engine, other if isinstance(other, str) else other.id)
+        options = {"author": author, "message": message, "if_version": if_version, "kind": "merge"}
+        write, _ = writes.write(self.stream, [], {**options, "on_conflict": on_conflict or self._engine.policy})
+        return await merge(self._engine, write, Point(source.id, (await source.version(at)).number), dry_run=dry_run)
 
     # checkpoints
 

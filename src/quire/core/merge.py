@@ -30,6 +30,13 @@ Stands = Callable[[int, int], bool]
 """Asked where both wrote the same place, with the numbers of our change and of theirs: whether ours stands."""
 
 
+Ahead = Callable[[int, int], bool]
+"""Asked where both insert at the same place, likewise: whether ours comes first."""
+
+Twins = Callable[[int, int], bool]
+"""Asked with the numbers of our change and of theirs: whether both come from one."""
+
+
 class Clash(msgspec.Struct, frozen=True):
     """Two changes that cannot both stand, as they were written. `path` is ours.
 
@@ -48,12 +55,12 @@ class Clash(msgspec.Struct, frozen=True):
 class Rebased(NamedTuple):
     """Two sides after each other: base, theirs, ours is the same state as base, ours, theirs.
 
-    ours: for each of our changes what it is after all of theirs.  theirs: what theirs are after all of ours, exact
-    only where the base was at hand and ours won.
+    ours: for each of our changes what it is after all of theirs.  theirs: for each of theirs what it is after all of
+    ours, exact only where the base was at hand and ours won.
     """
 
     ours: list[list[Change]]
-    theirs: list[Change]
+    theirs: list[list[Change]]
     clashes: list[Clash]
 
 
@@ -75,10 +82,11 @@ class _Theirs(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """Who wins, asked with the number of their change (None: ours), and who is ahead at one place."""
+    """How one change of ours meets theirs: see `both`. Each is asked with the number of their change."""
 
     wins: Callable[[int], bool] | None
-    ahead: bool
+    ahead: Callable[[int], bool] | None
+    twin: Callable[[int], bool] | None
 
 
 class _Swap(NamedTuple):
@@ -111,16 +119,18 @@ def both(
     *,
     base: dict[str, Any] | None = None,
     stands: Stands | None = None,
-    ahead: bool = False,
+    ahead: Ahead | None = None,
+    twins: Twins | None = None,
 ) -> Rebased:
     """Return both sides as they apply after each other. Otherwise as `rebase`.
 
-    stands: who wins; None: ours.  ahead: whether of two insertions at one place ours comes first.
+    stands: who wins; None: ours.  ahead: of two insertions at one place, who comes first; None: theirs.  twins: which
+    changes of both sides are one and the same, done once.
     """
     roots = _roots([c.path for c in changes], [c.path for c in over])
     shared = {roots[_fixed(c.path)] for c in changes} & {roots[_fixed(c.path)] for c in over}
     if not shared:
-        return Rebased([[c] for c in changes], list(over), [])
+        return Rebased([[c] for c in changes], [[c] for c in over], [])
     ours, others = _parts(changes, base), _parts(over, base)
     waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
@@ -134,14 +144,21 @@ def both(
             continue
         root = roots[_fixed(change.path)]
         met: dict[int, bool] = {}
-        rules = _Rules(None if stands is None else partial(stands, number), ahead)
+        rules = _Rules(
+            None if stands is None else partial(stands, number),
+            None if ahead is None else partial(ahead, number),
+            None if twins is None else partial(twins, number),
+        )
         moved, waiting[root] = _past(parts, waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
             lost.append(change.path)
         result.append(_joined(moved))
         clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
-    left = sorted((t for run in waiting.values() for t in run), key=lambda t: t.number)
-    return Rebased(result, _joined(t.change for t in left), clashes)
+    left: list[list[Change]] = [[] for _ in over]
+    for run in waiting.values():
+        for other in run:
+            left[other.number].append(other.change)
+    return Rebased(result, [_joined(parts) for parts in left], clashes)
 
 
 def _fixed(path: Path) -> Path:
@@ -198,7 +215,11 @@ def _past(
         behind: list[_Theirs] = []
         for other in theirs:
             if len(parts) == 1:
-                swap = _swap(parts[0], other.change, rules.ahead)
+                if rules.twin is not None and rules.twin(other.number) and _alike(parts[0], other.change):
+                    parts = []
+                    continue
+                ahead = rules.ahead is not None and rules.ahead(other.number)
+                swap = _swap(parts[0], other.change, ahead=ahead)
                 if swap.dropped is False and rules.wins is not None and not rules.wins(other.number):
                     swap = _Swap([], [other.change], True)
                 parts = swap.ours
@@ -213,10 +234,27 @@ def _past(
     return done, theirs
 
 
-def _swap(ours: Change, theirs: Change, ahead: bool) -> _Swap:
+def _alike(ours: Change, theirs: Change) -> bool:
+    """Tell whether two changes of one origin still do the same, wherever each has been moved to."""
+    match ours, theirs:
+        case Set(_, a), Set(_, b):
+            return same(a, b)
+        case ((Append(_, a) | Insert(_, _, a)), (Append(_, b) | Insert(_, _, b))):
+            return same(a, b)
+        case Remove(), Remove():
+            return ours.count == theirs.count
+        case Splice(), Splice():
+            return (ours.delete, ours.insert) == (theirs.delete, theirs.insert)
+        case Increment(_, a), Increment(_, b):
+            return same(a, b)
+        case _:
+            return type(ours) is type(theirs)
+
+
+def _swap(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
     mine, other = ours.path, theirs.path
     if mine == other:
-        return _same_place(ours, theirs, ahead)
+        return _same_place(ours, theirs, ahead=ahead)
     if mine[: len(other)] == other:
         kept = _inside(ours, theirs)
         return _Swap(kept, [theirs], None if kept else True)
@@ -249,7 +287,7 @@ def _inside(change: Change, around: Change) -> list[Change]:
     return [msgspec.structs.replace(change, path=path)]
 
 
-def _same_place(ours: Change, theirs: Change, ahead: bool) -> _Swap:
+def _same_place(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
     """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped."""
     match ours, theirs:
         case Set(_, a), Set(_, b):
@@ -269,7 +307,7 @@ def _same_place(ours: Change, theirs: Change, ahead: bool) -> _Swap:
         case Insert() | Remove(), _Somewhere():
             return _Swap([], [theirs], True)
         case _:
-            return _spans(ours, theirs, ahead)
+            return _spans(ours, theirs, ahead=ahead)
 
 
 def _countable(value: Any, amount: float) -> bool:
@@ -318,7 +356,7 @@ def _laid(change: Change, span: _Span) -> list[Change]:
             return [change]
 
 
-def _spans(ours: Change, theirs: Change, ahead: bool) -> _Swap:
+def _spans(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
     """Return the swap of two changes inside the same list or text."""
     a, b = _span(ours), _span(theirs)
     if a is None or b is None:  # numbers add up, and an append is behind everything that has a place

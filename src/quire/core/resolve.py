@@ -55,23 +55,29 @@ Policy = Named | Callable[[Met], Any]
 class Merging(msgspec.Struct, frozen=True):
     """Two workflows are merged: rule 3 leaves out and records, no write is refused as a whole.
 
-    stands: who wins where both wrote the same place, None for ours.  ahead: whether ours comes first of two insertions
-    at one place.
+    stands: who wins where both wrote the same place, None for ours.  ahead: who comes first of two insertions at one
+    place, None for theirs.  twins: which changes of both sides are one and the same.
     """
 
     stands: merge.Stands | None = None
-    ahead: bool = False
+    ahead: merge.Ahead | None = None
+    twins: merge.Twins | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
     """What to write onto the head, and what had to be settled for it.
 
-    behind: theirs as they read after ours; exact where nothing had to be settled.
+    numbers: for each change which of ours it is, None for one that a policy made.  behind: for each of theirs what it is
+    after ours; exact where nothing had to be settled.
     """
 
     changes: list[Change]
+    numbers: list[int | None]
     met: list[Met]
-    behind: list[Change]
+    behind: list[list[Change]]
+
+
+_LATE = Merging()
 
 
 def check_policy(policy: Any) -> Policy:
@@ -99,13 +105,12 @@ def settle(
     Cost: that of merge.both, plus applying ours to `base` where something clashed.
     """
     yields = policy in ("theirs", "queue")
-    stands = _never if yields else None if merging is None else merging.stands
-    found = merge.both(changes, over, base=base, stands=stands, ahead=merging is not None and merging.ahead)
-    if not found.clashes:
-        return Settled([c for parts in found.ours for c in parts], [], found.theirs)
+    rules = merging or _LATE
+    stands = _never if yields else rules.stands
+    found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
     clashes = {clash.number: clash for clash in found.clashes}
-    wanted = _wanted(base, changes, clashes)
-    result: list[Change] = []
+    wanted = _wanted(base, changes, clashes) if clashes else {}
+    result: list[tuple[int | None, Change]] = []
     met: list[Met] = []
     for number, parts in enumerate(found.ours):
         path = changes[number].path
@@ -113,7 +118,7 @@ def settle(
             continue  # part of what was settled above
         clash = clashes.get(number)
         if clash is None:
-            result += parts
+            result += [(number, part) for part in parts]
             continue
         place = parts[0].path if parts else path
         before, ours = wanted[number]
@@ -126,9 +131,9 @@ def settle(
             outcome, instead = "theirs", list[Change]()
         else:
             outcome, instead = _decide(policy, meeting, place, parts, head)
-        result += instead
+        result += [(number if outcome == "ours" else None, change) for change in instead]
         met.append(msgspec.structs.replace(meeting, outcome=outcome))
-    return Settled(result, met, found.theirs)
+    return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
 
 
 def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands

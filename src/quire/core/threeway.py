@@ -1,7 +1,7 @@
 """Merging two workflows that went their own ways from a common base.
 
-1. Whichever of the two is merged into the other, what merges by itself gives the same state: the branches are put in
-   an order of their own (`Branch.name`) before they are moved past each other.
+1. Whichever of the two is merged into the other, what merges by itself gives the same state: who is moved past whom is
+   decided by the branches' names, and what is inserted at one place is ordered by where it came from.
 2. Nothing of either side is lost in silence: what does not stand is in `met`.
 3. The result is one state, and for each branch the changes that lead to it, so that later merges can start from here.
 """
@@ -13,30 +13,40 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from quire.core.changes import apply
+from quire.core.changes import Working
 from quire.core.diff import diff
 from quire.core.resolve import Merging, Met, Outcome, Policy, settle
-from quire.core.values import same
 from quire.errors import ChangeError, MergeConflict
 from quire.model import Change
 
 
 class Branch(NamedTuple):
-    """One side. name: orders the sides.  changes: what it did since the base.  moments: when, one for each change, in
-    an order that both sides share.  state: the base after them."""
+    """One side. name: orders the sides.  changes: what it did since the base.  state: the base after them.
+
+    moments: when each change was made, in an order that both sides share.  origins: the name each change has for ever,
+    None without one: what both sides took from a third is done once.
+    """
 
     name: str
     changes: Sequence[Change]
     moments: Sequence[int]
     state: dict[str, Any]
+    origins: Sequence[str | None]
+
+
+class Lead(NamedTuple):
+    """Changes that lead from a state to the result, and the origin of each."""
+
+    changes: list[Change]
+    origins: list[str | None]
 
 
 class Merged(msgspec.Struct, frozen=True):
     """The outcome. changes: from our state to `state`.  back: from their state to it.  met: as each side had it."""
 
     state: dict[str, Any]
-    changes: list[Change]
-    back: list[Change]
+    changes: Lead
+    back: Lead
     met: list[Met]
 
 
@@ -53,17 +63,16 @@ def three_way(base: dict[str, Any], ours: Branch, theirs: Branch, policy: Policy
     Raises MergeConflict for "reject".
     Cost: that of merge.both, plus applying both sides once.
     """
-    first = ours.name <= theirs.name
     if policy == "theirs":
-        return _settled(base, ours, theirs, ours_moves=True, policy="theirs", ahead=first, where=where)
+        return _settled(base, ours, theirs, ours_moves=True, policy="theirs", where=where)
     if policy in ("ours", "queue"):
-        found = _settled(base, ours, theirs, ours_moves=False, policy="theirs", ahead=not first, where=where)
+        found = _settled(base, ours, theirs, ours_moves=False, policy="theirs", where=where)
         if policy == "ours":
             return found
         pending = [msgspec.structs.replace(m, outcome="pending") if m.outcome == "ours" else m for m in found.met]
         return msgspec.structs.replace(found, met=pending)
-    # whoever comes second in the order of names is moved over the first
-    return _settled(base, ours, theirs, ours_moves=not first, policy=policy, ahead=False, where=where)
+    # the branch whose name comes later is moved over the other
+    return _settled(base, ours, theirs, ours_moves=ours.name > theirs.name, policy=policy, where=where)
 
 
 def _settled(
@@ -73,7 +82,6 @@ def _settled(
     *,
     ours_moves: bool,
     policy: Policy,
-    ahead: bool,
     where: str,
 ) -> Merged:
     """Move one branch over the other, and orient what comes of it."""
@@ -85,6 +93,13 @@ def _settled(
         around = len(mover.changes[number].path) < len(stayer.changes[other].path)
         return around or mover.moments[number] > stayer.moments[other]
 
+    def ahead(number: int, other: int) -> bool:
+        return (mover.origins[number] or mover.name) < (stayer.origins[other] or stayer.name)
+
+    def twins(number: int, other: int) -> bool:
+        origin = mover.origins[number]
+        return origin is not None and origin == stayer.origins[other]
+
     try:
         found = settle(
             mover.changes,
@@ -93,32 +108,38 @@ def _settled(
             head=stayer.state,
             policy=policy,
             where=where,
-            merging=Merging(later if policy == "last" else None, ahead),
+            merging=Merging(later if policy == "last" else None, ahead, twins),
         )
     except MergeConflict as refused:
         if not ours_moves:
             refused.conflicts = [_turn(cast("Met", m)) for m in refused.conflicts]
         raise
-    state, onto_stayer = _arrived(stayer.state, found.changes, None)
-    _, onto_mover = _arrived(mover.state, found.behind, state)
+    onto_stayer = [
+        (c, None if n is None else mover.origins[n]) for c, n in zip(found.changes, found.numbers, strict=True)
+    ]
+    onto_mover = [(c, stayer.origins[n]) for n, parts in enumerate(found.behind) for c in parts]
+    state, there = _arrived(stayer.state, onto_stayer)
+    here = _led(mover.state, onto_mover, state)
     if ours_moves:
-        return Merged(state, onto_mover, onto_stayer, found.met)
-    return Merged(state, onto_stayer, onto_mover, [_turn(m) for m in found.met])
+        return Merged(state, here, there, found.met)
+    return Merged(state, there, here, [_turn(m) for m in found.met])
 
 
-def _arrived(
-    start: dict[str, Any], changes: list[Change], goal: dict[str, Any] | None
-) -> tuple[dict[str, Any], list[Change]]:
-    """Return where changes lead, and changes that lead to `goal` for certain: these if they do, else a difference."""
+def _arrived(start: dict[str, Any], changes: list[tuple[Change, str | None]]) -> tuple[dict[str, Any], Lead]:
+    """Return where changes lead, and those of them that alter something."""
+    working = Working(start)
+    kept = [(change, origin) for change, origin in changes if working.apply(change)]
+    return working.state, Lead([c for c, _ in kept], [o for _, o in kept])
+
+
+def _led(start: dict[str, Any], changes: list[tuple[Change, str | None]], goal: dict[str, Any]) -> Lead:
+    """Return what leads to `goal` for certain: these changes, and whatever is missing after them."""
     try:
-        state = apply(start, changes)
-    except ChangeError:
-        if goal is None:
-            raise
-        return goal, diff(start, goal)
-    if goal is None or same(state, goal):
-        return state, changes
-    return goal, diff(start, goal)
+        state, lead = _arrived(start, changes)
+    except ChangeError:  # something of theirs stood on what a policy took away
+        state, lead = start, Lead([], [])
+    missing = diff(state, goal)
+    return Lead([*lead.changes, *missing], [*lead.origins, *[None] * len(missing)])
 
 
 def _turn(met: Met) -> Met:

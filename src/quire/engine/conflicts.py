@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from quire.core.path import format as pointer
+from quire.core.resolve import Met, Policy
 from quire.engine.write import Write
 from quire.model import WORKFLOWS, Change, Conflict, Record, Set, Side
 
@@ -31,18 +32,15 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
     entries: list[Set] = []
     for number, (met, theirs) in enumerate(write.met, 1):
         name = f"conflict-{after + 1}" if len(write.met) == 1 else f"conflict-{after + 1}-{number}"
-        conflict = Conflict(
-            id=name,
-            workflow_id=write.stream.removeprefix(WORKFLOWS),
-            path=pointer(met.path),
+        conflict = settled(
+            name,
+            write.stream.removeprefix(WORKFLOWS),
+            met,
             base=Side(met.base, version=write.base.version if write.base else None),
             theirs=Side(met.theirs, theirs.author, theirs.version),
             ours=Side(met.ours, write.author, None if sealed is None else sealed.version),
-            change=stored(met.change),
-            policy=write.policy if isinstance(write.policy, str) else "callable",
-            status="pending" if met.outcome == "pending" else "resolved",
-            created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
-            resolution=None if met.outcome == "pending" else met.outcome,
+            policy=write.policy,
+            now_ms=now_ms,
         )
         entries.append(Set((name,), stored(conflict)))
     return Write(
@@ -52,6 +50,36 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
         message=f"met {len(entries)} while writing" if len(entries) > 1 else f"at {entries[0].value['path']}",
         kind="conflict",
         exists=None,
+    )
+
+
+def settled(
+    name: str,
+    workflow_id: str,
+    met: Met,
+    *,
+    base: Side,
+    theirs: Side,
+    ours: Side,
+    policy: Policy,
+    now_ms: int,
+    merged: str | None = None,
+) -> Conflict:
+    """Return what was met as it is kept; pending or resolved, as the policy left it."""
+    pending = met.outcome == "pending"
+    return Conflict(
+        id=name,
+        workflow_id=workflow_id,
+        path=pointer(met.path),
+        base=base,
+        theirs=theirs,
+        ours=ours,
+        change=stored(met.change),
+        policy=policy if isinstance(policy, str) else "callable",
+        status="pending" if pending else "resolved",
+        created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
+        resolution=None if pending else met.outcome,
+        merged=merged,
     )
 
 

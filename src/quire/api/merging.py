@@ -1,0 +1,180 @@
+"""Merging one workflow into another: from their common ancestor, in one commit with its conflicts and its entry.
+
+1. What is merged is decided on two heads that stand still: if ours moves meanwhile, it is decided again.
+2. Where histories cross there are several newest common ancestors. Any of them will do as the base: what came to both
+   sides from another carries its origin, and is done once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from quire.core.history import summary
+from quire.core.resolve import Policy
+from quire.core.threeway import Branch, Merged, three_way
+from quire.engine import lineage
+from quire.engine.conflicts import CONFLICTS, settled, stored
+from quire.engine.engine import Engine
+from quire.engine.lineage import MERGES, Made, ancestor, knows, route
+from quire.engine.write import Write
+from quire.errors import HeadMoved, Invalid
+from quire.model import WORKFLOWS, Change, Conflict, Point, Set, Side, Version
+
+_ATTEMPTS = 20
+"""How often a merge is decided anew because ours moved meanwhile."""
+
+
+class MergeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a merge did, or would do.
+
+    version: the newest of ours afterwards.  base: the common ancestor it started from.  ours, theirs: what each side
+    changed since.  changes: what was applied to ours.  conflicts: what could not both stand.  up_to_date: all of theirs
+    was in ours already, and nothing was written.
+    """
+
+    version: Version
+    base: Point
+    ours: list[Change] = []
+    theirs: list[Change] = []
+    changes: list[Change] = []
+    conflicts: list[Conflict] = []
+    up_to_date: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.up_to_date:
+            return "nothing to merge: everything of theirs is here already"
+        sides = f"since {self.base} ours: {_told(self.ours)}; theirs: {_told(self.theirs)}"
+        pending = sum(c.status == "pending" for c in self.conflicts)
+        met = f"; {len(self.conflicts)} conflict(s), {pending} pending" if self.conflicts else ""
+        return sides + met
+
+
+def _told(changes: Sequence[Change]) -> str:
+    return summary(changes) if changes else "nothing"
+
+
+class _Side:
+    """One of the two workflows, as it is now. made: what it did since the base."""
+
+    def __init__(self, point: Point, state: dict[str, Any], made: list[Made]) -> None:
+        self.point = point
+        self.state = state
+        self.made = made
+
+    def branch(self) -> Branch:
+        changes, moments = [m.change for m in self.made], [m.by.position for m in self.made]
+        return Branch(self.point.workflow_id, changes, moments, self.state, [m.origin for m in self.made])
+
+    def seen(self, value: Any, number: int) -> Side:
+        by = self.made[number].by
+        return Side(value, by.author, by.version)
+
+
+async def merge(engine: Engine, write: Write, theirs: Point, *, dry_run: bool) -> MergeResult:
+    """Merge a version of another workflow into the one that `write` is for.
+
+    write: who, why, by which policy, and onto which version if that matters.  dry_run: write nothing.
+    Raises Invalid without a common ancestor, MergeConflict, HeadMoved, LimitExceeded.
+    """
+    ours = write.stream.removeprefix(WORKFLOWS)
+    head = 0
+    for _ in range(_ATTEMPTS):
+        head = (await engine.current(write.stream)).head.version
+        if write.if_version not in (None, head):
+            break
+        result, merged = await _decided(engine, write, Point(ours, head), theirs)
+        if dry_run or merged is None:
+            return result
+        try:
+            made, *_ = await engine.write_all(await _writes(engine, write, head, theirs, merged, result.conflicts))
+        except HeadMoved:
+            continue
+        assert made is not None
+        return msgspec.structs.replace(result, version=made)
+    expected = head if write.if_version is None else write.if_version
+    moved = HeadMoved(ours, expected=expected, actual=(await engine.current(write.stream)).head.version)
+    if write.if_version is None:
+        moved.add_note(f"others wrote first {_ATTEMPTS} times while it was merged; nothing was written, merge again")
+    raise moved
+
+
+async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> tuple[MergeResult, Merged | None]:
+    """Return what merging two versions gives; None where there is nothing to merge."""
+    at = Version(await engine.record(write.stream, ours.version))
+    if (await knows(engine, ours)).get(theirs.workflow_id, 0) >= theirs.version:
+        return MergeResult(version=at, base=theirs, up_to_date=True), None
+    base = await ancestor(engine, ours, theirs)
+    if base is None:
+        raise Invalid(f"{ours} and {theirs} have no common history; only what was forked can be merged")
+    start = await engine.state_at(WORKFLOWS + base.workflow_id, base.version)
+    us, them = await _side(engine, base, ours), await _side(engine, base, theirs)
+    where = f"merging {theirs} into {ours}"
+    # states that are published are never altered, so another thread may look at them
+    merged = await asyncio.to_thread(three_way, start, us.branch(), them.branch(), write.policy, where=where)
+    return MergeResult(
+        version=at,
+        base=base,
+        ours=[m.change for m in us.made],
+        theirs=[m.change for m in them.made],
+        changes=merged.changes.changes,
+        conflicts=_conflicts(engine, us, them, base, merged, write.policy),
+    ), merged
+
+
+async def _side(engine: Engine, base: Point, point: Point) -> _Side:
+    state = await engine.state_at(WORKFLOWS + point.workflow_id, point.version)
+    return _Side(point, state, await route(engine, base, point))
+
+
+async def _writes(
+    engine: Engine, write: Write, head: int, theirs: Point, merged: Merged, met: Sequence[Conflict]
+) -> list[Write]:
+    """Return what is committed together: the version, the entry of the merge, the conflicts."""
+    ours = write.stream.removeprefix(WORKFLOWS)
+    source = await engine.record(WORKFLOWS + theirs.workflow_id, theirs.version)
+    entry = lineage.Entry(
+        theirs.workflow_id,
+        theirs.version,
+        source.chain.hex(),
+        await knows(engine, theirs),
+        merged.back.changes,
+        taken=merged.changes.origins,
+        returned=merged.back.origins,
+    )
+    how: dict[str, Any] = {
+        "author": write.author,
+        "message": write.message or f"merged {theirs}",
+        "kind": write.kind,
+    }
+    writes = [
+        Write(write.stream, merged.changes.changes, if_version=head, allow_empty=True, **how),
+        Write(MERGES + ours, [Set((str(head + 1),), lineage.stored(entry))], exists=None, **how),
+    ]
+    if met:
+        writes.append(Write(CONFLICTS + ours, [Set((c.id,), stored(c)) for c in met], exists=None, **how))
+    return writes
+
+
+def _conflicts(engine: Engine, us: _Side, them: _Side, base: Point, merged: Merged, policy: Policy) -> list[Conflict]:
+    """Return what the merge met, as it will be kept."""
+    into = us.point.version + 1
+    return [
+        settled(
+            f"merge-{into}-{number}",
+            us.point.workflow_id,
+            met,
+            base=Side(met.base, version=base.version),
+            ours=us.seen(met.ours, met.number),
+            theirs=them.seen(met.theirs, met.other),
+            policy=policy,
+            now_ms=engine.clock.now_ms(),
+            merged=them.point.workflow_id,
+        )
+        for number, met in enumerate(merged.met, 1)
+    ]

@@ -1,0 +1,151 @@
+"""Where versions come from: forks and merges make the logs of workflows one graph.
+
+1. Each log is linear, and a merge takes in all of another workflow up to a version. So what a version knows is one
+   number for each workflow: its knowledge. An ancestor is what is known; common ancestors are what both know.
+2. A merge leaves an entry in the stream `merges/<id>`, in its own commit: what was merged, what that knew, and the
+   changes that lead from it to the result. So the graph can be walked down either parent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from quire.core import record
+from quire.core.fold import copied
+from quire.engine.engine import Engine
+from quire.errors import CorruptRecord, MergeConflict
+from quire.model import WORKFLOWS, Change, Fork, Point, Record
+
+MERGES = "merges/"
+"""The stream prefix of what was merged into a workflow."""
+
+Knowledge = dict[str, int]
+"""For each workflow the newest of its versions that is known."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One merge, as kept. workflow, version, chain: what was merged.  knows: its knowledge.
+
+    back: changes from its state to the result.  taken, returned: the origins of the changes of the version that the merge
+    made, and of those of `back`.
+    """
+
+    workflow: str
+    version: int
+    chain: str
+    knows: Knowledge
+    back: list[Change]
+    taken: list[str | None]
+    returned: list[str | None]
+
+
+class Made(NamedTuple):
+    """A change, and the record it is from. origin: the name it keeps when it is merged: `workflow@version.number`."""
+
+    change: Change
+    by: Record
+    origin: str | None
+
+
+async def knows(engine: Engine, point: Point) -> Knowledge:
+    """Return what a version knows, itself included. Cost: one read for each fork and merge on the way."""
+    known: Knowledge = {}
+    at: Point | None = point
+    while at is not None and known.get(at.workflow_id, 0) < at.version:
+        known[at.workflow_id] = at.version
+        for number, entry in (await engine.current(MERGES + at.workflow_id)).state.items():
+            if int(number) <= at.version:
+                for workflow_id, version in entry["knows"].items():
+                    known[workflow_id] = max(known.get(workflow_id, 0), version)
+        at = await origin(engine, at.workflow_id)
+    return known
+
+
+async def merges(engine: Engine, upto: Point) -> dict[int, Entry]:
+    """Return what was merged into a workflow up to a version, by the version that each merge made."""
+    kept = (await engine.current(MERGES + upto.workflow_id)).state
+    return {int(n): msgspec.convert(copied(e), Entry) for n, e in kept.items() if int(n) <= upto.version}
+
+
+async def origin(engine: Engine, workflow_id: str) -> Point | None:
+    """Return where a workflow was forked from, None if it began by itself."""
+    first = await engine.backend.read(WORKFLOWS + workflow_id, upto=1)
+    if not first or first[0].kind != "fork":
+        return None
+    fork = record.decode(first[0])[0]
+    return Point(fork.workflow_id, fork.version) if isinstance(fork, Fork) else None
+
+
+async def ancestor(engine: Engine, one: Point, other: Point) -> Point | None:
+    """Return the newest common ancestor, None if there is none. Where histories cross, the one written last of several."""
+    a, b = await knows(engine, one), await knows(engine, other)
+    common = [Point(w, min(a[w], b[w])) for w in sorted(a.keys() & b.keys())]
+    if len(common) < 2:
+        return common[0] if common else None
+    positions = [(await engine.record(WORKFLOWS + p.workflow_id, p.version)).position for p in common]
+    return max(zip(positions, common, strict=True))[1]  # what another knows was written before it
+
+
+async def route(engine: Engine, start: Point, end: Point) -> list[Made]:
+    """Return the changes that lead from a version to one that knows it, oldest first.
+
+    Raises MergeConflict where the log is not kept any more, CorruptRecord where it cannot be followed.
+    """
+    parts: list[list[Made]] = []
+    at = end
+    while at.workflow_id != start.workflow_id or at.version < start.version:
+        source = await origin(engine, at.workflow_id)
+        if source is not None and _within(start, await knows(engine, source)):
+            parts.append(await _made(engine, at.workflow_id, 1, at.version))
+            at = source
+            continue
+        entries = await merges(engine, at)
+        number = max((n for n, e in entries.items() if _within(start, e.knows)), default=0)
+        if number == 0:
+            where = f"{at.workflow_id}@{at.version}"
+            raise CorruptRecord(f"{where} does not come from {start}; run `quire verify`", at=where)
+        entry = entries[number]
+        parts.append(await _made(engine, at.workflow_id, number, at.version))
+        merged = await engine.record(WORKFLOWS + at.workflow_id, number)
+        parts.append([Made(c, merged, o) for c, o in zip(entry.back, entry.returned, strict=True)])
+        at = Point(entry.workflow, entry.version)
+    parts.append(await _made(engine, at.workflow_id, start.version, at.version))
+    return [made for part in reversed(parts) for made in part]
+
+
+def _within(point: Point, known: Knowledge) -> bool:
+    return known.get(point.workflow_id, 0) >= point.version
+
+
+async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list[Made]:
+    """Return the changes of a stretch of one log."""
+    if upto <= after:
+        return []
+    records = await engine.backend.read(WORKFLOWS + workflow_id, after=after, upto=upto)
+    if len(records) != upto - after:
+        raise MergeConflict(
+            f"{workflow_id}: versions {after + 1} to {upto} are needed to merge, and not all are kept any more; "
+            "write what is missing by hand",
+            conflicts=[],
+        )
+    entries = await merges(engine, Point(workflow_id, upto))
+    return [
+        Made(change, entry, origin)
+        for entry in records
+        for change, origin in _named(workflow_id, entry, entries.get(entry.version))
+    ]
+
+
+def _named(workflow_id: str, entry: Record, merge: Entry | None) -> list[tuple[Change, str | None]]:
+    """Return the changes of a record with their origins; those of a merge keep the ones they had."""
+    changes = [c for c in record.decode(entry) if not isinstance(c, Fork)]
+    if merge is not None and len(merge.taken) == len(changes):
+        return list(zip(changes, merge.taken, strict=True))
+    return [(change, f"{workflow_id}@{entry.version}.{i}") for i, change in enumerate(changes)]
+
+
+def stored(entry: Entry) -> Any:
+    """Return what is stored of a merge: plain JSON that shares nothing with any state."""
+    return msgspec.json.decode(msgspec.json.encode(entry))

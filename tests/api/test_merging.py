@@ -196,8 +196,8 @@ async def test_whatever_the_web_everything_known_is_there_once(store, seed):
     """Random forks, writes and merges, crossing as they like: each token counts once where it is known, and only there."""
     chance = random.Random(seed)
     names = ["w0"]
-    await store.create("w0", {"n": 0, "log": [], "by": {}, "text": ""})
-    known = {"w0": set()}
+    await store.create("w0", {"n": 0, "log": [], "by": {}, "gone": {}, "text": ""})
+    known, gone = {"w0": set()}, {"w0": set()}
     for step in range(45):
         name = chance.choice(names)
         wf = store.workflow(name)
@@ -205,7 +205,15 @@ async def test_whatever_the_web_everything_known_is_there_once(store, seed):
         if what < 0.12 and len(names) < 6:
             names.append(f"w{len(names)}")
             await wf.fork(names[-1])
-            known[names[-1]] = set(known[name])
+            known[names[-1]], gone[names[-1]] = set(known[name]), set(gone[name])
+        elif what < 0.2 and known[name] - gone[name]:
+            token = chance.choice(sorted(known[name] - gone[name]))
+            async with wf.edit(author=name) as state:
+                state["log"].remove(token)
+                at = state["text"].index(chr(0x4E00 + token))
+                state.splice("text", at, 1)
+                state["gone"][str(token)] = name
+            gone[name].add(token)
         elif what < 0.6:
             async with wf.edit(author=name) as state:
                 state.increment("n", 2**step)
@@ -222,15 +230,16 @@ async def test_whatever_the_web_everything_known_is_there_once(store, seed):
             number = chance.randint(1, (await store.workflow(other).version()).number)
             if chance.random() < 0.7:
                 number = None
-            if number is None:
-                known[name] |= known[other]
-            else:
-                known[name] |= {int(t) for t in (await store.workflow(other).state(number))["by"]}
+            theirs = await store.workflow(other).state(number)
+            known[name] |= {int(t) for t in theirs["by"]}
+            gone[name] |= {int(t) for t in theirs["gone"]}
             result = await wf.merge(other, at=number, author="merger")
-            assert not result.conflicts
+            assert all(
+                c.path.startswith("/gone/") for c in result.conflicts
+            )  # removed by two, for reasons of their own
         state = await wf.state()
-        assert sorted(state["log"]) == sorted(known[name])
+        assert sorted(state["log"]) == sorted(known[name] - gone[name])
         assert state["n"] == sum(2**t for t in known[name])
         assert {int(t) for t in state["by"]} == known[name]
-        assert sorted(state["text"]) == sorted(chr(0x4E00 + t) for t in known[name])
+        assert sorted(state["text"]) == sorted(chr(0x4E00 + t) for t in known[name] - gone[name])
     assert (await store.verify()).ok

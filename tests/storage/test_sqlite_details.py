@@ -673,6 +673,43 @@ async def test_a_dropped_end_keeps_its_positions_over_a_restart(tmp_path):
         assert await db.check() == []
 
 
+def found_in_files(path, text):
+    return [p.name for p in path.parent.glob(path.name + "*") if text in p.read_bytes()]
+
+
+async def test_nothing_removed_is_in_the_file_after_scrubbing(tmp_path):
+    path, secret = tmp_path / "s.db", b"hunter2" * 3
+    async with opened(path) as db:
+        await db.commit([writing("w/a", 0, b'["' + secret + b'"]'), writing("w/b", 0, b'["' + secret + b'"]')])
+        await db.put_keyframe(Keyframe("w/a", 1, link(1), 2, bytes(32), secret + os.urandom(9000)))
+        await db.put_blob("b", secret + os.urandom(9000))
+        (record,) = await db.read("w/a")
+        await db.rewrite([Record(*(getattr(record, f) for f in Record.__struct_fields__[:6]), b"[]", record.chain)])
+        await db.drop_keyframes("w/a", [1])
+        await db.drop_blob("b")
+        await db.drop("w/b")
+        assert found_in_files(path, secret), "the control: it is in free pages and in the write-ahead log"
+        await db.scrub()
+        assert found_in_files(path, secret) == []
+        assert [r.body for r in await db.read("w/a")] == [b"[]"]
+        assert await db.check() == []
+
+
+async def test_scrubbing_says_so_where_a_reader_is_in_the_way(tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    async with opened(path) as db:
+        await db.commit([writing("w/a", 0)])
+        monkeypatch.setattr(_sqlite_worker, "BUSY_S", 0.01)
+        await db.recover()
+        other = apsw.Connection(str(path))
+        other.execute("BEGIN; SELECT count(*) FROM records")
+        with pytest.raises(StorageTimeout):
+            await db.scrub()
+        other.close()
+        await db.scrub()
+        assert len(await db.read("w/a")) == 1
+
+
 async def test_closing_ends_the_wait_of_a_watcher(tmp_path):
     async with opened(tmp_path / "s.db") as db:
         waiting = asyncio.ensure_future(db.changed(0, timeout_s=60))

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import apsw
 import msgspec
 
-from quire.errors import StorageUnavailable
+from quire.errors import StorageTimeout, StorageUnavailable
 from quire.failpoints import hit
-from quire.model import Head, Keyframe
+from quire.model import Head, Keyframe, Record
 from quire.storage._sqlite_read import FLOOR, REMOVED, cell, cell_sum, heads, keyframe_sum, newest
 from quire.storage._sqlite_worker import Db, patience
 from quire.storage.base import CellWrite, Committed, Item, Outcome, Refused
@@ -34,6 +34,10 @@ _NO_RECORDS = Committed(0, 0)
 _INSERT = (
     "INSERT INTO records (position, stream, version, time, author, message, kind, body, chain)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_REWRITE = (
+    "UPDATE records SET body = ? WHERE stream = (SELECT id FROM streams WHERE namespace = ? AND name = ?)"
+    " AND version = ? AND chain = ?"
 )
 _ID = "SELECT id FROM streams WHERE namespace = ? AND name = ?"
 _COUNT_UP = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value"
@@ -147,6 +151,24 @@ class Writer:
             db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (FLOOR, top))
         db.execute("DELETE FROM keyframes WHERE stream = ?", (found,))
         db.execute("DELETE FROM streams WHERE id = ?", (found,))
+
+    def rewrite(self, db: Db, records: Sequence[Record]) -> int:
+        """Give records another body; return how many were found."""
+        count = 0
+        for r in records:
+            db.execute(_REWRITE, (pack(r.body), self._namespace, r.stream, r.version, r.chain))
+            count += db.changes()
+        return count
+
+    def scrub(self, db: Db) -> None:
+        """Write the file anew, so that no free page holds what was, and empty the write-ahead log."""
+        db.execute("VACUUM")
+        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StorageTimeout(
+                f"{self._path}: another process is reading; what was removed is still in the write-ahead log until it "
+                "has finished: try again then"
+            )
 
     def put_keyframe(self, db: Db, frame: Keyframe) -> None:
         """Keep a keyframe of a stream that is there."""

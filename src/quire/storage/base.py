@@ -8,12 +8,15 @@ Rules that hold everywhere:
 
 1. What `commit` answered with `Committed` is there after a crash, as far as `capabilities.durability` says.
 2. An item of a commit is all or nothing. Items of one call are independent: one refused never stops another.
-3. A stream's versions are consecutive from 1; a version once committed never changes.
+3. A stream's versions are consecutive from 1; a version once committed never changes, but that `rewrite` may take
+   something out of its body.
 4. Positions grow in commit order; the records of one item have consecutive positions. A reader that has seen
    position p never later finds a new record at or before p.
 5. Nothing of one namespace is visible in another.
 6. Driver exceptions are translated here into `quire.errors`; an error out of `commit` means the outcome is unknown
    until `recover` and a look.
+7. `commit` may be called again before the call before it has answered. Calls take effect in the order they were made;
+   after one that failed, none of the later ones does until `recover` has returned.
 """
 
 from __future__ import annotations
@@ -148,6 +151,14 @@ class Backend(Protocol):
         """Remove a stream with its records and keyframes. Positions stay used."""
         ...
 
+    async def rewrite(self, records: Sequence[Record]) -> int:
+        """Give records that are there another body, durably, all or none; return how many were found.
+
+        A record is found by its stream, version and chain. Nothing but its body changes: not its position, and who
+        waits for news is not woken.
+        """
+        ...
+
     # keyframes
     async def put_keyframe(self, keyframe: Keyframe) -> None:
         """Keep it, replacing one of the same stream and version; one of a stream that is not there is not kept."""
@@ -198,6 +209,13 @@ class Backend(Protocol):
 
     async def stats(self) -> StorageStats:
         """Counts and size."""
+        ...
+
+    async def scrub(self) -> None:
+        """Leave no trace of what was removed or rewritten in what the backend itself keeps: free pages, logs, journals.
+
+        Raises StorageTimeout while somebody's reading keeps it from that. Cost: may be that of copying the whole store.
+        """
         ...
 
     async def backup(self, path: str) -> None:

@@ -183,6 +183,21 @@ class MemoryBackend:
             space.keyframes.pop(stream, None)
             space.feed = [r for r in space.feed if r.stream != stream]
 
+    async def rewrite(self, records: Sequence[Record]) -> int:
+        """Give records another body."""
+        with self._held() as space:
+            wanted = {(r.stream, r.version, r.chain): r.body for r in records}
+
+            def rewritten(record: Record) -> Record:
+                body = wanted.get((record.stream, record.version, record.chain))
+                return record if body is None else msgspec.structs.replace(record, body=body)
+
+            before = space.feed
+            space.feed = [rewritten(r) for r in before]
+            for stream in {r.stream for r in records} & set(space.streams):
+                space.streams[stream] = [rewritten(r) for r in space.streams[stream]]
+            return sum((r.stream, r.version, r.chain) in wanted for r in before)
+
     # keyframes
 
     async def put_keyframe(self, keyframe: Keyframe) -> None:
@@ -280,6 +295,11 @@ class MemoryBackend:
                 cells=len(space.cells),
                 size_bytes=sum(map(_size, self._place.spaces.values())),
             )
+
+    async def scrub(self) -> None:
+        """What is gone is gone."""
+        with self._held():
+            return
 
     async def backup(self, path: str) -> None:
         """Not here."""

@@ -199,6 +199,10 @@ class SqliteBackend:
         """Remove a stream with its records and keyframes."""
         await self._change(lambda db: self._log.drop(db, stream))
 
+    async def rewrite(self, records: Sequence[Record]) -> int:
+        """Give records that are there another body, in one transaction; return how many were found."""
+        return await self._change(lambda db: self._log.rewrite(db, records))
+
     # keyframes
 
     async def put_keyframe(self, keyframe: Keyframe) -> None:
@@ -269,6 +273,11 @@ class SqliteBackend:
     async def stats(self) -> StorageStats:
         """Counts of this namespace; the size is of the file with its write-ahead log."""
         return await self._read(lambda db: ask.counts(db, self._namespace, self._path))
+
+    async def scrub(self) -> None:
+        """Write the file anew. Needs as much free space as the file takes."""
+        self._alive()
+        await self._writer.do(self._log.scrub)
 
     async def backup(self, path: str) -> None:
         """Copy to a new file while writers go on; it appears under its name only when it is whole.

@@ -17,6 +17,7 @@ from quire.testing._conformance_base import (
     accepted,
     appended,
     begun,
+    entry,
     everything,
     promise,
     set_cell,
@@ -121,6 +122,7 @@ class CarePromises(Suite):
             lambda: backend.changed(0, timeout_s=FAR_S),
             lambda: backend.trim("s/1", 1),
             lambda: backend.drop("s/1"),
+            lambda: backend.rewrite([entry("s/1", 1)]),
             lambda: backend.put_keyframe(keyframe),
             lambda: backend.keyframe("s/1"),
             lambda: backend.keyframes("s/1"),
@@ -133,6 +135,7 @@ class CarePromises(Suite):
             backend.cells,
             backend.check,
             backend.stats,
+            backend.scrub,
             lambda: backend.backup(str(self.place / "copy")),
             backend.recover,
         ]
@@ -156,6 +159,16 @@ class CarePromises(Suite):
         assert stats.size_bytes > 0
         none = await other.stats()
         assert (none.streams, none.records, none.keyframes, none.blobs, none.cells) == (0, 0, 0, 0, 0)
+
+    @promise
+    async def test_scrub_leaves_what_is_there(self) -> None:
+        backend, other = await filled(await self.handle()), await filled(await self.handle("other"), b"2")
+        before = [await everything(backend), await everything(other), await backend.latest()]
+        await backend.scrub()
+        assert [await everything(backend), await everything(other), await backend.latest()] == before
+        assert await backend.check() == []
+        (record,) = await appended(backend, "s/1", b"4")
+        assert record.version == 4
 
     @promise
     async def test_recover_keeps_everything_and_goes_on(self) -> None:

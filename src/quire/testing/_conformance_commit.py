@@ -247,6 +247,19 @@ class CommitPromises(Suite):
         assert sorted(r.body for r in records) == sorted(bodies)
 
     @promise
+    async def test_calls_take_effect_in_the_order_they_were_made(self) -> None:
+        backend = await self.handle()
+        head = Head("s/1")
+        items: list[Item] = []
+        for number in range(20):  # each fits only after the one before it
+            items.append(after(head, b"%d" % number))
+            head = head_of(items[-1])
+        calls = [asyncio.create_task(backend.commit([item])) for item in items]
+        outcomes = [outcome for call in calls for outcome in await call]
+        assert [type(outcome) for outcome in outcomes] == [Committed] * 20
+        assert [r.body for r in await backend.read("s/1")] == [b"%d" % number for number in range(20)]
+
+    @promise
     async def test_commits_at_the_same_time_are_all_there(self) -> None:
         backend = await self.handle()
         items = [begun(f"s/{number:03}", b"1", b"2") for number in range(100)]

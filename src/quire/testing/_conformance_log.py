@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from quire.errors import Closed
 from quire.model import Head, Keyframe, Record
 from quire.storage.base import Backend, Refused
@@ -165,7 +167,40 @@ class LogPromises(Suite):
 
 
 class RemovalPromises(Suite):
-    """What trimming and dropping remove, and what they never give again."""
+    """What trimming, dropping and rewriting remove, and what they never give again."""
+
+    @promise
+    async def test_rewritten_records_have_another_body_and_nothing_else(self) -> None:
+        backend, other = await self.handle(), await self.handle("other")
+        for handle in (backend, other):
+            await accepted(handle, begun("s/1", b"1", b"secret", b"3"), begun("s/2", b"secret"))
+        latest, heads = await backend.latest(), await backend.heads(["s/1", "s/2"])
+        records, others = await backend.feed(), await other.feed()
+        rewritten = [msgspec.structs.replace(r, body=b"x" * 5000) if r.body == b"secret" else r for r in records]
+        assert await backend.rewrite([r for r in rewritten if r.body == b"x" * 5000]) == 2
+        for handle in (backend, await self.handle()):
+            assert await handle.feed() == rewritten
+            assert await handle.read("s/1") == [r for r in rewritten if r.stream == "s/1"]
+        assert await backend.latest() == latest
+        assert await backend.heads(["s/1", "s/2"]) == heads
+        assert await other.feed() == others
+        assert await (await self.reopened(backend)).feed() == rewritten
+
+    @promise
+    async def test_rewriting_finds_records_by_stream_version_and_chain(self) -> None:
+        backend = await self.handle()
+        records = await appended(backend, "s/1", b"1", b"2")
+        strange = [
+            msgspec.structs.replace(records[0], chain=b"\x01" * 32, body=b"x"),
+            msgspec.structs.replace(records[1], version=3, body=b"x"),
+            msgspec.structs.replace(records[0], stream="s/2", body=b"x"),
+        ]
+        assert await backend.rewrite(strange) == 0
+        assert await backend.rewrite([]) == 0
+        assert await backend.feed() == records
+        assert await backend.streams() == ["s/1"]
+        assert await backend.rewrite([*strange, msgspec.structs.replace(records[1], body=b"x")]) == 1
+        assert [r.body for r in await backend.read("s/1")] == [b"1", b"x"]
 
     @promise
     async def test_trim_removes_what_is_old_and_says_how_much(self) -> None:

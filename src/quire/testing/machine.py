@@ -193,6 +193,19 @@ class BackendMachine(RuleBasedStateMachine):
         """Remove a stream."""
         self._same(namespace, "drop", self._there(namespace, pick))
 
+    @rule(namespace=a_namespace, pick=a_pick, number=st.integers(0, 9), count=st.integers(0, 3), body=a_body)
+    def rewrite(self, namespace: str, pick: int, number: int, count: int, body: bytes) -> None:
+        """Give records another body, some of them with a chain that is not theirs."""
+        records = self._run(self._model[namespace].read(self._there(namespace, pick), after=number - 1, limit=count))
+        wrong = [msgspec.structs.replace(r, chain=bytes(32)) for r in records[1:2]]
+        rewritten = [msgspec.structs.replace(r, body=body) for r in records[:1] + wrong + records[2:]]
+        self._same(namespace, "rewrite", rewritten)
+
+    @rule(namespace=a_namespace)
+    def scrub(self, namespace: str) -> None:
+        """Clean up: nothing that is there goes."""
+        self._same(namespace, "scrub")
+
     @rule(namespace=a_namespace, pick=a_pick, version=st.integers(1, 9), body=a_body)
     def put_keyframe(self, namespace: str, pick: int, version: int, body: bytes) -> None:
         """Keep a keyframe, also one that comes too late for its stream."""

@@ -6,6 +6,7 @@ suite has to notice it, and whether the state machine has to.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -65,6 +66,17 @@ class StopsAtRefusal(MemoryBackend):
         return outcomes
 
 
+class OvertakesItself(MemoryBackend):
+    """Lets a call that came later go first."""
+
+    async def commit(self, items: Sequence[Item]) -> list[Outcome]:
+        """Wait once in every other call."""
+        self._turn = not getattr(self, "_turn", False)
+        if self._turn:
+            await asyncio.sleep(0)
+        return await super().commit(items)
+
+
 class ReusesPositions(MemoryBackend):
     """Takes the newest record there is for the newest there was."""
 
@@ -100,6 +112,28 @@ class KeepsKeyframes(MemoryBackend):
         await super().drop(stream)
         if frames:
             self._space.keyframes[stream] = frames
+
+
+class RewritesByNumber(MemoryBackend):
+    """Rewrites whatever has the version, another history's as well."""
+
+    async def rewrite(self, records: Sequence[Record]) -> int:
+        """Take the chain that is there for the one that was meant."""
+        found = {r.stream: await self.read(r.stream) for r in records}
+        there = {(r.stream, r.version): r.chain for group in found.values() for r in group}
+        meant = [msgspec.structs.replace(r, chain=there.get((r.stream, r.version), r.chain)) for r in records]
+        return await super().rewrite(meant)
+
+
+class RewritesOneView(MemoryBackend):
+    """Rewrites the stream and forgets the feed."""
+
+    async def rewrite(self, records: Sequence[Record]) -> int:
+        """Leave the feed as it was."""
+        before = list(self._space.feed)
+        count = await super().rewrite(records)
+        self._space.feed = before
+        return count
 
 
 class ReadsPatterns(MemoryBackend):
@@ -167,9 +201,12 @@ MUTANTS: dict[type[MemoryBackend], tuple[str, bool]] = {
     IgnoresCells: ("test_cell_is_set_where_it_holds_what_is_expected", True),
     StoresHalf: ("test_item_refused_for_one_stream_stores_nothing", True),
     StopsAtRefusal: ("test_refused_item_does_not_stop_the_others_of_its_call", True),
+    OvertakesItself: ("test_calls_take_effect_in_the_order_they_were_made", False),
     ReusesPositions: ("test_positions_are_not_reused_after_drop", True),
     TrimsTheHead: ("test_trim_never_removes_the_head", True),
     KeepsKeyframes: ("test_drop_removes_records_and_keyframes_of_that_stream_only", True),
+    RewritesByNumber: ("test_rewriting_finds_records_by_stream_version_and_chain", False),
+    RewritesOneView: ("test_rewritten_records_have_another_body_and_nothing_else", True),
     ReadsPatterns: ("test_streams_are_chosen_by_prefix_after_and_limit", True),
     FeedsAgain: ("test_feed_is_in_commit_order_and_pages", True),
     SharesBlobs: ("test_namespaces_see_nothing_of_each_other", False),

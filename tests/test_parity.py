@@ -4,16 +4,24 @@ import inspect
 
 import pytest
 
-from quire.api import store, sync, workflow
+from quire.api import scopes, store, sync, workflow
 
 
 def public(cls):
     return {n: m for n, m in inspect.getmembers(cls, inspect.isfunction) if not n.startswith("_")}
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(sync.Store, store.Store), (sync.Workflow, workflow.Workflow)])
+TWINS = [
+    (sync.Store, store.Store),
+    (sync.Workflow, workflow.Workflow),
+    (sync.State, scopes.State),
+    (sync.WorkflowStateManager, scopes.WorkflowStateManager),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), TWINS)
 def test_same_methods_same_parameters_same_docs(ours, theirs):
-    internal = {"snapshot", "rebase"}
+    internal = {"snapshot", "rebase", "at_hand"}
     assert set(public(ours)) == set(public(theirs)) - internal
     for name, method in public(ours).items():
         twin = public(theirs)[name]

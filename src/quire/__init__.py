@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from quire.api import sync as sync
     from quire.api.draft import DictDraft as DictDraft
     from quire.api.manager import StateManager as StateManager
+    from quire.api.scopes import Policy as Policy
+    from quire.api.scopes import ScopeLimits as ScopeLimits
+    from quire.api.scopes import State as State
+    from quire.api.scopes import StateBuilder as StateBuilder
+    from quire.api.scopes import StateScope as StateScope
+    from quire.api.scopes import WorkflowStateManager as WorkflowStateManager
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
     from quire.api.views import BlameLine as BlameLine
@@ -36,6 +42,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "quire.api.draft": ("DictDraft",),
     "quire.api.manager": ("StateManager",),
+    "quire.api.scopes": (
+        "Policy",
+        "ScopeLimits",
+        "State",
+        "StateBuilder",
+        "StateScope",
+        "WorkflowStateManager",
+    ),
     "quire.api.store": ("Store", "open"),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
@@ -67,15 +81,21 @@ __all__ = [
     "Event",
     "Increment",
     "Insert",
+    "Policy",
     "QuireError",
     "Remove",
+    "ScopeLimits",
     "Set",
     "Settings",
     "Splice",
+    "State",
+    "StateBuilder",
     "StateManager",
+    "StateScope",
     "Store",
     "Version",
     "Workflow",
+    "WorkflowStateManager",
     "errors",
     "open",
     "sync",

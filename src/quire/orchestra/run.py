@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 
 from quire.api import writes
+from quire.api._scopes_setup import StateBuilder
+from quire.api._scopes_step import step_state
 from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
@@ -59,10 +61,12 @@ async def run(
     state: Mapping[str, Any] | None = None,
     input: Any = None,  # noqa: A002 - likewise
     allow_topology_change: bool = False,
+    scoped: StateBuilder | None = None,
 ) -> RunResult:
     """Run a topology on workflow `id`, continuing if that run was begun before.
 
-    state: what the workflow starts with (not used when it exists).  input: given to the first step.
+    state: what the workflow starts with (not used when it exists).  input: given to the first step.  scoped: gives
+    every step a `state_accessor` under these rules, as an agent of the step's name.
     Raises StepFailed when an agent failed for good (run again to retry it), RunLost, Invalid when the topology is not
     the one the run began with.
     """
@@ -73,7 +77,7 @@ async def run(
         if RUN in (state or {}):
             raise Invalid(f"the key {RUN!r} is where a run keeps its books; choose another for your state")
         await store.create(id, first, author="orchestra", message="run begins")
-    return await resume(store, node, id=id, allow_topology_change=allow_topology_change)
+    return await resume(store, node, id=id, allow_topology_change=allow_topology_change, scoped=scoped)
 
 
 async def resume(
@@ -82,15 +86,17 @@ async def resume(
     *,
     id: str,  # noqa: A002
     allow_topology_change: bool = False,
+    scoped: StateBuilder | None = None,
 ) -> RunResult:
     """Continue a run in this process: finished steps are answered from the state, the rest is run.
 
+    scoped: as in `run`; it is not stored with the run.
     Raises RunNotFound when the workflow holds no run, and what `run` raises.
     """
     topology.check(node)
     workflow = store.workflow(id)
     epoch = await _claim(workflow, store, node, allow_topology_change)
-    return await _Run(store, workflow, epoch).execute(node)
+    return await _Run(store, workflow, epoch, scoped).execute(node)
 
 
 def _books(node: Node, given: Any, store: Store) -> dict[str, Any]:
@@ -134,10 +140,11 @@ async def _claim(workflow: Workflow, store: Store, node: Node, allow_change: boo
 class _Run:
     """One execution in this process, from claim to end."""
 
-    def __init__(self, store: Store, workflow: Workflow, epoch: int) -> None:
+    def __init__(self, store: Store, workflow: Workflow, epoch: int, scoped: StateBuilder | None) -> None:
         self._store = store
         self._workflow = workflow
         self._epoch = epoch
+        self._scoped = scoped
         self._ran: list[str] = []
         self._resumed: list[str] = []
 
@@ -207,12 +214,17 @@ class _Run:
         base = await self._workflow.snapshot()
         draft = recording(base.state, **self._workflow.bounds)
         done = {k: e["result"] for k, e in base.state[RUN]["steps"].items() if e["status"] == "done"}
-        context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done))
+        accessor, desk = None, None
+        if self._scoped is not None:
+            accessor, desk = await step_state(self._store.engine, self._scoped, self._workflow.id, step.name)
+        context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done), accessor)
         try:
             result = clean(await steps.call(step, context), path=(RUN, "steps", key, "result"))
             changes = draft.changes
         finally:
             draft.close()
+            if desk is not None:
+                desk.closed = True
         if any(not c.path or c.path[0] == RUN for c in changes):
             raise Invalid(f"step {key} changed {RUN!r} or replaced the whole state; a run keeps its books there")
         entry = {
@@ -223,7 +235,10 @@ class _Run:
             "started_at": started,
             "ended_at": clock.now_ms(),
         }
-        await self._commit([*changes, Set((RUN, "steps", key), entry)], key, f"{key} done", "step", base=base)
+        beside = [] if desk is None else desk.parts(f"{key} of {self._workflow.id}")
+        await self._commit(
+            [*changes, Set((RUN, "steps", key), entry)], key, f"{key} done", "step", base=base, beside=beside
+        )
         return copied(result)
 
     async def _failed(self, key: str, attempt: int, error: Exception, *, final: bool) -> None:
@@ -238,8 +253,16 @@ class _Run:
             log.warning("the failure of step %s could not be recorded: %s", key, text)
 
     async def _commit(
-        self, changes: Sequence[Change], author: str, message: str, kind: str, base: Base | None = None
+        self,
+        changes: Sequence[Change],
+        author: str,
+        message: str,
+        kind: str,
+        base: Base | None = None,
+        beside: Sequence[Write] = (),
     ) -> None:
+        """Write to the run's workflow, and to other logs beside it: all or nothing, and only under our epoch."""
+
         def guard(state: dict[str, Any]) -> None:
             now = state[RUN]["epoch"]
             if now != self._epoch:
@@ -247,18 +270,17 @@ class _Run:
                     f"run {self._workflow.id} was taken over (epoch {now}, ours {self._epoch}): this process stops here"
                 )
 
-        await self._store.engine.write(
-            Write(
-                self._workflow.stream,
-                changes,
-                author=author or "orchestra",
-                message=message,
-                kind=kind,
-                base=base,
-                policy=self._store.engine.policy,
-                guard=guard,
-            )
+        own = Write(
+            self._workflow.stream,
+            changes,
+            author=author or "orchestra",
+            message=message,
+            kind=kind,
+            base=base,
+            policy=self._store.engine.policy,
+            guard=guard,
         )
+        await self._store.engine.write_all([own, *beside])
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

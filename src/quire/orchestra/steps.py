@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from quire.api._scopes_step import StepState
 from quire.api.draft import DictDraft
 from quire.errors import Invalid
 
@@ -58,13 +59,21 @@ class Context:
     state: its private draft of the workflow's state; what it changes there is committed with its result, or not at
     all.  key: names this step in this run, the same in every attempt: hand it to outside services as an idempotency
     key.  attempt: 1, 2, 3...  input: the result before it in the sequence (the run's input for the first).
-    results: of the steps finished when this one started, by key.
+    results: of the steps finished when this one started, by key.  state_accessor: the workflow's scoped state, None
+    unless the run was given a StateBuilder; what is written there is committed with the result, like `state`.
     """
 
-    __slots__ = ("attempt", "input", "key", "results", "run_id", "state")
+    __slots__ = ("attempt", "input", "key", "results", "run_id", "state", "state_accessor")
 
     def __init__(
-        self, run_id: str, key: str, attempt: int, state: DictDraft, given: Any, results: Mapping[str, Any]
+        self,
+        run_id: str,
+        key: str,
+        attempt: int,
+        state: DictDraft,
+        given: Any,
+        results: Mapping[str, Any],
+        state_accessor: StepState | None = None,
     ) -> None:
         self.run_id = run_id
         self.key = key
@@ -72,6 +81,7 @@ class Context:
         self.state = state
         self.input = given
         self.results = results
+        self.state_accessor = state_accessor
 
 
 async def call(step: Step, context: Context) -> Any:

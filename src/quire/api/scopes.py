@@ -1,0 +1,196 @@
+"""Scoped state: small values under keys, for a workflow, a step, a session, an agent, a tool, a user, or everybody.
+
+A thin face of the log. Every scope lives in an ordinary Quire workflow (_scopes_names.py says which), so that history,
+blame, diff, checkpoints, forks and restore work on it; nothing is kept here.
+
+1. What is missing is None, or the default; deleting what is missing is no error. Nothing falls back from a step to its
+   workflow to global unless `lookup` is asked to.
+2. Each write is one version, durable when the call returns, worked out against the newest state of any process: bulk
+   updates, increments and compare-and-swap are atomic, and so is copying between scopes.
+3. Readers never wait for a writer: what is published is never altered, only replaced.
+4. Rules, limits and permissions are checked before anything is stored; what is refused changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quire.api._scopes_access import Access, Op, log
+from quire.api._scopes_names import PREFIX, StateScope
+from quire.api._scopes_rules import ScopeLimits, check_key
+from quire.api._scopes_setup import StateBuilder
+from quire.api._scopes_sheet import ABSENT, Entry, Sheet, shelf, weight, where_of
+from quire.api._scopes_state import State
+from quire.api._scopes_watch import StateEvent
+from quire.api.permissions import Policy, ScopeDenied
+from quire.api.store import Store
+from quire.core.fold import copied
+from quire.errors import Invalid
+from quire.model import WORKFLOWS, Path, Version
+
+__all__ = [
+    "ABSENT",
+    "Policy",
+    "ScopeDenied",
+    "ScopeLimits",
+    "State",
+    "StateBuilder",
+    "StateEvent",
+    "StateScope",
+    "WorkflowStateManager",
+]
+
+
+class WorkflowStateManager:
+    """Gives access to scopes, as one agent under one set of rules. Holds nothing: make as many as you like.
+
+    store: an open Store.  setup: limits, defaults, types, secrets and permissions.  agent: who reads and writes; it
+    is checked against the policy, and is the author of every version.
+    Raises Invalid for a name of an agent that is not allowed.
+
+    >>> async with quire.open("sqlite:///state.db") as store:            # doctest: +SKIP
+    ...     state = WorkflowStateManager(store).workflow_state("workflow_123")
+    ...     await state.set("config", {"retries": 3})
+    ...     await state.step("process_data").set("progress", 0.5)
+    """
+
+    def __init__(self, store: Store, setup: StateBuilder | None = None, *, agent: str = "system") -> None:
+        self.store = store
+        self.setup = StateBuilder() if setup is None else setup
+        self.agent = agent
+        self._global = Access(store.engine, StateScope.global_(), self.setup, agent)
+
+    def __repr__(self) -> str:
+        return f"<WorkflowStateManager for {self.agent}>"
+
+    def acting_as(self, agent: str) -> WorkflowStateManager:
+        """Return a manager for another agent under the same rules."""
+        return WorkflowStateManager(self.store, self.setup, agent=agent)
+
+    def state(self, scope: StateScope) -> State:
+        """Return the state of any scope."""
+        if not isinstance(scope, StateScope):
+            raise Invalid(f"a scope is made with StateScope.workflow(...) and its like, not {type(scope).__name__}")
+        return State(self.store, self._global.to(scope))
+
+    def workflow_state(self, workflow_id: str) -> State:
+        """Return the state of a workflow."""
+        return self.state(StateScope.workflow(workflow_id))
+
+    def global_(self) -> State:
+        """Return the state that everybody shares."""
+        return self.state(StateScope.global_())
+
+    def place(self, scope: StateScope, key: str | None = None) -> tuple[str, Path]:
+        """Return where a scope, or a key in it, is kept: the id of a workflow and a path in its state.
+
+        For what this face does not show: history, blame, checkpoints, restore. The policy does not reach there.
+        """
+        where = self._global.to(scope).where
+        return where.log_id, (*where.base, "values", *(() if key is None else (check_key(key),)))
+
+    async def scopes(self, kind: str | None = None) -> list[StateScope]:
+        """Return the scopes that something was put into, of one kind or all, that this agent may list.
+
+        In the order of their logs' ids, a workflow before its steps. Cost: reads every scope log's state.
+        """
+        engine, policy = self.store.engine, self.setup.policy
+        found: list[StateScope] = []
+        for log_id in await self.store.workflows(PREFIX):
+            state = (await engine.current(WORKFLOWS + log_id)).state
+            home = _home(log_id, state)
+            if home is None:
+                continue  # somebody's own workflow under such an id
+            shelf(state, where_of(home))
+            found.append(home)
+            found += [StateScope.step(home.id, held["name"]) for held in state.get("steps", {}).values()]
+        return [
+            s
+            for s in found
+            if (kind is None or s.kind == kind) and (policy is None or policy.allows(self.agent, s, "list"))
+        ]
+
+    async def update(
+        self, values: Mapping[StateScope, Mapping[str, Any]], *, ttl_s: float | None = None, message: str = ""
+    ) -> list[Version | None]:
+        """Set keys in several scopes, all or none, durable together; a version for each log that changed.
+
+        In the order of the scopes given, None for a log that stayed as it was. Right: write in each.
+        """
+        if not isinstance(values, Mapping) or not all(isinstance(v, Mapping) for v in values.values()):
+            raise Invalid("update takes a mapping of scopes to mappings of keys to values")
+        parts: dict[str, tuple[Access, list[Op]]] = {}
+        for scope, entries in values.items():
+            access = self.state(scope).access
+            access.check("write")
+            _, ops = parts.setdefault(access.where.log_id, (access, []))
+            ops += [access.put(k, v, ttl_s, secret=False) for k, v in entries.items()]
+        said = message or f"update {len(values)} scopes"
+        if not parts:
+            return []
+        return await self.store.engine.write_all([access.part(ops, said) for access, ops in parts.values()])
+
+    async def copy_scope(self, source: StateScope, target: StateScope, *, message: str = "") -> int:
+        """Put a copy of everything in one scope into another, over what is under the same keys; return how many.
+
+        One commit that sees both as of one moment. Times to live and secrecy come along; a workflow's steps do not.
+        Rights: list and read in the source, write in the target.
+        """
+        return await self._carry(source, target, message or f"copy from {source}", moving=False)
+
+    async def move_scope(self, source: StateScope, target: StateScope, *, message: str = "") -> int:
+        """Like `copy_scope`, and take it out of the source in the same commit. Right, besides: delete in the source."""
+        return await self._carry(source, target, message or f"move from {source}", moving=True)
+
+    async def purge(self, *, message: str = "") -> int:
+        """Take out what is past its time, in every scope; return how many values. Nobody could read them any more."""
+        count = 0
+        for home in dict.fromkeys(s.home for s in await WorkflowStateManager(self.store).scopes()):
+            swept = 0
+
+            def op(sheet: Sheet) -> None:
+                nonlocal swept
+                swept = sheet.sweep()
+
+            await self.store.engine.write(self._global.to(home).part([op], message or "purge"))
+            count += swept
+        return count
+
+    async def _carry(self, source: StateScope, target: StateScope, message: str, *, moving: bool) -> int:
+        giver, taker = self.state(source).access, self.state(target).access
+        if source == target:
+            raise Invalid(f"{source} cannot be copied or moved onto itself")
+        giver.check("list", "read", *(("delete",) if moving else ()))
+        taker.check("write")
+        carried: list[Entry] = []
+
+        def take(sheet: Sheet) -> None:
+            # copies: a log's own values may still be altered by what follows in the same batch
+            carried[:] = [e._replace(value=copied(e.value)) for e in sheet.entries(giver.where)]
+            if moving:
+                sheet.forget(giver.where)
+
+        def give(sheet: Sheet) -> None:
+            for e in carried:
+                size = weight(e.key, e.value)
+                sheet.put(taker.where, e.key, e.value, size, until=e.expires, secret=e.secret)
+
+        if giver.where.log_id == taker.where.log_id:
+            await self.store.engine.write(giver.part([take, give], message))
+        else:  # written in this order, and refused together when either log moved
+            await self.store.engine.write_all([giver.part([take], message), taker.part([give], message)])
+        log.debug("%s: %s by %s, %d values", target, message, self.agent, len(carried))
+        return len(carried)
+
+
+def _home(log_id: str, state: dict[str, Any]) -> StateScope | None:
+    """Return whose log this is, None where it is no scope's."""
+    named: Any = state.get("scope")
+    if type(named) is not list or len(named) != 2 or not all(type(n) is str for n in named):
+        return None
+    try:
+        scope = StateScope(*named)
+    except Invalid:
+        return None
+    return scope if scope.log_id == log_id and scope.home == scope else None

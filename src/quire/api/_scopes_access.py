@@ -20,8 +20,8 @@ from quire.api._scopes_sheet import ABSENT, Sheet, live, weight, where_of
 from quire.api.permissions import Right
 from quire.core.fold import copied
 from quire.core.values import clean
-from quire.engine.write import Write
 from quire.engine.engine import Engine
+from quire.engine.write import Write
 from quire.errors import Invalid, InvalidState, LimitExceeded
 from quire.model import WORKFLOWS, Change
 

@@ -21,8 +21,8 @@ from quire.api._scopes_rules import check_key
 from quire.api._scopes_setup import StateBuilder
 from quire.api._scopes_sheet import ABSENT, Sheet
 from quire.core.fold import copied
-from quire.engine.write import Write
 from quire.engine.engine import Engine
+from quire.engine.write import Write
 from quire.errors import Closed, Invalid
 from quire.model import WORKFLOWS
 

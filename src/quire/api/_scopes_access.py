@@ -1,167 +1,218 @@
-"""One agent's access to one scope: what is checked and prepared before a log is read or written.
+"""One agent's access to one scope: each verb, checked and prepared, as something to do on a sheet.
 
-The same for state that is written at once (scopes.State) and for what a step writes with its commit
-(_scopes_step.StepState), so that no rule holds in only one of them.
+The same verbs serve state that is written at once (_scopes_state.State) and what a step writes with its commit
+(_scopes_step.StepState), so that no rule can hold in only one of them. Rights, keys and values are checked when the
+verb is called; what depends on the state, when it is done.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from quire.api import writes
 from quire.api._scopes_names import StateScope
-from quire.api._scopes_rules import check_key, check_ttl
-from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_sheet import ABSENT, Sheet, live, weight, where_of
+from quire.api._scopes_setup import StateBuilder, check_key, check_ttl
+from quire.api._scopes_sheet import ABSENT, Sheet, size_of
 from quire.api.permissions import Right
 from quire.core.fold import copied
-from quire.core.values import clean
+from quire.core.values import clean, same
 from quire.engine.engine import Engine
 from quire.engine.write import Write
-from quire.errors import Invalid, InvalidState, LimitExceeded
+from quire.errors import Invalid, InvalidState
 from quire.model import WORKFLOWS, Change
 
-log = logging.getLogger("quire.scopes")
+T = TypeVar("T")
+Op = Callable[[Sheet], T]
+"""Something to do on a sheet. It may be called more than once, on sheets over different states."""
 
 REDACTED = "[REDACTED]"
 
-Op = Callable[[Sheet], Any]
-"""Something to do on a sheet. It may be called more than once, on sheets over different states."""
+
+def together(*ops: Op[Any]) -> Op[None]:
+    """Return one thing to do that does all, in order."""
+
+    def op(sheet: Sheet) -> None:
+        for each in ops:
+            each(sheet)
+
+    return op
 
 
 class Access:
     """See above. agent: who is checked against the policy, and blamed for what is written."""
 
-    __slots__ = ("agent", "bounds", "engine", "scope", "setup", "where")
+    __slots__ = ("_bounds", "agent", "engine", "home", "place", "scope", "setup", "stream")
 
     def __init__(self, engine: Engine, scope: StateScope, setup: StateBuilder, agent: str) -> None:
+        if not isinstance(scope, StateScope):
+            raise Invalid(f"a scope is made with StateScope.workflow(...) and its like, not {type(scope).__name__}")
         self.engine = engine
         self.scope = scope
         self.setup = setup
         self.agent = writes.name(agent, "agent")
-        self.where = where_of(scope)
-        self.bounds = writes.limits(engine.settings)
+        self.home = scope.home
+        self.place = scope.place
+        self.stream = WORKFLOWS + scope.log_id
+        self._bounds = writes.limits(engine.settings)
 
     def to(self, scope: StateScope) -> Access:
         """Return the same agent's access to another scope."""
         return Access(self.engine, scope, self.setup, self.agent)
 
+    def step(self, step_name: str) -> Access:
+        """Return access to a step of this workflow, or of this step's. Raises Invalid elsewhere."""
+        if self.scope.kind not in ("workflow", "step"):
+            raise Invalid(f"{self.scope} has no steps; only a workflow has")
+        return self.to(StateScope.step(self.scope.id, step_name))
+
     def check(self, *rights: Right) -> None:
         """Raise ScopeDenied unless the policy allows all of these here."""
-        policy = self.setup.policy
-        if policy is not None:
+        if self.setup.policy is not None:
             for right in rights:
-                policy.check(self.agent, self.scope, right)
+                self.setup.policy.check(self.agent, self.scope, right)
 
     def sheet(self, state: dict[str, Any]) -> Sheet:
         """Return a sheet over the state of this scope's log."""
-        return Sheet(state, self.where, self.setup.limits, self.engine.clock.now_ms())
+        return Sheet(state, self.home, self.setup.limits, self.engine.clock.now_ms())
 
-    def secret(self, held: dict[str, Any], key: str) -> bool:
-        """Tell whether a key's value must not be shown."""
-        return key in self.setup.secrets or key in held.get("secret", ())
+    async def current(self) -> Sheet:
+        """Return a sheet over the newest state that any process committed."""
+        return self.sheet((await self.engine.current(self.stream)).state)
 
-    def shown(self, held: dict[str, Any], key: str, value: Any) -> str:
-        """Return a value as a log may show it."""
-        return REDACTED if self.secret(held, key) else repr(value)
+    def part(self, op: Op[T], message: str) -> tuple[Write, list[T]]:
+        """Return a write that is not done yet, and where the op's result will be when it is."""
+        results: list[T] = []
 
-    def answer(self, held: dict[str, Any], key: str, default: Any, wanted: Any) -> Any:
-        """Return a copy of what is held under a key, as `wanted` if that is not None, or the default."""
-        value = live(held, key, self.engine.clock.now_ms())
-        if value is ABSENT or wanted is None:
-            return self.given(key, value, default, None, secret=False)
-        return self.given(key, value, default, wanted, secret=self.secret(held, key))
+        def plan(state: dict[str, Any]) -> Sequence[Change]:
+            sheet = self.sheet(state)
+            results[:] = [op(sheet)]
+            return sheet.finish()
 
-    def given(self, key: str, value: Any, default: Any, wanted: Any, *, secret: bool) -> Any:
-        """Return the same for a value already found."""
-        if value is ABSENT:
-            return self.setup.default_of(key, default)
-        return copied(value) if wanted is None else self._typed(key, value, wanted, secret=secret)
+        return Write(self.stream, plan, author=self.agent, message=writes.text(message), exists=None), results
 
-    def put(self, key: str, value: Any, ttl_s: float | None, *, secret: bool) -> Op:
-        """Return what sets a value, checked and copied now.
+    # reading
 
-        Raises InvalidKey, InvalidState naming the place, LimitExceeded.
-        """
+    def get(self, key: str, default: Any = None, wanted: Any = None) -> Op[Any]:
+        """A copy of a value, as type `wanted` if given; the default where there is none."""
+        self.check("read")
         check_key(key)
-        ttl_ms = check_ttl(ttl_s, self.setup.limits)
-        value, size = self.ready(key, value, secret=secret)
-        where, engine = self.where, self.engine
-        hidden = secret or key in self.setup.secrets
 
-        def op(sheet: Sheet) -> None:
-            until = None if ttl_ms is None else engine.clock.now_ms() + ttl_ms
-            sheet.put(where, key, value, size, until=until, secret=hidden)
+        def op(sheet: Sheet) -> Any:
+            entry = sheet.entry(self.place, key)
+            if entry is None:
+                return self.setup.default_of(key, default)
+            if wanted is None:
+                return copied(entry["value"])
+            return self._typed(key, entry["value"], wanted, secret="secret" in entry)
 
         return op
 
-    def removal(self, key: str) -> Callable[[Sheet], bool]:
-        """Return what takes a key out and tells whether it was there. Raises InvalidKey, LimitExceeded."""
-        check_key(key)
-        return lambda sheet: sheet.remove(self.where, key)
+    def keys(self, prefix: str) -> Op[list[str]]:
+        """The keys that begin with a prefix."""
+        self.check("list")
+        return lambda sheet: [k for k in sheet.live(self.place) if k.startswith(prefix)]
 
-    def addition(self, key: str, by: Any) -> Callable[[Sheet], int | float]:
-        """Return what adds to a number and gives the sum. Raises InvalidKey, LimitExceeded, InvalidState, Invalid."""
+    def items(self, *, redact: bool) -> Op[dict[str, Any]]:
+        """A copy of everything."""
+        self.check("list", "read")
+        secrets = self.setup.secrets
+
+        def op(sheet: Sheet) -> dict[str, Any]:
+            return {
+                k: REDACTED if redact and ("secret" in e or k in secrets) else copied(e["value"])
+                for k, e in sheet.live(self.place).items()
+            }
+
+        return op
+
+    # writing
+
+    def set(self, key: str, value: Any, ttl_s: float | None = None, *, secret: bool = False) -> Op[None]:
+        """Put a value, checked and copied now. Raises InvalidKey, InvalidState naming the place, LimitExceeded."""
+        self.check("write")
         check_key(key)
-        amount = clean(by, **self.bounds)
+        ttl_ms = check_ttl(ttl_s, self.setup.limits)
+        hidden = secret or key in self.setup.secrets
+        ready = self._ready(key, value, secret=hidden)
+
+        def op(sheet: Sheet) -> None:
+            until = None if ttl_ms is None else sheet.now_ms + ttl_ms
+            sheet.put(self.place, key, ready, expires=until, secret=hidden)
+
+        return op
+
+    def update(self, values: Mapping[str, Any], delete: Sequence[str], ttl_s: float | None) -> Op[None]:
+        """Set many, delete others."""
+        if not isinstance(values, Mapping) or isinstance(delete, str):
+            raise Invalid("update takes a mapping of keys to values, and a list of keys to delete")
+        return together(*(self.set(k, v, ttl_s) for k, v in values.items()), *(self.delete(k) for k in delete))
+
+    def delete(self, key: str) -> Op[bool]:
+        """Take a key out; whether it was there."""
+        self.check("delete")
+        check_key(key)
+        return lambda sheet: sheet.remove(self.place, key)
+
+    def clear(self, *, steps: bool = False) -> Op[int]:
+        """Take everything out, of the workflow's steps too if asked; how many values there were."""
+        self.check("delete")
+        if steps and self.scope.kind != "workflow":
+            raise Invalid(f"{self.scope} has no steps to clear; only a workflow has")
+
+        def op(sheet: Sheet) -> int:
+            others = [self.step(name) for name in sheet.steps()] if steps else []
+            for other in others:
+                other.check("delete")
+            return sum(sheet.clear(a.place) for a in (self, *others))
+
+        return op
+
+    def swap(self, key: str, expected: Any, value: Any) -> Op[bool]:
+        """Set a value only if `expected` is there; whether it was. ABSENT is no value, on both sides."""
+        self.check("read")
+        wanted = expected if expected is ABSENT else clean(expected, **self._bounds)
+        then = self.delete(key) if value is ABSENT else self.set(key, value)
+
+        def op(sheet: Sheet) -> bool:
+            found = same(sheet.value(self.place, key), wanted)
+            if found:
+                then(sheet)
+            return found
+
+        return op
+
+    def increment(self, key: str, by: Any) -> Op[int | float]:
+        """Add to a number, absent counting as 0; the sum."""
+        self.check("read", "write")
+        check_key(key)
+        amount = clean(by, **self._bounds)
         if type(amount) not in (int, float):
-            raise Invalid(f"{self.scope}: increment {key!r} by {type(by).__name__}; a number is needed")
+            raise Invalid(f"{self.scope}: increment of {key!r} by {type(by).__name__}; a number is needed")
 
         def op(sheet: Sheet) -> int | float:
-            total = sheet.add(self.where, key, amount)
-            self.ready(key, total)
+            total = sheet.add(self.place, key, amount)
+            self._ready(key, total, secret=True)
             return total
 
         return op
 
-    def clear(self, sheet: Sheet, *, steps: bool) -> int:
-        """Take everything out, of the workflow's steps too if asked; return how many values there were."""
-        count = sheet.forget(self.where)
-        for token, name in sheet.steps().items() if steps else ():
-            step = self.to(StateScope.step(self.scope.id, name))
-            step.check("delete")
-            count += sheet.forget(step.where)
-            assert step.where.token == token
-        return count
-
-    def part(self, ops: Sequence[Op], message: str) -> Write:
-        """Return a write of this scope's log that is not done yet."""
-
-        def plan(state: dict[str, Any]) -> Sequence[Change]:
-            sheet = self.sheet(state)
-            for op in ops:
-                op(sheet)
-            return sheet.finish()
-
-        stream = WORKFLOWS + self.where.log_id
-        return Write(stream, plan, author=self.agent, message=writes.text(message), exists=None)
-
-    def ready(self, key: str, value: Any, *, secret: bool = False) -> tuple[Any, int]:
-        """Return a private copy of a value and its weight. Raises InvalidState, LimitExceeded."""
-        value = clean(value, path=(*self.where.base, "values", key), **self.bounds)
+    def _ready(self, key: str, value: Any, *, secret: bool) -> Any:
+        """Return a private copy of a value that may be stored. Raises InvalidState, LimitExceeded."""
+        value = clean(value, path=(*self.place, key, "value"), **self._bounds)
         wanted = self.setup.types.get(key)
         if wanted is not None:
-            self._typed(key, value, wanted, secret=secret or key in self.setup.secrets)
-        size = weight(key, value)
-        found, allowed = size - weight(key, 0) + 1, self.setup.limits.value_bytes_max
-        if found > allowed:
-            raise LimitExceeded(
-                f"{self.scope}: the value of {key!r} has {found:,} bytes, allowed are {allowed:,}; keep large bytes in "
-                "a blob (`store.put_blob`) and store its name",
-                limit="value_bytes_max",
-                allowed=allowed,
-                found=found,
-            )
-        return value, size
+            self._typed(key, value, wanted, secret=secret)
+        size = size_of(value)
+        self.setup.limits.check("value_bytes_max", size, f"{self.scope}: the value of {key!r} has {size:,} bytes")
+        return value
 
     def _typed(self, key: str, value: Any, wanted: Any, *, secret: bool) -> Any:
         try:
             return msgspec.convert(copied(value), wanted)
         except msgspec.ValidationError as cause:
-            why = REDACTED if secret else str(cause)  # some messages quote the value
+            why = REDACTED if secret or key in self.setup.secrets else str(cause)  # some messages quote the value
         name = getattr(wanted, "__name__", str(wanted))
         raise InvalidState(f"{self.scope}: {key!r} is not {name}: {why}", path=f"/{key}")

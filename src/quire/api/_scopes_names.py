@@ -5,13 +5,13 @@ cleaned up, so names that differ in any code point are two scopes, however alike
 
 1. Log ids are `scope-global` and `scope-<kind>-<token>`. Kinds have no `-`, so where the token begins is certain.
 2. A token keeps A-Z a-z 0-9 _ - and writes every other byte of the UTF-8 as `.` and two hex digits. Ids then keep
-   the rule of core/names: `..` cannot arise: a `.` is followed by a hex digit or `x`.
+   the rule of core/names: `..` cannot arise, since a `.` is followed by a hex digit or `x`.
 3. A token that would be too long is `.x` and the blake3 of the name. No escape begins with `.x`, so a digest never
-   equals a short token; two digests are equal only if blake3 collides, and each log carries its scope's name whole,
-   which is compared on every access.
-4. The steps of a workflow live in that workflow's log, everything else has a log of its own. So what a step writes
-   for itself and for its workflow is one version, and a workflow's allowance covers its steps. Agents, sessions,
-   tools and users are not parts of a workflow: a shared log would have them queue behind each other for nothing.
+   equals a short token; two digests are equal only if blake3 collides, and then each log still carries its scope's
+   name whole, which is compared on every access.
+4. The steps of a workflow live in that workflow's scope log, under their names as they are; everything else has a log
+   of its own. So what a step writes for itself and for its workflow is one version, and a workflow's allowance covers
+   its steps. Agents, sessions, tools and users are no parts of a workflow: they would only queue behind each other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import msgspec
 from blake3 import blake3
 
 from quire.errors import InvalidKey
+from quire.model import Path
 
 PREFIX = "scope-"
 """What the ids of logs that hold scoped state begin with."""
 
-NAME_CHARS_MAX = 1000
+NAME_BYTES_MAX = 512
+"""Of a name as UTF-8: what a key of a state may have, since a step's name is one."""
 _TOKEN_MAX = 120
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _BYTES = tuple(chr(b) if b in _PLAIN else f".{b:02x}" for b in range(256))
@@ -37,8 +39,8 @@ _KINDS = ("global", "workflow", "step", "session", "agent", "tool", "user", "cus
 class StateScope(msgspec.Struct, frozen=True, gc=False):
     """Whose state is meant. Make one with the functions below: `StateScope.step("research-42", "draft")`.
 
-    kind: global, workflow, step, session, agent, tool, user or custom.  id: whose, 1 to 1000 characters of any kind;
-    empty for global.  part: the step's name, empty for everything else.
+    kind: global, workflow, step, session, agent, tool, user or custom.  id: whose, 1 to 512 bytes of any text; empty
+    for global.  part: the step's name, likewise; empty for everything else.
     Raises InvalidKey for anything else.
     """
 
@@ -49,12 +51,8 @@ class StateScope(msgspec.Struct, frozen=True, gc=False):
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise InvalidKey(f"scope kind {reprlib.repr(self.kind)}: there are {', '.join(_KINDS)}")
-        for field, value, wanted in (
-            ("id", self.id, self.kind != "global"),
-            ("step name", self.part, self.kind == "step"),
-        ):
-            if wanted or value != "":
-                _check(field, value, self.kind, wanted=wanted)
+        _check(f"the id of a {self.kind} scope", self.id, wanted=self.kind != "global")
+        _check(f"the step name of a {self.kind} scope", self.part, wanted=self.kind == "step")
 
     def __str__(self) -> str:
         if self.kind == "global":
@@ -104,56 +102,48 @@ class StateScope(msgspec.Struct, frozen=True, gc=False):
         return StateScope("custom", name)
 
     @property
-    def parent(self) -> StateScope | None:
-        """Where `lookup` goes on: from a step to its workflow, from anything to global, from global nowhere."""
-        if self.kind == "step":
-            return StateScope("workflow", self.id)
-        return None if self.kind == "global" else StateScope("global")
-
-    @property
     def home(self) -> StateScope:
         """The scope that the log is named after: a step's workflow, otherwise itself."""
         return StateScope("workflow", self.id) if self.kind == "step" else self
 
     @property
-    def log_id(self) -> str:
-        """The id of the workflow whose log holds this scope's state."""
-        if self.kind == "global":
-            return PREFIX + "global"
-        return f"{PREFIX}{'workflow' if self.kind == 'step' else self.kind}-{token(self.id)}"
+    def chain(self) -> tuple[StateScope, ...]:
+        """Where `lookup` looks: here, for a step in its workflow, and in global."""
+        return tuple(dict.fromkeys((self, self.home, StateScope("global"))))
 
     @property
-    def place(self) -> str | None:
-        """The key of this step below `steps` in its workflow's log; None for what is not a step."""
-        return token(self.part) if self.kind == "step" else None
+    def log_id(self) -> str:
+        """The id of the workflow whose log holds this scope's state."""
+        home = self.home
+        return PREFIX + "global" if home.kind == "global" else f"{PREFIX}{home.kind}-{token(home.id)}"
+
+    @property
+    def place(self) -> Path:
+        """Where in the state of that log this scope's entries are."""
+        return ("steps", self.part) if self.kind == "step" else ("values",)
 
 
 def token(name: str) -> str:
-    """Return a name as part of an id or a key; different names give different tokens.
+    """Return a name as part of an id; different names give different tokens.
 
     >>> token("research-42"), token("a/b"), token("..")
     ('research-42', 'a.2fb', '.2e.2e')
     """
     raw = name.encode()
-    if len(raw) <= _TOKEN_MAX:
-        escaped = "".join(map(_BYTES.__getitem__, raw))
-        if len(escaped) <= _TOKEN_MAX:
-            return escaped
-    return ".x" + blake3(raw).hexdigest()
+    escaped = "".join(map(_BYTES.__getitem__, raw))
+    return escaped if len(escaped) <= _TOKEN_MAX else ".x" + blake3(raw).hexdigest()
 
 
-def _check(field: str, value: Any, kind: str, *, wanted: bool) -> None:
-    if not wanted:
-        raise InvalidKey(f"a {kind} scope has no {field}; found {reprlib.repr(value)}")
+def _check(what: str, value: Any, *, wanted: bool) -> None:
     if type(value) is not str:
-        raise InvalidKey(f"the {field} of a {kind} scope is text, not {type(value).__name__}")
-    if not 1 <= len(value) <= NAME_CHARS_MAX:
-        raise InvalidKey(
-            f"the {field} of a {kind} scope has {len(value):,} characters; 1 to {NAME_CHARS_MAX} are allowed"
-        )
+        raise InvalidKey(f"{what} is text, not {type(value).__name__}")
+    if not wanted:
+        if value:
+            raise InvalidKey(f"{what} is empty; found {reprlib.repr(value)}")
+        return
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError as cause:
-        raise InvalidKey(
-            f"the {field} of a {kind} scope has a lone surrogate at {cause.start}; it is not Unicode, remove it"
-        ) from None
+        raise InvalidKey(f"{what} has a lone surrogate at {cause.start}; it is not Unicode, remove it") from None
+    if not 1 <= size <= NAME_BYTES_MAX:
+        raise InvalidKey(f"{what} has {size:,} bytes; 1 to {NAME_BYTES_MAX} are allowed")

@@ -13,7 +13,6 @@ from quire.api import scopes as _scopes
 from quire.api import sync
 from quire.api._scopes_names import StateScope
 from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_sheet import ABSENT
 from quire.api._scopes_watch import StateEvent
 from quire.model import Path, Version
 
@@ -21,7 +20,7 @@ Keys = list[str]
 
 
 class State:
-    """The state of one scope, as one agent sees it, for threads. `peek` is answered in the calling thread."""
+    """The state of one scope, as one agent sees it, for threads."""
 
     def __init__(self, loop: sync._Loop, state: _state.State) -> None:  # pyright: ignore[reportPrivateUsage]
         self.scope = state.scope
@@ -41,18 +40,14 @@ class State:
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - as in the twin
         return self._loop.run(self._state.get(key, default, type=type))
 
-    def peek(self, key: str, default: Any = None) -> Any:
-        value = self._state.at_hand(key, default)
-        return self._loop.run(self._state.get(key, default)) if value is ABSENT else value
-
     def lookup(self, key: str, default: Any = None) -> Any:
         return self._loop.run(self._state.lookup(key, default))
 
     def list(self, prefix: str = "") -> Keys:
         return self._loop.run(self._state.list(prefix))
 
-    def items(self) -> dict[str, Any]:
-        return self._loop.run(self._state.items())
+    def items(self, *, redact: bool = False) -> dict[str, Any]:
+        return self._loop.run(self._state.items(redact=redact))
 
     def set(
         self, key: str, value: Any, *, ttl_s: float | None = None, secret: bool = False, message: str = ""
@@ -95,9 +90,6 @@ class WorkflowStateManager:
     def __repr__(self) -> str:
         return repr(self._manager)
 
-    def acting_as(self, agent: str) -> WorkflowStateManager:
-        return WorkflowStateManager(self.store, self.setup, agent=agent)
-
     def state(self, scope: StateScope) -> State:
         return State(self._loop, self._manager.state(scope))
 
@@ -107,7 +99,7 @@ class WorkflowStateManager:
     def global_(self) -> State:
         return State(self._loop, self._manager.global_())
 
-    def place(self, scope: StateScope, key: str | None = None) -> tuple[str, Path]:
+    def place(self, scope: StateScope, key: str) -> tuple[str, Path]:
         return self._manager.place(scope, key)
 
     def scopes(self, kind: str | None = None) -> list[StateScope]:
@@ -123,9 +115,6 @@ class WorkflowStateManager:
 
     def move_scope(self, source: StateScope, target: StateScope, *, message: str = "") -> int:
         return self._loop.run(self._manager.move_scope(source, target, message=message))
-
-    def purge(self, *, message: str = "") -> int:
-        return self._loop.run(self._manager.purge(message=message))
 
 
 def _document() -> None:

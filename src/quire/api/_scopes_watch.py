@@ -15,12 +15,12 @@ import msgspec
 
 from quire.api._scopes_access import REDACTED, Access
 from quire.api._scopes_names import StateScope
-from quire.api._scopes_sheet import ABSENT, shelf
+from quire.api._scopes_sheet import ABSENT
 from quire.api.store import Store
 from quire.core.changes import apply
 from quire.core.fold import copied
 from quire.core.values import same
-from quire.model import WORKFLOWS, Change, Fork, Path, Version
+from quire.model import Change, Fork, Version
 
 
 class StateEvent(msgspec.Struct, frozen=True):
@@ -44,23 +44,23 @@ async def events(
     store: Store, access: Access, key: str | None, after: int | None, cursor: str | None
 ) -> AsyncGenerator[StateEvent]:
     """Yield what happens in a scope. Cost: one state kept; each version is applied to it once."""
-    engine, where = store.engine, access.where
-    workflow = store.workflow(where.log_id)
+    engine = store.engine
+    workflow = store.workflow(access.scope.log_id)
     if after is None:
-        after = (await engine.current(WORKFLOWS + where.log_id)).head.version
+        after = (await engine.current(access.stream)).head.version
     state: dict[str, Any] = {}
     known = 0
     async with aclosing(workflow.watch(after=after, cursor=cursor)) as versions:
         async for event in versions:
             number = event.version.number
             if number != known + 1:
-                state = await engine.state_at(workflow.stream, number - 1) if number > 1 else {}
+                state = await engine.state_at(access.stream, number - 1) if number > 1 else {}
             before, known = state, number
             changes = [c for c in event.changes if not isinstance(c, Fork)]
             state = (
                 apply(state, changes)
                 if len(changes) == len(event.changes)
-                else await engine.state_at(workflow.stream, number)
+                else await engine.state_at(access.stream, number)
             )
             for found in _told(access, before, state, changes, event.version):
                 if key is None or found.key == key:
@@ -70,24 +70,21 @@ async def events(
 def _told(
     access: Access, before: dict[str, Any], after: dict[str, Any], changes: list[Change], version: Version
 ) -> Iterator[StateEvent]:
-    old, new = shelf(before, access.where), shelf(after, access.where)
-    had, has = old.get("values", {}), new.get("values", {})
-    for key in _touched((*access.where.base, "values"), changes, had, has):
-        was, now = had.get(key, ABSENT), has.get(key, ABSENT)
+    old, new = (access.sheet(s).entries(access.place) for s in (before, after))
+    keys = [c.path[len(access.place)] for c in changes if _inside(c, access)]
+    if any(not _inside(c, access) and c.path == access.place[: len(c.path)] for c in changes):
+        keys = [*old, *new]  # what holds them was replaced
+    for key in dict.fromkeys(map(str, keys)):
+        entries = [held.get(key, {}) for held in (old, new)]
+        was, now = (e.get("value", ABSENT) for e in entries)
         if not same(was, now):
-            secret = access.secret(old, key) or access.secret(new, key)
+            secret = key in access.setup.secrets or any("secret" in e for e in entries)
             yield StateEvent(
                 access.scope, key, copied(was), copied(now), version.number, version.author, version.time, secret
             )
 
 
-def _touched(base: Path, changes: list[Change], had: dict[str, Any], has: dict[str, Any]) -> list[str]:
-    """Return the keys that may differ: those that changes name, or all where one replaced what holds them."""
-    keys: dict[str, None] = {}
-    for change in changes:
-        path = change.path
-        if path[: len(base)] == base[: len(path)]:
-            if len(path) <= len(base):
-                return list(dict.fromkeys((*had, *has)))
-            keys[str(path[len(base)])] = None
-    return list(keys)
+def _inside(change: Change, access: Access) -> bool:
+    """Tell whether a change is to one entry of the scope."""
+    depth = len(access.place)
+    return len(change.path) > depth and change.path[:depth] == access.place

@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quire.api._scopes_access import Access, Op, log
+from quire.api._scopes_access import Access, Op, together
 from quire.api._scopes_names import PREFIX, StateScope
-from quire.api._scopes_rules import ScopeLimits, check_key
-from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_sheet import ABSENT, Entry, Sheet, shelf, weight, where_of
+from quire.api._scopes_setup import ScopeLimits, StateBuilder, check_key
+from quire.api._scopes_sheet import ABSENT, Entry, Sheet
 from quire.api._scopes_state import State
 from quire.api._scopes_watch import StateEvent
 from quire.api.permissions import Policy, ScopeDenied
@@ -64,47 +63,41 @@ class WorkflowStateManager:
     def __repr__(self) -> str:
         return f"<WorkflowStateManager for {self.agent}>"
 
-    def acting_as(self, agent: str) -> WorkflowStateManager:
-        """Return a manager for another agent under the same rules."""
-        return WorkflowStateManager(self.store, self.setup, agent=agent)
-
     def state(self, scope: StateScope) -> State:
-        """Return the state of any scope."""
-        if not isinstance(scope, StateScope):
-            raise Invalid(f"a scope is made with StateScope.workflow(...) and its like, not {type(scope).__name__}")
+        """Return the state of any scope. Raises Invalid for what is not a scope."""
         return State(self.store, self._global.to(scope))
 
     def workflow_state(self, workflow_id: str) -> State:
-        """Return the state of a workflow."""
+        """Return the state of a workflow. Raises InvalidKey."""
         return self.state(StateScope.workflow(workflow_id))
 
     def global_(self) -> State:
         """Return the state that everybody shares."""
         return self.state(StateScope.global_())
 
-    def place(self, scope: StateScope, key: str | None = None) -> tuple[str, Path]:
-        """Return where a scope, or a key in it, is kept: the id of a workflow and a path in its state.
+    def place(self, scope: StateScope, key: str) -> tuple[str, Path]:
+        """Return where a key is kept: the id of an ordinary workflow, and the path of the value in its state.
 
         For what this face does not show: history, blame, checkpoints, restore. The policy does not reach there.
         """
-        where = self._global.to(scope).where
-        return where.log_id, (*where.base, "values", *(() if key is None else (check_key(key),)))
+        return scope.log_id, (*scope.place, check_key(key), "value")
 
     async def scopes(self, kind: str | None = None) -> list[StateScope]:
-        """Return the scopes that something was put into, of one kind or all, that this agent may list.
+        """Return the scopes that hold something, of one kind or all, that this agent may list.
 
         In the order of their logs' ids, a workflow before its steps. Cost: reads every scope log's state.
         """
-        engine, policy = self.store.engine, self.setup.policy
+        policy = self.setup.policy
         found: list[StateScope] = []
         for log_id in await self.store.workflows(PREFIX):
-            state = (await engine.current(WORKFLOWS + log_id)).state
+            state = (await self.store.engine.current(WORKFLOWS + log_id)).state
             home = _home(log_id, state)
             if home is None:
                 continue  # somebody's own workflow under such an id
-            shelf(state, where_of(home))
-            found.append(home)
-            found += [StateScope.step(home.id, held["name"]) for held in state.get("steps", {}).values()]
+            sheet = self._global.to(home).sheet(state)
+            if sheet.entries(home.place):
+                found.append(home)
+            found += [StateScope.step(home.id, name) for name in sheet.steps()]
         return [
             s
             for s in found
@@ -118,24 +111,22 @@ class WorkflowStateManager:
 
         In the order of the scopes given, None for a log that stayed as it was. Right: write in each.
         """
-        if not isinstance(values, Mapping) or not all(isinstance(v, Mapping) for v in values.values()):
+        if not isinstance(values, Mapping):
             raise Invalid("update takes a mapping of scopes to mappings of keys to values")
-        parts: dict[str, tuple[Access, list[Op]]] = {}
+        logs: dict[str, tuple[Access, list[Op[None]]]] = {}
         for scope, entries in values.items():
-            access = self.state(scope).access
+            access = self._global.to(scope)
             access.check("write")
-            _, ops = parts.setdefault(access.where.log_id, (access, []))
-            ops += [access.put(k, v, ttl_s, secret=False) for k, v in entries.items()]
+            logs.setdefault(access.stream, (access, []))[1].append(access.update(entries, (), ttl_s))
         said = message or f"update {len(values)} scopes"
-        if not parts:
-            return []
-        return await self.store.engine.write_all([access.part(ops, said) for access, ops in parts.values()])
+        parts = [access.part(together(*ops), said)[0] for access, ops in logs.values()]
+        return await self.store.engine.write_all(parts) if parts else []
 
     async def copy_scope(self, source: StateScope, target: StateScope, *, message: str = "") -> int:
         """Put a copy of everything in one scope into another, over what is under the same keys; return how many.
 
         One commit that sees both as of one moment. Times to live and secrecy come along; a workflow's steps do not.
-        Rights: list and read in the source, write in the target.
+        Rights: list and read in the source, write in the target. Raises Invalid for a scope onto itself.
         """
         return await self._carry(source, target, message or f"copy from {source}", moving=False)
 
@@ -143,51 +134,38 @@ class WorkflowStateManager:
         """Like `copy_scope`, and take it out of the source in the same commit. Right, besides: delete in the source."""
         return await self._carry(source, target, message or f"move from {source}", moving=True)
 
-    async def purge(self, *, message: str = "") -> int:
-        """Take out what is past its time, in every scope; return how many values. Nobody could read them any more."""
-        count = 0
-        for home in dict.fromkeys(s.home for s in await WorkflowStateManager(self.store).scopes()):
-            swept = 0
-
-            def op(sheet: Sheet) -> None:
-                nonlocal swept
-                swept = sheet.sweep()
-
-            await self.store.engine.write(self._global.to(home).part([op], message or "purge"))
-            count += swept
-        return count
-
     async def _carry(self, source: StateScope, target: StateScope, message: str, *, moving: bool) -> int:
-        giver, taker = self.state(source).access, self.state(target).access
+        giver, taker = self._global.to(source), self._global.to(target)
         if source == target:
             raise Invalid(f"{source} cannot be copied or moved onto itself")
         giver.check("list", "read", *(("delete",) if moving else ()))
         taker.check("write")
-        carried: list[Entry] = []
+        carried: dict[str, Entry] = {}
 
         def take(sheet: Sheet) -> None:
-            # copies: a log's own values may still be altered by what follows in the same batch
-            carried[:] = [e._replace(value=copied(e.value)) for e in sheet.entries(giver.where)]
+            carried.clear()
+            carried.update(copied(sheet.live(giver.place)))  # copies: what is on a sheet is the log's own
             if moving:
-                sheet.forget(giver.where)
+                sheet.clear(giver.place)
 
         def give(sheet: Sheet) -> None:
-            for e in carried:
-                size = weight(e.key, e.value)
-                sheet.put(taker.where, e.key, e.value, size, until=e.expires, secret=e.secret)
+            for key, entry in carried.items():
+                sheet.put(
+                    taker.place, key, entry["value"], expires=entry.get("expires"), secret=entry.get("secret", False)
+                )
 
-        if giver.where.log_id == taker.where.log_id:
-            await self.store.engine.write(giver.part([take, give], message))
-        else:  # written in this order, and refused together when either log moved
-            await self.store.engine.write_all([giver.part([take], message), taker.part([give], message)])
-        log.debug("%s: %s by %s, %d values", target, message, self.agent, len(carried))
+        if giver.stream == taker.stream:
+            await self.store.engine.write(giver.part(together(take, give), message)[0])
+        else:  # worked out in this order, each time anew if other processes were first
+            parts = (giver.part(take, message), taker.part(give, message))
+            await self.store.engine.write_all([write for write, _ in parts])
         return len(carried)
 
 
 def _home(log_id: str, state: dict[str, Any]) -> StateScope | None:
     """Return whose log this is, None where it is no scope's."""
     named: Any = state.get("scope")
-    if type(named) is not list or len(named) != 2 or not all(type(n) is str for n in named):
+    if type(named) is not list or len(named) != 2:
         return None
     try:
         scope = StateScope(*named)

@@ -14,7 +14,7 @@ import msgspec
 
 from quire.api import writes
 from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import StateBuilder, check_key, check_ttl
+from quire.api._scopes_setup import StateBuilder, check_key, check_ttl, exceeded
 from quire.api._scopes_sheet import ABSENT, Sheet, size_of
 from quire.api.permissions import Right
 from quire.core.fold import copied
@@ -205,8 +205,9 @@ class Access:
         wanted = self.setup.types.get(key)
         if wanted is not None:
             self._typed(key, value, wanted, secret=secret)
-        size = size_of(value)
-        self.setup.limits.check("value_bytes_max", size, f"{self.scope}: the value of {key!r} has {size:,} bytes")
+        size, allowed = size_of(value), self.setup.limits.value_bytes_max
+        if size > allowed:
+            raise exceeded("value_bytes_max", allowed, size, f"{self.scope}: the value of {key!r} has {size:,} bytes")
         return value
 
     def _typed(self, key: str, value: Any, wanted: Any, *, secret: bool) -> Any:

@@ -52,15 +52,9 @@ class ScopeLimits(msgspec.Struct, frozen=True, kw_only=True):
             if type(value) is not int or value < 1:
                 raise Invalid(f"{field}={value!r}: a whole number of at least 1 is needed")
 
-    def check(self, limit: str, found: int, what: str) -> None:
-        """Raise LimitExceeded if `found` passes a limit. what: begins the message."""
-        allowed = getattr(self, limit)
-        if found > allowed:
-            raise exceeded(limit, allowed, found, what)
-
 
 def exceeded(limit: str, allowed: int, found: int, what: str) -> LimitExceeded:
-    """Return the error that says that a limit was passed."""
+    """Return the error that says that a limit was passed. what: begins the message."""
     return LimitExceeded(f"{what}; {allowed:,} are allowed ({limit})", limit=limit, allowed=allowed, found=found)
 
 
@@ -105,7 +99,8 @@ def check_ttl(ttl_s: Any, limits: ScopeLimits) -> int | None:
         return None
     if type(ttl_s) not in (int, float) or not 0 < ttl_s < math.inf:
         raise Invalid(f"ttl_s={ttl_s!r}: seconds above 0 are needed; leave it out for a value that stays")
-    limits.check("ttl_s_max", math.ceil(ttl_s), f"ttl_s={ttl_s:,}")
+    if ttl_s > limits.ttl_s_max:
+        raise exceeded("ttl_s_max", limits.ttl_s_max, math.ceil(ttl_s), f"ttl_s={ttl_s:,}")
     return max(1, round(ttl_s * 1000))
 
 

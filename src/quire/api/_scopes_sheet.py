@@ -7,7 +7,7 @@ so that limits are checked without weighing everything. `place` below says which
 1. A sheet never alters the state it was given: it works on copies of the containers it touches, and collects changes.
 2. The changes fit that state, or `finish` raises with nothing done. So a write may be worked out again and again,
    against whatever others left behind.
-3. What is past its time counts as absent for everyone; it is taken out when a limit would be passed, or by `sweep`.
+3. What is past its time counts as absent for everyone; it is taken out when a limit would be passed.
 
 Cost: O(keys of the scope) to copy its container when writing, tens of microseconds at 10,000; reading copies nothing.
 """
@@ -24,6 +24,7 @@ from quire.api._scopes_names import StateScope
 from quire.api._scopes_setup import ScopeLimits, exceeded
 from quire.core.changes import Working
 from quire.core.path import describe, get
+from quire.core.path import format as pointer
 from quire.errors import AlreadyExists, ChangeError, InvalidState
 from quire.model import Change, Delete, Increment, Path, Set
 
@@ -38,6 +39,7 @@ ABSENT: Any = _Absent()
 
 Entry = dict[str, Any]
 _EMPTY: dict[str, Any] = {}
+_SHAPE = (("keys", int), ("bytes", int), ("values", dict), ("steps", dict))
 _encode = msgspec.json.Encoder().encode
 
 
@@ -57,6 +59,8 @@ class Sheet:
             )
         self._before = state
         self._home = home
+        if state and not all(type(state.get(field)) is kind for field, kind in _SHAPE):
+            raise self._misshapen(())
         self._limits = limits
         self._working: Working | None = None
         self._changes: list[Change] = []
@@ -184,17 +188,18 @@ class Sheet:
     def _excess(self) -> list[tuple[str, int, str]]:
         """Return what would pass a limit. What makes it smaller is welcome, even above a limit that was lowered."""
         wanted = (("keys_max", "keys", self._keys), ("size_bytes_max", "bytes", self._bytes))
-        totals = [(limit, int(self._before.get(what, 0)) + by, what) for limit, what, by in wanted if by > 0]
+        totals = [(limit, self._before.get(what, 0) + by, what) for limit, what, by in wanted if by > 0]
         return [t for t in totals if t[1] > getattr(self._limits, t[0])]
 
     def _lives(self, place: Path, key: str, entry: Any) -> bool:
-        if type(entry) is not dict or "value" not in entry:
+        until: Any = entry.get("expires", math.inf) if type(entry) is dict and "value" in entry else None
+        if type(until) not in (int, float):
             raise self._misshapen((*place, key))
-        return entry.get("expires", math.inf) > self.now_ms
+        return until > self.now_ms
 
     def _misshapen(self, place: Path) -> InvalidState:
         return InvalidState(
-            f"workflow {self._home.log_id}: {'/'.join(map(str, place))} is not as scoped state keeps it; somebody wrote "
-            "there directly: restore an older version of that workflow",
-            path="/" + "/".join(map(str, place)),
+            f"workflow {self._home.log_id}: state{pointer(place)} is not as scoped state keeps it; somebody wrote there "
+            "directly: restore an older version of that workflow",
+            path=pointer(place),
         )

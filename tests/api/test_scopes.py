@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import re
 import threading
+from typing import Literal
 
 import msgspec
 import pytest
@@ -116,6 +118,20 @@ def test_two_scopes_never_share_a_place(a, b):
     assert ((a.log_id, a.place) == (b.log_id, b.place)) == (a == b)
     inside = a.place[: len(b.place)] == b.place or b.place[: len(a.place)] == a.place
     assert a == b or a.log_id != b.log_id or not inside
+
+
+def unescaped(token):
+    """The way back: what has one cannot be shared by two names."""
+    return re.sub(rb"\.([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), token.encode()).decode()
+
+
+@given(names)
+def test_a_token_leads_back_to_its_name(name):
+    token = StateScope.custom(name).log_id.removeprefix("scope-custom-")
+    if not token.startswith(".x"):
+        assert unescaped(token) == name
+    else:
+        assert len(name.encode()) > 40, "only what is long becomes a digest"
 
 
 def test_a_digest_is_no_short_name():
@@ -275,6 +291,25 @@ async def test_copy_and_move(manager, state, clock, store):
     with pytest.raises(Invalid, match="onto itself"):
         await manager.copy_scope(user.scope, user.scope)
     await counted(store)
+
+
+async def test_what_ended_is_not_carried_over_what_is_there(manager, state, clock):
+    user = manager.state(StateScope.user("u"))
+    await state.set("k", "ended", ttl_s=1)
+    await user.set("k", "there")
+    await clock.wind(1)
+    assert await manager.copy_scope(state.scope, user.scope) == 0
+    assert await user.items() == {"k": "there"}
+
+
+async def test_a_copy_is_not_changed_by_what_follows_in_the_same_batch(manager, state, store):
+    await state.set("k", [1])
+    log_id, path = manager.place(state.scope, "k")
+    workflow, user = store.workflow(log_id), StateScope.user("u")
+    await asyncio.gather(workflow.append(path, 2), manager.copy_scope(state.scope, user), workflow.append(path, 3))
+    assert await state.get("k") == [1, 2, 3]
+    assert await manager.state(user).get("k") == [1, 2]
+    assert await store.workflow(user.log_id).state() == await store.workflow(user.log_id).state(1)
 
 
 async def test_a_move_is_one_commit_in_two_logs(manager, state, store):
@@ -566,12 +601,13 @@ async def test_secrets_are_not_shown(store, caplog):
             break
     assert (events[-1].old, events[-1].secret) == (4711, True)
     messages = []
-    strict = msgspec.defstruct("Strict", [("a", int)], tag="kind-of-thing")
+    await plain.set("hint", "hidden, too", secret=True)
     for act in (
         state.set("api_key", 42),
         state.set("pin", "not-a-pin", secret=True),
         plain.get("api_key", type=int),
-        plain.get("pin", type=strict),
+        plain.get("pin", type=Literal[1, 2]),
+        plain.get("hint", type=Literal["a", "b"]),
     ):
         with pytest.raises(InvalidState) as caught:
             await act
@@ -583,7 +619,7 @@ async def test_secrets_are_not_shown(store, caplog):
     assert "set api_key, by system, version 1" in caplog.text
 
 
-async def test_a_secret_ends_when_it_is_deleted(state):
+async def test_a_secret_ends_when_it_is_deleted_or_past_its_time(state, clock):
     await state.set("k", 1, secret=True)
     await state.set("k", 2)
     await state.increment("k")
@@ -591,6 +627,10 @@ async def test_a_secret_ends_when_it_is_deleted(state):
     await state.delete("k")
     await state.set("k", 3)
     assert await state.items(redact=True) == {"k": 3}
+    await state.set("k", 4, ttl_s=1, secret=True)
+    await clock.wind(1)
+    await state.set("k", 5)
+    assert await state.items(redact=True) == {"k": 5}
 
 
 # watching and history

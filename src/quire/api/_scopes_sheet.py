@@ -39,7 +39,7 @@ ABSENT: Any = _Absent()
 
 Entry = dict[str, Any]
 _EMPTY: dict[str, Any] = {}
-_SHAPE = (("keys", int), ("bytes", int), ("values", dict), ("steps", dict))
+_FIELDS, _KINDS = ("keys", "bytes", "values", "steps"), (int, int, dict, dict)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -59,7 +59,7 @@ class Sheet:
             )
         self._before = state
         self._home = home
-        if state and not all(type(state.get(field)) is kind for field, kind in _SHAPE):
+        if state and tuple(map(type, map(state.get, _FIELDS))) != _KINDS:
             raise self._misshapen(())
         self._limits = limits
         self._working: Working | None = None

@@ -143,8 +143,8 @@ class WorkflowStateManager:
         carried: dict[str, Entry] = {}
 
         def take(sheet: Sheet) -> None:
-            carried.clear()
-            carried.update(copied(sheet.live(giver.place)))  # copies: what is on a sheet is the log's own
+            nonlocal carried
+            carried = copied(sheet.live(giver.place))  # what follows in the same batch may alter the log's own
             if moving:
                 sheet.clear(giver.place)
 

@@ -13,8 +13,10 @@ LEVEL = {
     "storage": 3,
     "engine": 4,
     "api": 5,
-    "orchestra": 6,
-    "demo": 7,
+    "scopes": 6,
+    "orchestra": 7,
+    "sync": 8,
+    "demo": 8,
     "testing": 8,
     "cli": 9,
 }

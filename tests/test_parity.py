@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from quire.api import scopes, store, sync, workflow
+from quire import scopes, sync
+from quire.api import store, workflow
 
 
 def public(cls):

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quire import errors as errors
-    from quire.api import sync as sync
+    from quire import sync as sync
     from quire.api.draft import DictDraft as DictDraft
     from quire.api.manager import StateManager as StateManager
-    from quire.api.scopes import Policy as Policy
-    from quire.api.scopes import ScopeLimits as ScopeLimits
-    from quire.api.scopes import State as State
-    from quire.api.scopes import StateBuilder as StateBuilder
-    from quire.api.scopes import StateScope as StateScope
-    from quire.api.scopes import WorkflowStateManager as WorkflowStateManager
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
     from quire.api.views import BlameLine as BlameLine
@@ -36,20 +30,18 @@ if TYPE_CHECKING:
     from quire.model import Set as Set
     from quire.model import Splice as Splice
     from quire.model import Version as Version
+    from quire.scopes import Policy as Policy
+    from quire.scopes import ScopeLimits as ScopeLimits
+    from quire.scopes import State as State
+    from quire.scopes import StateBuilder as StateBuilder
+    from quire.scopes import StateScope as StateScope
+    from quire.scopes import WorkflowStateManager as WorkflowStateManager
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "quire.api.draft": ("DictDraft",),
     "quire.api.manager": ("StateManager",),
-    "quire.api.scopes": (
-        "Policy",
-        "ScopeLimits",
-        "State",
-        "StateBuilder",
-        "StateScope",
-        "WorkflowStateManager",
-    ),
     "quire.api.store": ("Store", "open"),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
@@ -67,9 +59,17 @@ _HOMES = {
         "Splice",
         "Version",
     ),
+    "quire.scopes": (
+        "Policy",
+        "ScopeLimits",
+        "State",
+        "StateBuilder",
+        "StateScope",
+        "WorkflowStateManager",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"errors": "quire.errors", "sync": "quire.api.sync"}
+_MODULES = {"errors": "quire.errors", "sync": "quire.sync"}
 
 __all__ = [
     "Append",

@@ -10,9 +10,9 @@ import textwrap
 import pytest
 
 import quire
-from quire.api.scopes import Policy, ScopeDenied, StateBuilder, StateScope, WorkflowStateManager
 from quire.errors import ChangeError, Closed, Invalid, LimitExceeded, StepFailed
 from quire.orchestra import Retry, RunLost, parallel, resume, run, sequence, step
+from quire.scopes import Policy, ScopeDenied, StateBuilder, StateScope, WorkflowStateManager
 
 
 @pytest.fixture

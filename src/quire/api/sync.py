@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from quire.api import store as _store
 from quire.api import workflow as _workflow
@@ -32,20 +31,7 @@ from quire.errors import Closed
 from quire.model import Change, Checkpoint, Conflict, Version
 from quire.storage.base import Capabilities
 
-if TYPE_CHECKING:
-    from quire.api._scopes_sync import State as State  # noqa: PLC0414 - these are names of this module too
-    from quire.api._scopes_sync import WorkflowStateManager as WorkflowStateManager  # noqa: PLC0414
-
 T = TypeVar("T")
-
-_FACES = {"State": "quire.api._scopes_sync", "WorkflowStateManager": "quire.api._scopes_sync"}
-"""What is built on this file and still named `quire.sync.*`: loaded on first use."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _FACES:
-        raise AttributeError(f"module 'quire.sync' has no attribute {name!r}")
-    return getattr(import_module(_FACES[name]), name)
 
 
 class _Loop:

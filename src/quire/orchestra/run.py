@@ -18,8 +18,6 @@ from typing import Any
 import msgspec
 
 from quire.api import writes
-from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_step import step_state
 from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
@@ -30,6 +28,8 @@ from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
 from quire.model import Change, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
+from quire.scopes.setup import StateBuilder
+from quire.scopes.step import step_state
 
 log = logging.getLogger("quire.orchestra")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from quire.api._scopes_step import StepState
 from quire.api.draft import DictDraft
 from quire.errors import Invalid
+from quire.scopes.step import StepState
 
 Agent = Callable[["Context"], Any]
 """Any callable of a Context: `async def`, or plain (run in a thread of its own)."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from quire.api._scopes_access import Access, Op, together
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_sheet import ABSENT
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
+from quire.scopes.access import Access, Op, together
+from quire.scopes.names import StateScope
+from quire.scopes.setup import StateBuilder
+from quire.scopes.sheet import ABSENT
 
 T = TypeVar("T")
 Keys = list[str]

@@ -1,44 +1,19 @@
-"""Scoped state: small values under keys, for a workflow, a step, a session, an agent, a tool, a user, or everybody.
-
-A thin face of the log. Every scope lives in an ordinary Quire workflow (_scopes_names.py says which), so that history,
-blame, diff, checkpoints, forks and restore work on it; nothing is kept here.
-
-1. What is missing is None, or the default; deleting what is missing is no error. Nothing falls back from a step to its
-   workflow to global unless `lookup` is asked to.
-2. Each write is one version, durable when the call returns, worked out against the newest state of any process: bulk
-   updates, increments and compare-and-swap are atomic, and so is copying between scopes.
-3. Readers never wait for a writer: what is published is never altered, only replaced.
-4. Rules, limits and permissions are checked before anything is stored; what is refused changes nothing.
-"""
+"""WorkflowStateManager: the way to scopes, and what is done to several of them at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from quire.api._scopes_access import Access, Op, together
-from quire.api._scopes_names import PREFIX, StateScope
-from quire.api._scopes_setup import ScopeLimits, StateBuilder, check_key
-from quire.api._scopes_sheet import ABSENT, Entry, Sheet
-from quire.api._scopes_state import State
-from quire.api._scopes_watch import StateEvent
-from quire.api.permissions import Policy, ScopeDenied
 from quire.api.store import Store
 from quire.core.fold import copied
 from quire.errors import Invalid
 from quire.model import WORKFLOWS, Path, Version
-
-__all__ = [
-    "ABSENT",
-    "Policy",
-    "ScopeDenied",
-    "ScopeLimits",
-    "State",
-    "StateBuilder",
-    "StateEvent",
-    "StateScope",
-    "WorkflowStateManager",
-]
+from quire.scopes.access import Access, Op, together
+from quire.scopes.names import PREFIX, StateScope
+from quire.scopes.setup import StateBuilder, check_key
+from quire.scopes.sheet import Entry, Sheet
+from quire.scopes.state import State
 
 
 class WorkflowStateManager:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from quire.api import _scopes_state as _state
-from quire.api import scopes as _scopes
 from quire.api import sync
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import StateBuilder
-from quire.api._scopes_watch import StateEvent
 from quire.model import Path, Version
+from quire.scopes import manager as _scopes
+from quire.scopes import state as _state
+from quire.scopes.names import StateScope
+from quire.scopes.setup import StateBuilder
+from quire.scopes.watch import StateEvent
 
 Keys = list[str]
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import msgspec
 
-from quire.api._scopes_access import REDACTED, Access
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_sheet import ABSENT
 from quire.api.store import Store
 from quire.core.changes import apply
 from quire.core.fold import copied
 from quire.core.values import same
 from quire.model import Change, Fork, Version
+from quire.scopes.access import REDACTED, Access
+from quire.scopes.names import StateScope
+from quire.scopes.sheet import ABSENT
 
 
 class StateEvent(msgspec.Struct, frozen=True):

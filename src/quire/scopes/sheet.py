@@ -20,13 +20,13 @@ from typing import Any, cast
 
 import msgspec
 
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import ScopeLimits, exceeded
 from quire.core.changes import Working
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
 from quire.errors import AlreadyExists, ChangeError, InvalidState
 from quire.model import Change, Delete, Increment, Path, Set
+from quire.scopes.names import StateScope
+from quire.scopes.setup import ScopeLimits, exceeded
 
 
 class _Absent:

@@ -1,4 +1,4 @@
-"""State: the keys of one scope, read and written. What scopes are is said in scopes.py."""
+"""State: the keys of one scope, read and written. What scopes are is said in manager.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from quire.api._scopes_access import Access, Op
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import check_key
-from quire.api._scopes_sheet import ABSENT
-from quire.api._scopes_watch import StateEvent, events
 from quire.api.store import Store
 from quire.model import Version
+from quire.scopes.access import Access, Op
+from quire.scopes.names import StateScope
+from quire.scopes.setup import check_key
+from quire.scopes.sheet import ABSENT
+from quire.scopes.watch import StateEvent, events
 
 log = logging.getLogger("quire.scopes")
 T = TypeVar("T")

@@ -12,16 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import quire
-from quire.api.permissions import RIGHTS
-from quire.api.scopes import (
-    ABSENT,
-    Policy,
-    ScopeDenied,
-    ScopeLimits,
-    StateBuilder,
-    StateScope,
-    WorkflowStateManager,
-)
 from quire.core.names import check_id
 from quire.core.values import same
 from quire.engine.clock import FakeClock
@@ -35,6 +25,16 @@ from quire.errors import (
     LimitExceeded,
     WorkflowNotFound,
 )
+from quire.scopes import (
+    ABSENT,
+    Policy,
+    ScopeDenied,
+    ScopeLimits,
+    StateBuilder,
+    StateScope,
+    WorkflowStateManager,
+)
+from quire.scopes.permissions import RIGHTS
 
 
 @pytest.fixture(params=["memory", "sqlite"])

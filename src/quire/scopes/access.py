@@ -1,7 +1,7 @@
 """One agent's access to one scope: each verb, checked and prepared, as something to do on a sheet.
 
-The same verbs serve state that is written at once (_scopes_state.State) and what a step writes with its commit
-(_scopes_step.StepState), so that no rule can hold in only one of them. Rights, keys and values are checked when the
+The same verbs serve state that is written at once (state.State) and what a step writes with its commit
+(step.StepState), so that no rule can hold in only one of them. Rights, keys and values are checked when the
 verb is called; what depends on the state, when it is done.
 """
 
@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from quire.api import writes
-from quire.api._scopes_names import StateScope
-from quire.api._scopes_setup import StateBuilder, check_key, check_ttl, exceeded
-from quire.api._scopes_sheet import ABSENT, Sheet, size_of
-from quire.api.permissions import Right
 from quire.core.fold import copied
 from quire.core.values import clean, same
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import Invalid, InvalidState
 from quire.model import WORKFLOWS, Change
+from quire.scopes.names import StateScope
+from quire.scopes.permissions import Right
+from quire.scopes.setup import StateBuilder, check_key, check_ttl, exceeded
+from quire.scopes.sheet import ABSENT, Sheet, size_of
 
 T = TypeVar("T")
 Op = Callable[[Sheet], T]

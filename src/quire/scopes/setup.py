@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
-from quire.api._scopes_names import StateScope
-from quire.api.permissions import Policy
 from quire.core.fold import copied
 from quire.core.values import clean
 from quire.errors import Invalid, InvalidKey, LimitExceeded
+from quire.scopes.names import StateScope
+from quire.scopes.permissions import Policy
 
 KEY_CHARS_MAX = 256
 KEY_BYTES_MAX = 512

@@ -19,8 +19,8 @@ from typing import Literal, cast
 import msgspec
 
 from quire.api import writes
-from quire.api._scopes_names import StateScope
 from quire.errors import Denied, Invalid
+from quire.scopes.names import StateScope
 
 Right = Literal["read", "write", "delete", "list"]
 

@@ -1,0 +1,26 @@
+"""Everything public for code without an event loop: the same words without `await`.
+
+What comes from a room above `api` loads on first use, as in `quire`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from quire.api.sync import Store, Workflow, open  # noqa: A004
+
+if TYPE_CHECKING:
+    from quire.scopes.sync import State, WorkflowStateManager
+
+_HOME = {"State": "quire.scopes.sync", "WorkflowStateManager": "quire.scopes.sync"}
+
+__all__ = ["State", "Store", "Workflow", "WorkflowStateManager", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quire.sync' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
     from quire.config import Settings as Settings
+    from quire.core.schema import Schema as Schema
     from quire.errors import QuireError as QuireError
     from quire.model import Append as Append
     from quire.model import Checkpoint as Checkpoint
@@ -46,6 +47,7 @@ _HOMES = {
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
     "quire.config": ("Settings",),
+    "quire.core.schema": ("Schema",),
     "quire.errors": ("QuireError",),
     "quire.model": (
         "Append",
@@ -84,6 +86,7 @@ __all__ = [
     "Policy",
     "QuireError",
     "Remove",
+    "Schema",
     "ScopeLimits",
     "Set",
     "Settings",

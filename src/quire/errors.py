@@ -28,6 +28,7 @@
      │  ├ IncompatibleFormat            not a store, or a store of another version
      │  └ Unsupported                   this backend cannot do that
      ├ StepFailed                       an agent's own code raised
+     ├ MigrationFailed                  a migration's own code raised
      └ Closed (RuntimeError)
 
 Each carries a stable `code` that the command line and servers show, and `retryable`: whether the same call may
@@ -275,6 +276,21 @@ class StepFailed(QuireError):
     """A step of a run raised; the original exception is the cause."""
 
     code = "step_failed"
+
+
+class MigrationFailed(QuireError):
+    """A migration raised, or made something that does not fit; nothing was written, and older versions can be read."""
+
+    code = "migration_failed"
+
+    def __init__(self, where: str, before: str, after: str, why: str) -> None:
+        super().__init__(
+            f"{where}: the migration from {before} to {after} failed ({why}); nothing was written: correct it, or read "
+            "the state as it is with `state(version)`"
+        )
+        self.where = where
+        self.before = before
+        self.after = after
 
 
 class Closed(QuireError, RuntimeError):

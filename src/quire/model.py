@@ -23,6 +23,9 @@ GENESIS = bytes(32)
 WORKFLOWS = "workflows/"
 """The stream prefix of workflows."""
 
+RUN = "_run"
+"""Where in a workflow's state a run keeps its books."""
+
 
 class Set(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="set"):
     """Put `value` at `path`: adds or replaces an object key, replaces a list item. `()` replaces the state."""

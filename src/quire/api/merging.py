@@ -68,7 +68,7 @@ class _Side:
         self.made = made
 
     def branch(self) -> Branch:
-        changes, moments = [m.change for m in self.made], [m.by.position for m in self.made]
+        changes, moments = [m.change for m in self.made], [m.moment for m in self.made]
         return Branch(self.point.workflow_id, changes, moments, self.state, [m.origin for m in self.made])
 
     def seen(self, value: Any, number: int) -> Side:
@@ -116,7 +116,10 @@ async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> 
     us, them = await _side(engine, base, ours), await _side(engine, base, theirs)
     where = f"merging {theirs} into {ours}"
     # states that are published are never altered, so another thread may look at them
-    merged = await asyncio.to_thread(three_way, start, us.branch(), them.branch(), write.policy, where=where)
+    kinds = engine.schemas.kinds(us.state)
+    merged = await asyncio.to_thread(
+        three_way, start, us.branch(), them.branch(), write.policy, where=where, kinds=kinds
+    )
     return MergeResult(
         version=at,
         base=base,

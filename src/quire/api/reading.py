@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -18,11 +18,14 @@ from quire.core.fold import copied
 from quire.core.names import check_id
 from quire.core.path import get as get_path
 from quire.core.path import parse, resolve
+from quire.core.schema import typed
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.write import Base
 from quire.errors import ChangeError, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Path, Record, Version
+
+T = TypeVar("T")
 
 Pointer = str | Sequence[str | int]
 """A JSON Pointer such as `/notes/0`, or the same as a sequence of keys and indexes."""
@@ -51,9 +54,20 @@ class Reader:
         """Return one version; None is the head. Raises VersionNotFound, CheckpointNotFound."""
         return Version(await self._engine.record(self.stream, await self._number(version)))
 
-    async def state(self, version: Revision = None) -> dict[str, Any]:
-        """Return the state, or what it was: a plain dict, the caller's to keep. Cost: O(state)."""
-        return cast("dict[str, Any]", copied(await self._at(version)))
+    @overload
+    async def state(self, version: Revision = None) -> dict[str, Any]: ...
+
+    @overload
+    async def state(self, version: Revision = None, *, type: type[T]) -> T: ...
+
+    async def state(self, version: Revision = None, *, type: Any = None) -> Any:  # noqa: A002 - as in msgspec
+        """Return the state, or what it was: a plain dict, the caller's to keep. Cost: O(state).
+
+        type: a msgspec.Struct, or anything else msgspec converts to, to have it as. An old version is as it was, of
+        whatever schema. Raises InvalidState where it does not fit the type, MigrationFailed.
+        """
+        state = copied(await self._at(version))
+        return state if type is None else typed(state, type, getattr(type, "__name__", str(type)))
 
     async def snapshot(self) -> Base:
         """Return the head's number and its state. The state is the engine's own and must not be altered."""
@@ -79,7 +93,7 @@ class Reader:
         limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
         versions that changed something at or below it. Cost: reads the records passed over, never the state.
         """
-        actor = await self._live()
+        actor = self._existing(await self._engine.current(self.stream))
         top = actor.head.version if before is None else await self._number(before) - 1
         tokens = None if path is None else _tokens(actor.state, path)
 
@@ -131,13 +145,19 @@ class Reader:
     # inside
 
     async def _live(self) -> Actor:
-        actor = await self._engine.current(self.stream)
+        """Return the head, migrated if need be."""
+        return self._existing(await self._engine.live(self.stream))
+
+    def _existing(self, actor: Actor) -> Actor:
         if not actor.exists:
             raise WorkflowNotFound(self.id)
         return actor
 
     async def _number(self, version: Revision) -> int:
-        return await revisions.resolve(self._engine, await self._live(), version, self._checkpoints)
+        if version is None:
+            return (await self._live()).head.version
+        actor = self._existing(await self._engine.current(self.stream))
+        return await revisions.resolve(self._engine, actor, version, self._checkpoints)
 
     async def _at(self, version: Revision) -> dict[str, Any]:
         if version is None:

@@ -17,6 +17,7 @@ from quire.api.workflow import Workflow
 from quire.config import Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
+from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.engine import Engine
@@ -52,9 +53,16 @@ class Opening:
     """What `quire.open` returns: `async with` it, or `await` it and close the store yourself."""
 
     def __init__(
-        self, url: str, namespace: str, settings: Settings, clock: Clock, ids: Callable[[], str], policy: Policy
+        self,
+        url: str,
+        namespace: str,
+        settings: Settings,
+        clock: Clock,
+        ids: Callable[[], str],
+        policy: Policy,
+        schemas: Schemas,
     ) -> None:
-        self._arguments = (url, namespace, settings, clock, ids, policy)
+        self._arguments = (url, namespace, settings, clock, ids, policy, schemas)
         self._store: Store | None = None
 
     def __await__(self) -> Generator[Any, None, Store]:
@@ -73,14 +81,14 @@ class Opening:
         await self._store.close()
 
     async def _open(self) -> Store:
-        url, namespace, settings, clock, ids, policy = self._arguments
+        url, namespace, settings, clock, ids, policy, schemas = self._arguments
         backend = await open_backend(url, namespace=namespace)
         try:
             seen = await backend.latest()
         except BaseException:
             await backend.close()
             raise
-        return Store(Engine(backend, settings, clock, ids, seen, policy), namespace)
+        return Store(Engine(backend, settings, clock, ids, seen, policy, schemas), namespace)
 
 
 def open(  # noqa: A001 - reads as quire.open(...), like the built-in
@@ -91,12 +99,13 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
     on_conflict: Policy = "last",
+    schemas: Sequence[Schema] = (),
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
     namespace: stores in one place that see nothing of each other.  settings: see quire.config.  clock, ids: where
     time and ids come from, for tests.  on_conflict: what becomes of writes that cannot both stand, unless a write says
-    otherwise: see `Writing`.
+    otherwise: see `Writing`.  schemas: what states look like, how they merge, and how older ones are migrated.
     Raises InvalidKey for a URL or namespace that is not allowed, IncompatibleFormat for a file that is not a store or
     of a newer format, StorageUnavailable, Unsupported for a backend that is not there.
     Cost: independent of what the store holds.
@@ -105,7 +114,13 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     ...     await store.create("research-42", {"topic": "tides"})
     """
     return Opening(
-        url, namespace, settings or Settings(), clock or SystemClock(), ids or system_ids(), check_policy(on_conflict)
+        url,
+        namespace,
+        settings or Settings(),
+        clock or SystemClock(),
+        ids or system_ids(),
+        check_policy(on_conflict),
+        Schemas(schemas),
     )
 
 
@@ -122,15 +137,25 @@ class Store:
         return self.engine.backend.capabilities
 
     async def create(
-        self, workflow_id: str, state: Mapping[str, Any], *, author: str = "system", message: str = "created"
+        self,
+        workflow_id: str,
+        state: Mapping[str, Any] | msgspec.Struct,
+        *,
+        schema: str | None = None,
+        author: str = "system",
+        message: str = "created",
     ) -> Workflow:
         """Start a workflow with a state and return its handle.
 
+        schema: the name of one given to `quire.open`; every state of this workflow then has to fit it.
         Raises AlreadyExists, InvalidKey for an id that is not allowed, InvalidState naming the path.
         """
         workflow = Workflow(self.engine, workflow_id)
         bounds = writes.limits(self.engine.settings)
-        await self.engine.write(writes.creation(workflow.stream, state, author, message, bounds))
+        first = writes.plain(state)
+        if schema is not None:
+            first = {KEY: self.engine.schemas.named(schema).label, **first}
+        await self.engine.write(writes.creation(workflow.stream, first, author, message, bounds))
         return workflow
 
     def workflow(self, workflow_id: str) -> Workflow:

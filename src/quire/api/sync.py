@@ -10,7 +10,9 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import msgspec
 
 from quire.api import store as _store
 from quire.api import workflow as _workflow
@@ -24,6 +26,7 @@ from quire.api.views import BlameLine, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
 from quire.core.resolve import Policy
+from quire.core.schema import Schema
 from quire.engine.clock import Clock
 from quire.engine.verify import Report
 from quire.engine.write import Write
@@ -80,11 +83,18 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
     on_conflict: Policy = "last",
+    schemas: Sequence[Schema] = (),
 ) -> Store:
     loop = _Loop()
     try:
         opening = _store.open(
-            url, namespace=namespace, settings=settings, clock=clock, ids=ids, on_conflict=on_conflict
+            url,
+            namespace=namespace,
+            settings=settings,
+            clock=clock,
+            ids=ids,
+            on_conflict=on_conflict,
+            schemas=schemas,
         )
 
         async def opened() -> _store.Store:
@@ -117,9 +127,15 @@ class Store:
         return self._store.capabilities
 
     def create(
-        self, workflow_id: str, state: Mapping[str, Any], *, author: str = "system", message: str = "created"
+        self,
+        workflow_id: str,
+        state: Mapping[str, Any] | msgspec.Struct,
+        *,
+        schema: str | None = None,
+        author: str = "system",
+        message: str = "created",
     ) -> Workflow:
-        self._loop.run(self._store.create(workflow_id, state, author=author, message=message))
+        self._loop.run(self._store.create(workflow_id, state, schema=schema, author=author, message=message))
         return self.workflow(workflow_id)
 
     def workflow(self, workflow_id: str) -> Workflow:
@@ -233,7 +249,9 @@ class Workflow:
     def change(self, changes: Changes, **how: Unpack[Writing]) -> Write:
         return self._workflow.change(changes, **how)
 
-    def save(self, state: Mapping[str, Any], *, base: Revision = None, **how: Unpack[Writing]) -> Version:
+    def save(
+        self, state: Mapping[str, Any] | msgspec.Struct, *, base: Revision = None, **how: Unpack[Writing]
+    ) -> Version:
         return self._loop.run(self._workflow.save(state, base=base, **how))
 
     def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
@@ -270,8 +288,14 @@ class Workflow:
     def version(self, version: Revision = None) -> Version:
         return self._loop.run(self._workflow.version(version))
 
-    def state(self, version: Revision = None) -> dict[str, Any]:
-        return self._loop.run(self._workflow.state(version))
+    @overload
+    def state(self, version: Revision = None) -> dict[str, Any]: ...
+
+    @overload
+    def state(self, version: Revision = None, *, type: type[T]) -> T: ...
+
+    def state(self, version: Revision = None, *, type: Any = None) -> Any:  # noqa: A002 - as in the twin
+        return self._loop.run(self._workflow.state(version, type=type))
 
     def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
         return self._loop.run(self._workflow.get(path, default, version=version))

@@ -19,12 +19,14 @@ from quire.core.diff import diff
 from quire.core.names import check_id
 from quire.core.path import resolve
 from quire.core.resolve import Policy
+from quire.core.schema import KEY
 from quire.core.values import clean
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.write import Base, Plan, Write
 from quire.errors import AlreadyExists, Invalid, InvalidKey
 from quire.model import (
+    RUN,
     Append,
     Change,
     Checkpoint,
@@ -168,7 +170,9 @@ class Workflow(Reader):
             raise InvalidKey("a transaction takes no idempotency key; give `if_version` to its parts instead")
         return write
 
-    async def save(self, state: Mapping[str, Any], *, base: Revision = None, **how: Unpack[Writing]) -> Version:
+    async def save(
+        self, state: Mapping[str, Any] | msgspec.Struct, *, base: Revision = None, **how: Unpack[Writing]
+    ) -> Version:
         """Make the whole state what is given, storing only the difference.
 
         base: the version it was made from (None: the head now). What others changed since then stays, unless it is
@@ -177,6 +181,8 @@ class Workflow(Reader):
         actor = await self._live()
         number = await self._number(base)
         before = actor.state if base is None else await self._engine.state_at(self.stream, number)
+        if isinstance(state, msgspec.Struct):  # which has no place for what Quire keeps in a state
+            state = {**{k: v for k, v in before.items() if k in (KEY, RUN)}, **writes.plain(state)}
         return await self.rebase(diff(before, dict(state)), Base(number, before), **how)
 
     async def rebase(self, changes: Sequence[Change], base: Base, **how: Unpack[Writing]) -> Version:

@@ -116,6 +116,11 @@ def _checked(pointer: Any, bounds: Bounds) -> Path:
     return tokens
 
 
+def plain(state: Any) -> Any:
+    """Return a state as plain JSON: what msgspec makes of a Struct, anything else as it is."""
+    return msgspec.to_builtins(state) if isinstance(state, msgspec.Struct) else state
+
+
 def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: Bounds) -> Write:
     """Return the write that starts a workflow."""
     if not isinstance(state, Mapping):

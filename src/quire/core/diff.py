@@ -45,7 +45,7 @@ def _walk(old: Any, new: Any, path: Path, out: list[Change]) -> None:
     elif type(old) is list and isinstance(new, list | tuple):
         _lists(cast("list[Any]", old), list(cast("list[Any]", new)), path, out)
     elif type(old) is str and type(new) is str and len(old) >= _TEXT_MIN and len(new) >= _TEXT_MIN:
-        out.append(_texts(old, cast("str", clean(new, path=path)), path))
+        out.append(text_change(old, cast("str", clean(new, path=path)), path))
     else:
         value = clean(new, path=path)
         if not same(old, value):
@@ -103,7 +103,8 @@ def _shared(a: list[Any], b: list[Any]) -> int:
     return next(i for i in range(count) if not same(a[i], b[i]))
 
 
-def _texts(old: str, new: str, path: Path) -> Change:
+def text_change(old: str, new: str, path: Path) -> Change:
+    """Return the change that turns one text into another: a splice where that is smaller than the whole."""
     limit = min(len(old), len(new))
     head = _prefix(old, new, limit)
     tail = _prefix(old[head:][::-1], new[head:][::-1], limit - head)

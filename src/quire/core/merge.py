@@ -291,7 +291,8 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
     """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped."""
     match ours, theirs:
         case Set(_, a), Set(_, b):
-            return _Swap([ours], [], None if same(a, b) else False)
+            # what is the same stays on both sides: whatever follows on one of them meets what the other meant
+            return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)
         case Delete(), Delete():
             return _Swap([], [])
         case Set() | Delete(), _:

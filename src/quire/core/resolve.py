@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from quire.core import merge
-from quire.core.changes import Working
+from quire.core.changes import Working, apply
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import clean
@@ -112,9 +112,10 @@ def settle(
     wanted = _wanted(base, changes, clashes) if clashes else {}
     result: list[tuple[int | None, Change]] = []
     met: list[Met] = []
+    closed: list[Path] = []
     for number, parts in enumerate(found.ours):
         path = changes[number].path
-        if any(path[: len(m.path)] == m.path for m in met if m.outcome != "ours"):
+        if any(path[: len(p)] == p for p in closed):
             continue  # part of what was settled above
         clash = clashes.get(number)
         if clash is None:
@@ -124,6 +125,10 @@ def settle(
         before, ours = wanted[number]
         taken = not parts and isinstance(clash.theirs, Delete | Remove)
         theirs = ABSENT if taken else get(head, place, ABSENT)
+        around = min(clash.theirs.path, path, key=len)
+        if ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
+            result += [(number, part) for part in parts]
+            continue
         meeting = Met(path, before, ours, theirs, clash.ours, number, clash.other, "ours")
         if policy == "reject" or (clash.dropped and not yields and merging is None):
             raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped)
@@ -132,8 +137,17 @@ def settle(
         else:
             outcome, instead = _decide(policy, meeting, place, parts, head)
         result += [(number if outcome == "ours" else None, change) for change in instead]
+        if instead is not parts:
+            closed.append(path)
         met.append(msgspec.structs.replace(meeting, outcome=outcome))
     return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
+
+
+def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Change], head: dict[str, Any]) -> bool:
+    """Tell whether both sides ended with nothing at a path, whatever each did there on the way."""
+    if any(isinstance(c, Insert | Remove) for c in changes) or get(head, path, ABSENT) is not ABSENT:
+        return False  # where ours moved places, what is there is not theirs
+    return get(apply(base, changes), path, ABSENT) is ABSENT
 
 
 def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands
@@ -173,7 +187,7 @@ def _decide(
         if meeting.ours is ABSENT or not isinstance(meeting.change, Set) or not place:
             return "theirs", []  # nothing of ours to keep: a removal gives way
         if meeting.theirs is ABSENT:
-            return "ours", [Set(place, meeting.ours)]
+            return "ours", parts or [Set(place, meeting.ours)]
         return "both", [_beside(place, meeting.ours, head)]
     value = clean(cast("Callable[[Met], Any]", policy)(meeting), path=place)
     return "value", [Set(place, value)]

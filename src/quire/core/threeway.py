@@ -9,13 +9,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from quire.core.changes import Working
 from quire.core.diff import diff
-from quire.core.resolve import Merging, Met, Outcome, Policy, settle
+from quire.core.kinds import Kinds
+from quire.core.layout import Stamps, settle
+from quire.core.resolve import Merging, Met, Outcome, Policy
 from quire.errors import ChangeError, MergeConflict
 from quire.model import Change
 
@@ -53,26 +56,36 @@ class Merged(msgspec.Struct, frozen=True):
 _SWAPPED: dict[str, Outcome] = {"ours": "theirs", "theirs": "ours", "both": "both", "value": "value"}
 
 
-def three_way(base: dict[str, Any], ours: Branch, theirs: Branch, policy: Policy, *, where: str = "") -> Merged:
+def three_way(
+    base: dict[str, Any],
+    ours: Branch,
+    theirs: Branch,
+    policy: Policy,
+    *,
+    where: str = "",
+    kinds: Kinds | None = None,
+) -> Merged:
     """Merge their branch into ours. The states given are not altered.
 
     policy: "last" lets the later change stand; "ours", "theirs" one side; "queue" ours, the conflict stays pending;
     "both" keeps the two beside each other; "reject" raises; a function of the conflict returns the value that stands.
     Where one side removed or replaced what the other edited inside, that stands unless the policy is for the side that
     edited.
+    kinds: what was declared of lists, numbers and texts.
     Raises MergeConflict for "reject".
     Cost: that of merge.both, plus applying both sides once.
     """
     if policy == "theirs":
-        return _settled(base, ours, theirs, ours_moves=True, policy="theirs", where=where)
+        return _settled(base, ours, theirs, ours_moves=True, policy="theirs", where=where, kinds=kinds)
     if policy in ("ours", "queue"):
-        found = _settled(base, ours, theirs, ours_moves=False, policy="theirs", where=where)
+        found = _settled(base, ours, theirs, ours_moves=False, policy="theirs", where=where, kinds=kinds)
         if policy == "ours":
             return found
         pending = [msgspec.structs.replace(m, outcome="pending") if m.outcome == "ours" else m for m in found.met]
         return msgspec.structs.replace(found, met=pending)
     # the branch whose name comes later is moved over the other
-    return _settled(base, ours, theirs, ours_moves=ours.name > theirs.name, policy=policy, where=where)
+    ours_moves = ours.name > theirs.name
+    return _settled(base, ours, theirs, ours_moves=ours_moves, policy=policy, where=where, kinds=kinds)
 
 
 def _settled(
@@ -83,6 +96,7 @@ def _settled(
     ours_moves: bool,
     policy: Policy,
     where: str,
+    kinds: Kinds | None,
 ) -> Merged:
     """Move one branch over the other, and orient what comes of it."""
     mover, stayer = (ours, theirs) if ours_moves else (theirs, ours)
@@ -109,6 +123,9 @@ def _settled(
             policy=policy,
             where=where,
             merging=Merging(later if policy == "last" else None, ahead, twins),
+            kinds=kinds,
+            stamps=lambda: _stamps(mover, stayer),
+            mine=mover.state,
         )
     except MergeConflict as refused:
         if not ours_moves:
@@ -125,6 +142,21 @@ def _settled(
     return Merged(state, there, here, [_turn(m) for m in found.met])
 
 
+def _stamps(mover: Branch, stayer: Branch) -> Stamps:
+    """Return what orders additions to logs: when they were made, and of those with an origin where."""
+    first: dict[str, int] = {}  # where the sides were told differently of a common origin, the earlier moment counts
+    for branch in (mover, stayer):
+        for origin, moment in zip(branch.origins, branch.moments, strict=True):
+            if origin is not None:
+                first[origin] = min(moment, first.get(origin, moment))
+
+    def of(branch: Branch) -> list[str]:
+        named = zip(branch.origins, branch.moments, strict=True)
+        return [f"{first.get(o or '', m):020d} {o or f'{branch.name} {i}'}" for i, (o, m) in enumerate(named)]
+
+    return Stamps(of(mover), of(stayer))
+
+
 def _arrived(start: dict[str, Any], changes: list[tuple[Change, str | None]]) -> tuple[dict[str, Any], Lead]:
     """Return where changes lead, and those of them that alter something."""
     working = Working(start)
@@ -134,11 +166,14 @@ def _arrived(start: dict[str, Any], changes: list[tuple[Change, str | None]]) ->
 
 def _led(start: dict[str, Any], changes: list[tuple[Change, str | None]], goal: dict[str, Any]) -> Lead:
     """Return what leads to `goal` for certain: these changes, and whatever is missing after them."""
-    try:
-        state, lead = _arrived(start, changes)
-    except ChangeError:  # something of theirs stood on what a policy took away
-        state, lead = start, Lead([], [])
-    missing = diff(state, goal)
+    working = Working(start)
+    lead = Lead([], [])
+    for change, origin in changes:
+        with suppress(ChangeError):  # it stood on what a policy took away
+            if working.apply(change):
+                lead.changes.append(change)
+                lead.origins.append(origin)
+    missing = diff(working.state, goal)
     return Lead([*lead.changes, *missing], [*lead.origins, *[None] * len(missing)])
 
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from quire.config import Settings
-from quire.core import record, resolve
+from quire.core import layout, record
 from quire.core.changes import Working
+from quire.core.layout import Stamps
+from quire.core.schema import Schemas
 from quire.engine.write import Base, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
@@ -31,6 +33,7 @@ class Actor:
     """The live state of one stream. Lives on the event loop; no method here waits."""
 
     __slots__ = (
+        "_schemas",
         "_settings",
         "_start",
         "_working",
@@ -46,8 +49,11 @@ class Actor:
         "waiters",
     )
 
-    def __init__(self, settings: Settings, head: Head, state: dict[str, Any], *, state_size: int) -> None:
+    def __init__(
+        self, settings: Settings, schemas: Schemas, head: Head, state: dict[str, Any], *, state_size: int
+    ) -> None:
         self._settings = settings
+        self._schemas = schemas
         self.head = head
         self.state = state
         self.state_size = state_size
@@ -89,9 +95,11 @@ class Actor:
         changes = self._apply(working, plan, write)
         if write.start is not None:
             self._start = write.start
-            self._working = Working(write.start)
+            working = self._working = Working(write.start)
         if not changes and not write.allow_empty:
             return None
+        if changes and self._schemas:
+            self._check(write, working.state)
         body = record.encode(changes)
         if len(body) > self._settings.write_bytes_max:
             self._rebuild()
@@ -181,6 +189,14 @@ class Actor:
         if write.if_version is not None and write.if_version != version:
             raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
 
+    def _check(self, write: Write, state: dict[str, Any]) -> None:
+        """Refuse a state that its schema does not allow."""
+        try:
+            self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
+        except BaseException:
+            self._rebuild()
+            raise
+
     def _rebased(self, write: Write, base: Base, head: dict[str, Any]) -> Sequence[Change]:
         """Return the write's changes as they go onto the head; what they met is left in `write.met`."""
         records = self._since(write, base.version)
@@ -191,13 +207,16 @@ class Actor:
             over += changes
             sources += [entry] * len(changes)
         assert not callable(write.plan)
-        settled = resolve.settle(
-            [c for c in write.plan if not isinstance(c, Fork)],
+        ours = [c for c in write.plan if not isinstance(c, Fork)]
+        settled = layout.settle(
+            ours,
             over,
             base=base.state,
             head=head,
             policy=write.policy,
             where=write.stream.removeprefix(WORKFLOWS),
+            kinds=self._schemas.kinds(head),
+            stamps=lambda: _stamps(len(ours), sources),
         )
         write.met = [(met, sources[met.other]) for met in settled.met]
         return settled.changes
@@ -239,3 +258,9 @@ class Actor:
                 if not isinstance(change, Fork):
                     working.apply(change)
         self._working = working
+
+
+def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:
+    """Return what orders both sides in time: theirs are in the log already, ours comes after."""
+    late = [f"~{number:06d}" for number in range(ours)]
+    return Stamps(late, [f"{entry.version:012d}.{number:06d}" for number, entry in enumerate(sources)])

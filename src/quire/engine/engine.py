@@ -12,17 +12,28 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from quire.config import Settings
 from quire.core import keyframes
 from quire.core.resolve import Policy
+from quire.core.schema import Schemas
 from quire.engine.actor import Actor
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
 from quire.engine.resident import Residents
 from quire.engine.write import Write
-from quire.errors import Closed, CorruptRecord, QuireError, StorageError, VersionNotFound
+from quire.errors import (
+    Closed,
+    CorruptRecord,
+    InvalidState,
+    MigrationFailed,
+    QuireError,
+    StorageError,
+    VersionNotFound,
+)
+from quire.failpoints import hit
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite
 
@@ -44,17 +55,19 @@ class Engine:
         ids: Callable[[], str],
         seen: int,
         policy: Policy = "last",
+        schemas: Schemas | None = None,
     ) -> None:
         """seen: the backend's latest position at opening; what came before is read when asked for.
 
-        policy: for writes that do not say what becomes of conflicts.
+        policy: for writes that do not say what becomes of conflicts.  schemas: what states may look like.
         """
         self.policy: Policy = policy
         self.backend = backend
         self.settings = settings
         self.clock = clock
         self.ids = ids
-        self.residents = Residents(backend, settings)
+        self.schemas = schemas or Schemas()
+        self.residents = Residents(backend, settings, self.schemas)
         self.committer = Committer(backend, self.residents, settings, clock, self._committed)
         self.recent: deque[Record] = deque(maxlen=settings.feed_records)
         self.seen = seen
@@ -71,10 +84,12 @@ class Engine:
 
     async def write(self, write: Write, cells: Sequence[CellWrite] = ()) -> Version | None:
         """Write to one stream; None when nothing changed and no version was asked for."""
+        await self._prepare((write,))
         return (await self.committer.submit((write,), cells))[0]
 
     async def write_all(self, writes: Sequence[Write]) -> list[Version | None]:
         """Write to several streams, all or none, durable together."""
+        await self._prepare(writes)
         return await self.committer.submit(writes)
 
     @asynccontextmanager
@@ -99,6 +114,30 @@ class Engine:
         if await self.backend.latest() > self.seen:
             await self._catch_up()
         return self.residents.peek(stream) or await self.residents.get(stream)
+
+    async def live(self, stream: str) -> Actor:
+        """Return what `current` does, its state migrated to the schema that this program knows.
+
+        Each step is one version. Whoever comes second finds it done; after a crash it goes on where it stood.
+        Raises MigrationFailed.
+        """
+        actor = await self.current(stream)
+        while self.schemas and actor.exists and (step := self.schemas.step(actor.state)) is not None:
+            where = stream.removeprefix(WORKFLOWS)
+            write = Write(
+                stream,
+                partial(step.changes, where),
+                author="quire",
+                message=f"migrated from {step.before} to {step.after}",
+                kind="migrate",
+            )
+            try:
+                await self.committer.submit((write,))
+            except InvalidState as error:
+                raise MigrationFailed(where, step.before, step.after, str(error)) from error
+            hit("migrate:step")
+            actor = await self.current(stream)
+        return actor
 
     async def state_at(self, stream: str, version: int) -> dict[str, Any]:
         """Return the state at a version, not to be altered. Raises VersionNotFound, CorruptRecord."""
@@ -163,6 +202,12 @@ class Engine:
         await self.backend.close()
 
     # inside
+
+    async def _prepare(self, writes: Sequence[Write]) -> None:
+        """Migrate what is to be written to."""
+        if self.schemas:
+            for write in writes:
+                await self.live(write.stream)
 
     def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""

@@ -42,11 +42,16 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Made(NamedTuple):
-    """A change, and the record it is from. origin: the name it keeps when it is merged: `workflow@version.number`."""
+    """A change, and the record it is from.
+
+    origin: the name it keeps when it is merged: `workflow@version.number`.  moment: the position it was first written
+    at, as far as that is still known.
+    """
 
     change: Change
     by: Record
     origin: str | None
+    moment: int
 
 
 async def knows(engine: Engine, point: Point) -> Knowledge:
@@ -109,7 +114,7 @@ async def route(engine: Engine, start: Point, end: Point) -> list[Made]:
         entry = entries[number]
         parts.append(await _made(engine, at.workflow_id, number, at.version))
         merged = await engine.record(WORKFLOWS + at.workflow_id, number)
-        parts.append([Made(c, merged, o) for c, o in zip(entry.back, entry.returned, strict=True)])
+        parts.append(await _dated(engine, [(c, merged, o) for c, o in zip(entry.back, entry.returned, strict=True)]))
         at = Point(entry.workflow, entry.version)
     parts.append(await _made(engine, at.workflow_id, start.version, at.version))
     return [made for part in reversed(parts) for made in part]
@@ -131,11 +136,33 @@ async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list
             conflicts=[],
         )
     entries = await merges(engine, Point(workflow_id, upto))
-    return [
-        Made(change, entry, origin)
-        for entry in records
-        for change, origin in _named(workflow_id, entry, entries.get(entry.version))
-    ]
+    return await _dated(
+        engine,
+        [
+            (change, entry, origin)
+            for entry in records
+            for change, origin in _named(workflow_id, entry, entries.get(entry.version))
+        ],
+    )
+
+
+async def _dated(engine: Engine, made: list[tuple[Change, Record, str | None]]) -> list[Made]:
+    """Add when each change was first written: one read for each workflow that any was merged from."""
+    wanted: dict[str, set[int]] = {}
+    for _, by, origin in made:
+        if origin is not None and (at := _origin(origin)) != (by.stream.removeprefix(WORKFLOWS), by.version):
+            wanted.setdefault(at.workflow_id, set()).add(at.version)
+    known: dict[Point, int] = {}
+    for workflow_id, versions in wanted.items():
+        stream = WORKFLOWS + workflow_id
+        for entry in await engine.backend.read(stream, after=min(versions) - 1, upto=max(versions)):
+            known[Point(workflow_id, entry.version)] = entry.position
+    return [Made(c, by, o, known.get(_origin(o), by.position) if o else by.position) for c, by, o in made]
+
+
+def _origin(origin: str) -> Point:
+    workflow_id, _, place = origin.rpartition("@")
+    return Point(workflow_id, int(place.partition(".")[0]))
 
 
 def _named(workflow_id: str, entry: Record, merge: Entry | None) -> list[tuple[Change, str | None]]:

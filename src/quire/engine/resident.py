@@ -15,6 +15,7 @@ from typing import Any
 from quire.config import Settings
 from quire.core import keyframes, record
 from quire.core.fold import fold
+from quire.core.schema import Schemas
 from quire.engine.actor import Actor
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
@@ -33,9 +34,10 @@ _FORK_DEPTH_MAX = 1000
 class Residents:
     """The actors in memory, least recently used first."""
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(self, backend: Backend, settings: Settings, schemas: Schemas) -> None:
         self._backend = backend
         self._settings = settings
+        self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Actor]] = {}
         self._bytes = 0
@@ -106,7 +108,7 @@ class Residents:
     async def _load(self, stream: str) -> Actor:
         state, head, since = await self._read(stream, None)
         old = self._actors.get(stream)
-        actor = Actor(self._settings, head, state, state_size=since.state_bytes)
+        actor = Actor(self._settings, self._schemas, head, state, state_size=since.state_bytes)
         actor.changes_since_keyframe = since.changes
         actor.size_since_keyframe = since.size
         actor.keyframe_size = since.keyframe_bytes

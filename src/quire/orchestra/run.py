@@ -25,16 +25,13 @@ from quire.core.fold import copied
 from quire.core.values import clean
 from quire.engine.write import Base, Write
 from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
-from quire.model import Change, Increment, Set
+from quire.model import RUN, Change, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
 from quire.scopes.setup import StateBuilder
 from quire.scopes.step import step_state
 
 log = logging.getLogger("quire.orchestra")
-
-RUN = "_run"
-"""The key of the state under which a run keeps its books; agents may read it, not write it."""
 
 
 class RunLost(Conflict):

@@ -15,13 +15,21 @@ LEVEL = {
     "api": 5,
     "scopes": 6,
     "orchestra": 7,
+    "scripting": 8,
     "sync": 8,
     "demo": 8,
     "testing": 8,
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "_sqlite_file", "_sqlite_read", "_sqlite_write", "_sqlite_worker"}
-DRIVERS = {"apsw": "storage", "click": "cli", "rich": "cli", "hypothesis": "testing", "pytest": "testing"}
+DRIVERS = {
+    "apsw": "storage",
+    "click": "cli",
+    "rich": "cli",
+    "hypothesis": "testing",
+    "lupa": "scripting",
+    "pytest": "testing",
+}
 IMPURE = {"time", "random", "asyncio", "threading", "os", "pathlib", "secrets", "socket", "subprocess", "datetime"}
 BANNED = {"pickle", "marshal", "shelve", "yaml", "dill"}
 

@@ -18,6 +18,7 @@
      │  │  ├ HeadMoved                 `if_version` no longer holds
      │  │  ├ KeyReused                 an idempotency key came back with other content
      │  │  └ MergeConflict
+     │  ├ ScriptError                   a script raised, does not parse, or its process died
      │  └ Denied (PermissionError)
      ├ StorageError                     the world
      │  ├ StorageUnavailable (ConnectionError)
@@ -197,6 +198,21 @@ class MergeConflict(Conflict):
     def __init__(self, message: str, *, conflicts: list[Any]) -> None:
         super().__init__(message)
         self.conflicts = conflicts
+
+
+class ScriptError(RequestError):
+    """A script raised, does not parse, or its process died; nothing it did is stored.
+
+    script: its name.  line: where, None if that is not known.  output: what it had printed.
+    """
+
+    code = "script_error"
+
+    def __init__(self, message: str, *, script: str, line: int | None = None, output: str = "") -> None:
+        super().__init__(message)
+        self.script = script
+        self.line = line
+        self.output = output
 
 
 class Denied(RequestError, PermissionError):

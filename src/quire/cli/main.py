@@ -39,6 +39,7 @@ SECTIONS = {
         "patch": ("writing:patch", "Apply a JSON Patch or merge patch from FILE or stdin."),
         "rm": ("writing:rm", 'Remove what is at PATH of NAME; "" ends the workflow.'),
         "edit": ("editing:edit", "Edit the state of NAME in $EDITOR."),
+        "lua": ("scripting:lua", "Run the Lua script in FILE or stdin on the store."),
     },
     "Travel": {
         "checkpoint": ("travel:checkpoint", "Give NAME[@REVISION] the name LABEL."),

@@ -86,7 +86,7 @@ def main(guard: str = "guard.lua") -> None:
         attribute_handlers=(denied, denied),
         max_memory=order["memory_bytes"],
     )
-    bridge, guarding = (HERE / "bridge.lua").read_bytes(), (HERE / guard).read_bytes()
+    bridge, json_lua, guarding = ((HERE / file).read_bytes() for file in ("bridge.lua", "json.lua", guard))
     source, name, context = (order[part].encode() for part in ("source", "name", "context"))
     confine(order["memory_bytes"] + order["slack_bytes"], order["cpu_s"])
     try:
@@ -94,6 +94,7 @@ def main(guard: str = "guard.lua") -> None:
             bridge,
             ask,
             tell,
+            json_lua,
             guarding,
             source,
             name,

@@ -61,14 +61,14 @@ def answer(doors: Doors, call: Sequence[Any]) -> list[Any]:
         case _:
             return [False, "there is no such call"]
     if isinstance(door, str):
-        return [False, f"{word}.{verb}: {door}"]
+        return [False, door]
     count, act = door.verbs.get(verb, (-1, None))
     if act is None or len(arguments) != count:
         return [False, "there is no such call"]
     try:
         return [True, act(door.target, *arguments)]
     except (QuireError, TypeError, OverflowError) as error:
-        return [False, f"{word}.{verb}: {error}"]
+        return [False, str(error)]
 
 
 def _scope_has(state: StepState, key: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|console|lua)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def pages_with_examples():
@@ -21,6 +21,9 @@ def pages_with_examples():
 def test_the_examples_run(page, tmp_path):
     ran = 0
     for kind, text in BLOCK.findall(page.read_text()):
+        if kind == "lua":  # a file for the commands that follow, named in its first line
+            (tmp_path / text.splitlines()[0].removeprefix("-- ")).write_text(text)
+            continue
         if kind == "python":
             script = tmp_path / "example.py"
             script.write_text(text)

@@ -3,13 +3,15 @@
 import asyncio
 import inspect
 import os
+import select
 import subprocess
+import sys
 
 import pytest
 
 import quire
 from quire import Policy, StateBuilder, StateScope, WorkflowStateManager, sync
-from quire.errors import Invalid, LimitExceeded, MergeConflict, ScriptError, StepFailed, WorkflowNotFound
+from quire.errors import Invalid, LimitExceeded, MergeConflict, ScriptError, StepFailed, Unsupported, WorkflowNotFound
 from quire.orchestra import parallel, run, sequence, step
 from quire.scripting import Limits, lua_step, run_script
 from quire.scripting import lua as scripts
@@ -289,6 +291,13 @@ async def test_bad_arguments_are_refused_before_a_process_is_started(store, monk
         Limits(wall_ms=0.5)
 
 
+async def test_without_lupa_there_is_an_error_that_says_what_to_install(store, monkeypatch):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match=r"install `quire\[lua\]`"):
+        await run_script(store, "State.set('k', 1)")
+    assert await shared(store) == {}
+
+
 def gone(pid):
     try:
         os.kill(pid, 0)
@@ -318,6 +327,39 @@ async def test_a_cancelled_script_leaves_no_process_and_no_change(store, monkeyp
         await working
     assert gone(pids[0])
     assert not await store.workflow("scope-global").exists()
+
+
+OWNER = """
+import subprocess, sys
+from quire import sync
+from quire.scripting import Limits, process
+from quire.scripting.sync import run_script
+
+class Telling(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.told = print(self.pid, flush=True)
+
+process.subprocess.Popen = Telling
+with sync.open("memory:") as store:
+    run_script(store, sys.argv[1], limits=Limits(cpu_s=int(sys.argv[2]), calls=10**9, wall_ms=10**6), on_print=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not our child: Linux")
+@pytest.mark.parametrize(("deed", "cpu_s"), [("State.get('x')", 600), ("", 1)])
+def test_a_script_whose_owner_is_killed_ends_by_itself(deed, cpu_s):
+    script = f"print('begun') while true do {deed} end"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, script, str(cpu_s)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        pid = int(owner.stdout.readline())
+        handle = os.pidfd_open(pid)
+        assert owner.stdout.readline() == "begun\n"
+        assert not select.select([handle], [], [], 0)[0]
+        owner.kill()
+    assert select.select([handle], [], [], 60)[0]
+    os.close(handle)
 
 
 async def test_a_listener_that_raises_ends_the_script(store):

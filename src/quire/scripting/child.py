@@ -6,8 +6,8 @@
 3. It only carries lines. What they say is judged by the other side, which trusts none of it.
 4. It exits with `os._exit`, so that closing Lua runs nothing.
 
-The first line on stdin is the order: {"source", "name", "context", "memory_bytes", "cpu_s", "message_bytes",
-"depth_max", "slack_bytes"}; then come the answers, one for each `call`. See `process.py` for what goes the other way.
+The first line on stdin is the order, written by `talk.py`: source, name and context of the script, and limits; then
+come the answers, one for each `call`. What goes the other way is told there.
 """
 
 from __future__ import annotations

@@ -234,10 +234,12 @@ async def test_calls_work_inside_coroutines_and_callbacks(store):
     [
         ("wall_ms", 500, "while true do State.get('x') end"),
         ("cpu_s", 1, "while true do end"),
+        ("memory_bytes", 2_000_000, "local s = string.rep('x', 8000000)"),
         ("memory_bytes", 2_000_000, "local t = {} for i = 1, 1e9 do t[i] = i end"),
         ("output_bytes", 1000, "while true do print('abc') end"),
         ("calls", 100, "while true do pcall(State.set, 'k', 1) end"),
-        ("traffic_bytes", 100_000, "while true do State.set('k', string.rep('x', 1000)) end"),
+        ("traffic_bytes", 100_000, "for i = 1, 120 do State.set('k', string.rep('x', 1000)) end"),
+        ("traffic_bytes", 100_000, "State.set('k', string.rep('x', 1000)) for i = 1, 120 do State.get('k') end"),
         ("source_bytes", 20, "-- " + "x" * 20),
     ],
 )
@@ -317,7 +319,7 @@ async def test_a_cancelled_script_leaves_no_process_and_no_change(store, monkeyp
 
     monkeypatch.setattr(processes.subprocess, "Popen", Noting)
     script = run_script(
-        store, 'State.set("k", 1) ' + source, on_print=lambda line: begun.set(), limits=Limits(calls=10**9)
+        store, 'State.set("k", 1) ' + source, on_print=lambda line: begun.set(), limits=Limits(calls=10**9, cpu_s=600)
     )
     working = asyncio.ensure_future(script)
     await begun.wait()

@@ -12,10 +12,15 @@ from quire.api.sync import Store, Workflow, open  # noqa: A004
 
 if TYPE_CHECKING:
     from quire.scopes.sync import State, WorkflowStateManager
+    from quire.scripting.sync import run_script
 
-_HOME = {"State": "quire.scopes.sync", "WorkflowStateManager": "quire.scopes.sync"}
+_HOME = {
+    "State": "quire.scopes.sync",
+    "WorkflowStateManager": "quire.scopes.sync",
+    "run_script": "quire.scripting.sync",
+}
 
-__all__ = ["State", "Store", "Workflow", "WorkflowStateManager", "open"]
+__all__ = ["State", "Store", "Workflow", "WorkflowStateManager", "open", "run_script"]
 
 
 def __getattr__(name: str) -> Any:

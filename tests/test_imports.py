@@ -13,6 +13,8 @@ LEVEL = {
     "storage": 3,
     "engine": 4,
     "api": 5,
+    "central": 6,
+    "events": 6,
     "scopes": 6,
     "orchestra": 7,
     "scripting": 8,

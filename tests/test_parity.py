@@ -4,8 +4,10 @@ import inspect
 
 import pytest
 
-from quire import scopes, sync
+from quire import central, events, scopes, sync
 from quire.api import store, workflow
+from quire.events import delivery
+from quire.events.sync import Subscription
 
 
 def public(cls):
@@ -13,16 +15,20 @@ def public(cls):
 
 
 TWINS = [
-    (sync.Store, store.Store),
-    (sync.Workflow, workflow.Workflow),
-    (sync.State, scopes.State),
-    (sync.WorkflowStateManager, scopes.WorkflowStateManager),
+    (sync.Store, store.Store, set()),
+    (sync.Workflow, workflow.Workflow, {"snapshot", "rebase"}),
+    (sync.State, scopes.State, set()),
+    (sync.WorkflowStateManager, scopes.WorkflowStateManager, set()),
+    (sync.CentralizedStateStore, central.AsyncCentralizedStateStore, {"start"}),
+    (sync.EventStore, events.AsyncEventStore, {"start", "fold", "drafted"}),
+    (sync.StateView, events.AsyncStateView, set()),
+    (Subscription, delivery.Subscription, {"start", "reach"}),
 ]
+"""What threads use, its async twin, and what only the twin has: to open it, or for the inside."""
 
 
-@pytest.mark.parametrize(("ours", "theirs"), TWINS)
-def test_same_methods_same_parameters_same_docs(ours, theirs):
-    internal = {"snapshot", "rebase"}
+@pytest.mark.parametrize(("ours", "theirs", "internal"), TWINS, ids=lambda value: getattr(value, "__name__", ""))
+def test_same_methods_same_parameters_same_docs(ours, theirs, internal):
     assert set(public(ours)) == set(public(theirs)) - internal
     for name, method in public(ours).items():
         twin = public(theirs)[name]

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
+    from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
+    from quire.central import CentralizedStateStore as CentralizedStateStore
     from quire.config import Settings as Settings
     from quire.core.schema import Schema as Schema
     from quire.errors import QuireError as QuireError
+    from quire.events import AsyncEventStore as AsyncEventStore
+    from quire.events import AsyncStateView as AsyncStateView
+    from quire.events import EventSchema as EventSchema
+    from quire.events import EventStore as EventStore
+    from quire.events import StateView as StateView
     from quire.model import Append as Append
     from quire.model import Checkpoint as Checkpoint
     from quire.model import Conflict as Conflict
@@ -46,9 +53,11 @@ _HOMES = {
     "quire.api.store": ("Store", "open"),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
+    "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
     "quire.config": ("Settings",),
     "quire.core.schema": ("Schema",),
     "quire.errors": ("QuireError",),
+    "quire.events": ("AsyncEventStore", "AsyncStateView", "EventSchema", "EventStore", "StateView"),
     "quire.model": (
         "Append",
         "Checkpoint",
@@ -75,12 +84,18 @@ _MODULES = {"errors": "quire.errors", "sync": "quire.sync"}
 
 __all__ = [
     "Append",
+    "AsyncCentralizedStateStore",
+    "AsyncEventStore",
+    "AsyncStateView",
     "BlameLine",
+    "CentralizedStateStore",
     "Checkpoint",
     "Conflict",
     "Delete",
     "DictDraft",
     "Event",
+    "EventSchema",
+    "EventStore",
     "Increment",
     "Insert",
     "Policy",
@@ -95,6 +110,7 @@ __all__ = [
     "StateBuilder",
     "StateManager",
     "StateScope",
+    "StateView",
     "Store",
     "Version",
     "Workflow",

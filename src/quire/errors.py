@@ -10,6 +10,7 @@
      │  │  └ RunNotFound
      │  ├ Invalid (ValueError)
      │  │  ├ InvalidState              a value that cannot be stored, with its JSON path
+     │  │  │  └ InvalidEvent           data of an event that does not fit its schema
      │  │  ├ InvalidKey                an id or a name that is not allowed
      │  │  ├ ChangeError               a change that does not fit the state
      │  │  └ LimitExceeded
@@ -30,6 +31,7 @@
      │  └ Unsupported                   this backend cannot do that
      ├ StepFailed                       an agent's own code raised
      ├ MigrationFailed                  a migration's own code raised
+     ├ ReducerFailed                    a reducer of events raised
      └ Closed (RuntimeError)
 
 Each carries a stable `code` that the command line and servers show, and `retryable`: whether the same call may
@@ -126,6 +128,22 @@ class InvalidState(Invalid):
     def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
         self.path = path
+
+
+class InvalidEvent(InvalidState):
+    """The data of an event does not fit its schema. `field` is a dotted path; "" where the schema did not say.
+
+    version: of the stored event, counted from 0; None when it was refused before it was stored.
+    """
+
+    code = "invalid_event"
+
+    def __init__(self, event_type: str, why: str, *, field: str = "", version: int | None = None) -> None:
+        where = f"event {event_type!r}" + ("" if version is None else f" of version {version}")
+        super().__init__(f"{where}{f', field {field}' if field else ''}: {why}", path=field)
+        self.event_type = event_type
+        self.field = field
+        self.version = version
 
 
 class InvalidKey(Invalid):
@@ -307,6 +325,20 @@ class MigrationFailed(QuireError):
         self.where = where
         self.before = before
         self.after = after
+
+
+class ReducerFailed(QuireError):
+    """A reducer raised, or returned no state; what it raised is the cause. version: of the event, counted from 0."""
+
+    code = "reducer_failed"
+
+    def __init__(self, event_type: str, version: int, why: str) -> None:
+        super().__init__(
+            f"the reducer of event {event_type!r} failed on version {version}: {why}; "
+            "the events are untouched: correct it and read again"
+        )
+        self.event_type = event_type
+        self.version = version
 
 
 class Closed(QuireError, RuntimeError):

@@ -11,16 +11,31 @@ from typing import TYPE_CHECKING, Any
 from quire.api.sync import Store, Workflow, open  # noqa: A004
 
 if TYPE_CHECKING:
+    from quire.central.sync import CentralizedStateStore
+    from quire.events.sync import EventStore, StateView
     from quire.scopes.sync import State, WorkflowStateManager
     from quire.scripting.sync import run_script
 
 _HOME = {
+    "CentralizedStateStore": "quire.central.sync",
+    "EventStore": "quire.events.sync",
     "State": "quire.scopes.sync",
+    "StateView": "quire.events.sync",
     "WorkflowStateManager": "quire.scopes.sync",
     "run_script": "quire.scripting.sync",
 }
 
-__all__ = ["State", "Store", "Workflow", "WorkflowStateManager", "open", "run_script"]
+__all__ = [
+    "CentralizedStateStore",
+    "EventStore",
+    "State",
+    "StateView",
+    "Store",
+    "Workflow",
+    "WorkflowStateManager",
+    "open",
+    "run_script",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -282,6 +282,21 @@ def test_one_view_serves_many_threads(store):
     assert view.get_state() == {"n": 100, "last": 99}
 
 
+async def test_a_view_follows_its_store_when_that_is_opened_again():
+    store = AsyncEventStore(reducers=counting)
+    view = AsyncStateView(store)
+    for count in (5, 2, 9):  # what "memory:" forgot is not in the view either
+        async with store:
+            await store.append_many(("e", {}) for _ in range(count))
+            assert await view.get_state() == {"n": count, "last": count - 1}
+            assert view.cached_version == count - 1
+    for bad in (None, store):
+        with pytest.raises(Invalid, match="a view is made of"):
+            StateView(bad)
+    with pytest.raises(Invalid, match="a view is made of"):
+        AsyncStateView("memory:")
+
+
 def test_a_failing_reducer_is_named_and_harms_nothing(store):
     broken = [True]
 
@@ -594,6 +609,24 @@ async def test_of_two_that_take_a_cursor_at_once_one_is_refused():
         asked = (store.subscribe("e", print, cursor="ann") for _ in range(5))
         made = await asyncio.gather(*asked, return_exceptions=True)
         assert sorted(type(m).__name__ for m in made) == ["AlreadyExists"] * 4 + ["Subscription"]
+
+
+async def test_drain_does_not_count_those_who_were_cancelled():
+    entered = asyncio.Event()
+
+    async def never(event):
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with AsyncEventStore() as store:
+        subscription = await store.subscribe(None, never)
+        await store.append("e", {})
+        await entered.wait()
+        drained = asyncio.create_task(store.drain())
+        while not subscription._waiting:
+            await asyncio.sleep(0)
+        await subscription.cancel()
+        assert await drained is False
 
 
 async def test_subscriptions_are_bounded(monkeypatch):

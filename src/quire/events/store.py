@@ -191,10 +191,10 @@ class AsyncEventStore(AsyncFace):
         waits = [asyncio.ensure_future(s.reach(number)) for s in self._subscriptions if s.active]
         if not waits:
             return True
-        _, late = await asyncio.wait(waits, timeout=timeout_s)
+        done, late = await asyncio.wait(waits, timeout=timeout_s)
         for wait in late:
             wait.cancel()
-        return not late
+        return not late and not any(wait.cancelled() for wait in done)  # those were cancelled before they got there
 
     # inside
 

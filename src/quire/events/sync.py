@@ -187,6 +187,8 @@ class StateView:
     def __init__(
         self, event_store: EventStore, *, reducers: Reducers | None = None, keyframes: str | None = None
     ) -> None:
+        if not isinstance(event_store, EventStore):
+            raise Invalid(f"a view is made of an EventStore, not of {type(event_store).__name__}")
         self.event_store = event_store
         self._view = AsyncStateView(event_store.twin, reducers=reducers, keyframes=keyframes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from quire.errors import Invalid
 from quire.events.fold import Fold, Folded, Reducers, reducer_of
 from quire.events.log import EventLog
 from quire.events.store import AsyncEventStore
@@ -19,6 +20,8 @@ class AsyncStateView:
     def __init__(
         self, event_store: AsyncEventStore, *, reducers: Reducers | None = None, keyframes: str | None = None
     ) -> None:
+        if not isinstance(event_store, AsyncEventStore):
+            raise Invalid(f"a view is made of an AsyncEventStore, not of {type(event_store).__name__}")
         if reducers is not None:
             reducer_of(reducers)
         self.event_store = event_store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -252,6 +253,25 @@ async def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
     async with opened(path) as db:
         assert len(await db.read("w/a")) == 1
     assert not apsw.Connection(str(path)).table_exists("main", "half")
+
+
+def test_a_store_made_by_another_while_ours_is_looked_at_is_a_store(tmp_path):
+    path = str(tmp_path / "s.db")
+    ours, theirs = apsw.Connection(path), apsw.Connection(path)
+    theirs.set_busy_timeout(0)
+    slipped = []
+
+    def between(_, statement, __):
+        if "sqlite_schema" in statement and not slipped:
+            slipped.append(True)
+            with contextlib.suppress(apsw.BusyError):  # that it has to wait is what makes it right
+                _sqlite_file.prepare(theirs, path)
+        return True
+
+    ours.set_exec_trace(between)
+    _sqlite_file.prepare(ours, path)
+    assert slipped
+    assert ours.pragma("user_version") == _sqlite_file.SCHEMA_VERSION
 
 
 async def test_processes_may_all_make_the_store_at_once(tmp_path):

@@ -31,6 +31,7 @@ from quire.errors import (
     StorageUnavailable,
 )
 from quire.storage import _sqlite_worker as worker
+from quire.storage._sqlite_read import one_moment
 from quire.storage._sqlite_worker import Db
 
 APPLICATION_ID = 0x51554952  # "QUIR"
@@ -229,7 +230,9 @@ def connect(path: str, durability: str, vfs: str | None, *, busy_s: float | None
 
 def prepare(db: Db, path: str) -> None:
     """Create the schema in an empty file, upgrade an older one; several processes may do so at once."""
-    if _version(db, path) != SCHEMA_VERSION:
+    with one_moment(db):  # else another process could make the file between the two looks that `_version` takes
+        version = _version(db, path)
+    if version != SCHEMA_VERSION:
         db.pragma("page_size", 4096)
         db.execute("BEGIN IMMEDIATE")
         try:

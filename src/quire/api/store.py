@@ -11,6 +11,7 @@ import msgspec
 from blake3 import blake3
 
 from quire.api import views, writes
+from quire.api.migrating import Migrated, migrated
 from quire.api.reading import Pointer
 from quire.api.views import Event
 from quire.api.workflow import Workflow
@@ -233,6 +234,14 @@ class Store:
         """Prove that logs, keyframes and blobs are whole, of one workflow or all. Cost: reads everything once."""
         prefix = "" if workflow_id is None else WORKFLOWS + check_id(workflow_id, "workflow id")
         return await verify(self.engine.backend, self.engine.residents, prefix=prefix)
+
+    async def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
+        """Migrate every workflow whose state is of an older version of a schema given to `quire.open`.
+
+        prefix: only ids that start with it.  plan: write nothing, only say what would be done.
+        One that fails is reported and does not stop the others. Cost: reads every workflow's state.
+        """
+        return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
     async def backup(self, path: str) -> None:
         """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""

@@ -19,6 +19,7 @@ from quire.api import workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
 from quire.api.merging import MergeResult
+from quire.api.migrating import Migrated
 from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
@@ -170,6 +171,9 @@ class Store:
 
     def verify(self, workflow_id: str | None = None) -> Report:
         return self._loop.run(self._store.verify(workflow_id))
+
+    def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
+        return self._loop.run(self._store.migrate(prefix, plan=plan))
 
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))

@@ -8,7 +8,7 @@ They hold leaves and JSON trees, never cycles, and there are many of them: the g
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -21,7 +21,18 @@ GENESIS = bytes(32)
 """The chain before the first version of a stream."""
 
 WORKFLOWS = "workflows/"
-"""The stream prefix of workflows."""
+"""The stream prefix of workflows. Beside each, under its id, are streams of other kinds:"""
+
+CHECKPOINTS = "checkpoints/"
+"""names of versions;"""
+CONFLICTS = "conflicts/"
+"""what writes met that could not both stand;"""
+MERGES = "merges/"
+"""what was merged into it;"""
+REDACTIONS = "redactions/"
+"""what was taken out of it;"""
+SUBSCRIPTIONS = "subscriptions/"
+"""who wants to be told, and what they have seen."""
 
 RUN = "_run"
 """Where in a workflow's state a run keeps its books."""
@@ -87,6 +98,12 @@ class Fork(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="fork"):
     chain: str
 
 
+class Redacted(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="redacted"):
+    """The first entry of a body that something was taken out of. digest: blake3 in hex of the body as it was sealed."""
+
+    digest: str
+
+
 class Point(NamedTuple):
     """A version of a workflow."""
 
@@ -149,19 +166,26 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     expires: int | None = None
 
 
-_decode = msgspec.json.Decoder(list[Change | Fork]).decode
+_decode = msgspec.json.Decoder(list[Change | Fork | Redacted]).decode
 
 
 def changes_of(record: Record) -> list[Change | Fork]:
     """Return the changes of a record, fresh objects. Raises CorruptRecord if its body is not changes."""
     try:
-        return _decode(record.body)
+        changes = _decode(record.body)
+        if changes and type(changes[0]) is Redacted:
+            del changes[0]
+        return cast("list[Change | Fork]", changes)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as cause:
         raise CorruptRecord(
             f"{record.stream} v{record.version}: the body is not a list of changes ({cause}); "
             "run `quire verify` to see how far the damage goes",
             at=f"{record.stream}@{record.version}",
         ) from cause
+
+
+REDACTED = b'[["redacted",'
+"""How a body begins that something was taken out of."""
 
 
 class Version(msgspec.Struct, frozen=True, gc=False):
@@ -225,6 +249,11 @@ class Version(msgspec.Struct, frozen=True, gc=False):
     def changes(self) -> list[Change | Fork]:
         """What changed, in order: fresh objects, the caller's to keep."""
         return changes_of(self.record)
+
+    @property
+    def redacted(self) -> bool:
+        """Whether something was taken out of its changes since it was made."""
+        return self.record.body.startswith(REDACTED)
 
     @property
     def checksum(self) -> str:

@@ -17,9 +17,8 @@ from quire.core.record import canonical
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import AlreadyExists, CheckpointNotFound, CorruptRecord, InvalidKey
-from quire.model import WORKFLOWS, Change, Checkpoint, Delete, Set
+from quire.model import CHECKPOINTS, WORKFLOWS, Change, Checkpoint, Delete, Set
 
-CHECKPOINTS = "checkpoints/"
 SNAPSHOT = "snapshot"
 
 

@@ -42,11 +42,10 @@ from quire.core.values import clean
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError
-from quire.model import WORKFLOWS, Change, Fork, Record, Set, Side, Version
+from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Fork, Record, Set, Side, Version
 
 log = logging.getLogger("quire.manager")
 
-SUBSCRIPTIONS = "subscriptions/"
 _TYPES = {"tasks": "task-update", "agents": "agent-status", "metadata": "metadata-update"}
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any] | Any]

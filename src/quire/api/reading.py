@@ -95,7 +95,7 @@ class Reader:
         """
         actor = self._existing(await self._engine.current(self.stream))
         top = actor.head.version if before is None else await self._number(before) - 1
-        tokens = None if path is None else _tokens(actor.state, path)
+        tokens = None if path is None else tokens_of(actor.state, path)
 
         def matches(found: Record) -> bool:
             return (
@@ -165,7 +165,7 @@ class Reader:
         return await self._engine.state_at(self.stream, await self._number(version))
 
 
-def _tokens(state: dict[str, Any], path: Pointer) -> Path:
+def tokens_of(state: dict[str, Any], path: Pointer) -> Path:
     """Resolve a path against a state for filtering; what is not there now may still be in the history."""
     tokens = parse(path)
     try:

@@ -29,6 +29,7 @@ from quire.config import Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
+from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed
@@ -334,6 +335,19 @@ class Workflow:
     ) -> Iterator[Event]:
         events = self._workflow.watch(after=after, path=path, types=types, author=author, cursor=cursor)
         return self._loop.iterate(events)
+
+    def redact(
+        self,
+        path: Pointer | None = None,
+        *,
+        text: str | None = None,
+        keep_current: bool = False,
+        author: str = "system",
+        message: str = "",
+    ) -> Redaction:
+        return self._loop.run(
+            self._workflow.redact(path, text=text, keep_current=keep_current, author=author, message=message)
+        )
 
     def checkpoint(
         self,

@@ -12,17 +12,19 @@ from quire.api import revisions, writes
 from quire.api.conflicts import Choice, Conflicts
 from quire.api.draft import DictDraft, recording
 from quire.api.merging import MergeResult, merge
-from quire.api.reading import Pointer, Reader
+from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
 from quire.api.writes import Changes, Writing
 from quire.core.diff import diff
 from quire.core.names import check_id
-from quire.core.path import resolve
+from quire.core.path import parse, resolve
+from quire.core.redact import ByPath, ByText
 from quire.core.resolve import Policy
 from quire.core.schema import KEY
 from quire.core.values import clean
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
+from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
 from quire.errors import AlreadyExists, Invalid, InvalidKey
 from quire.model import (
@@ -241,6 +243,37 @@ class Workflow(Reader):
         options = {"author": author, "message": message, "if_version": if_version, "kind": "merge"}
         write, _ = writes.write(self.stream, [], {**options, "on_conflict": on_conflict or self._engine.policy})
         return await merge(self._engine, write, Point(source.id, (await source.version(at)).number), dry_run=dry_run)
+
+    async def redact(
+        self,
+        path: Pointer | None = None,
+        *,
+        text: str | None = None,
+        keep_current: bool = False,
+        author: str = "system",
+        message: str = "",
+    ) -> Redaction:
+        """Take something out of every version there is, and out of the file: of this workflow, its forks, and all that
+        is kept beside them. It cannot be undone; the chain stays whole, and `verify` knows what was taken out.
+
+        path: of an object's key; whatever was at or below it becomes "[REDACTED]".  text: or a text, wherever it is in
+        a string.  keep_current: only what the path held before it was last replaced whole.
+        Backups, archives and copies elsewhere are not reached. Nor are messages: `said` names versions that have the text.
+        Raises Invalid for a path through a list, a text in a key, or what came from the workflow this was forked from;
+        InvalidState where the schema does not allow the mark: set another value first, and keep the current one.
+        Cost: reads every version of these workflows; with SQLite the file is written anew.
+        """
+        if (path is None) == (text is None) or (keep_current and path is None):
+            raise Invalid("redact either a path or a text; keep_current goes with a path")
+        what = "a text" if path is None else "/".join(("", *map(str, parse(path))))
+        write, _ = writes.write(self.stream, [], {"author": author, "message": message or f"redacted {what}"})
+        actor = await self._live()
+        if path is None:
+            return await redact(self._engine, self.id, ByText(cast("str", text)), write, what=what)
+        rule = ByPath(tokens_of(actor.state, path))
+        if keep_current:
+            return await forget(self._engine, self.id, rule, write, what=what)
+        return await redact(self._engine, self.id, rule, write, what=what)
 
     # checkpoints
 

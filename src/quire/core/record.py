@@ -10,13 +10,14 @@ store a record sits in, not to the record. docs/format.md gives the bytes, golde
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from blake3 import blake3
 
 from quire.errors import CorruptRecord
-from quire.model import Change, Fork, Record, changes_of
+from quire.model import REDACTED, Change, Fork, Record, Redacted, changes_of
 
 FORMAT = 1
 
@@ -30,9 +31,23 @@ def encode(changes: Sequence[Change | Fork]) -> bytes:
     return _encode(changes)
 
 
+def redacted(sealed: bytes, changes: Sequence[Change | Fork]) -> bytes:
+    """Return a body with these changes instead of those in `sealed`, and the digest that its chain covers."""
+    return _encode([Redacted(digest(sealed).hex()), *changes])
+
+
+def digest(body: bytes) -> bytes:
+    """Return what a chain covers of a body: its blake3, or that of what it was before something was taken out."""
+    if body.startswith(REDACTED):
+        start = len(REDACTED) + 1
+        with suppress(ValueError):  # damaged: then the chain does not fit, which is what there is to say
+            return bytes.fromhex(body[start : start + 64].decode("ascii"))
+    return blake3(body).digest()
+
+
 def link(record_header: bytes, body: bytes, parent: bytes) -> bytes:
     """Return the chain over one version: 32 bytes."""
-    return blake3(parent + record_header + blake3(body).digest()).digest()
+    return blake3(parent + record_header + digest(body)).digest()
 
 
 def header(stream: str, version: int, time: int, author: str, message: str, kind: str) -> bytes:

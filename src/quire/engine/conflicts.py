@@ -13,10 +13,7 @@ import msgspec
 from quire.core.path import format as pointer
 from quire.core.resolve import Met, Policy
 from quire.engine.write import Write
-from quire.model import WORKFLOWS, Change, Conflict, Record, Set, Side
-
-CONFLICTS = "conflicts/"
-"""The stream prefix of conflicts."""
+from quire.model import CONFLICTS, WORKFLOWS, Change, Conflict, Record, Set, Side
 
 
 def stream_of(write: Write) -> str:

@@ -155,6 +155,13 @@ class Engine:
             raise VersionNotFound(stream.removeprefix(WORKFLOWS), version)
         return found[0]
 
+    def outdate(self, stream: str) -> None:
+        """Have a stream read again: its records were rewritten. What is kept of them in memory goes."""
+        actor = self.residents.peek(stream)
+        if actor is not None:
+            actor.stale = True
+        self.recent.clear()
+
     # watching
 
     @contextmanager

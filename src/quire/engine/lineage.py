@@ -16,10 +16,7 @@ from quire.core import record
 from quire.core.fold import copied
 from quire.engine.engine import Engine
 from quire.errors import CorruptRecord, MergeConflict
-from quire.model import WORKFLOWS, Change, Fork, Point, Record
-
-MERGES = "merges/"
-"""The stream prefix of what was merged into a workflow."""
+from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record
 
 Knowledge = dict[str, int]
 """For each workflow the newest of its versions that is known."""

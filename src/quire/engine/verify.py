@@ -13,7 +13,7 @@ from quire.core.changes import Working
 from quire.core.values import same
 from quire.engine.resident import Residents
 from quire.errors import ChangeError, CorruptRecord, NotFound, StorageError
-from quire.model import GENESIS, WORKFLOWS, Fork, Record
+from quire.model import GENESIS, REDACTED, REDACTIONS, WORKFLOWS, Fork, Record
 from quire.storage.base import Backend
 
 _PAGE = 1000
@@ -41,14 +41,16 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     Cost: reads and folds the whole log once, one stream's state in memory at a time.
     """
     problems: list[str] = []
+    redacted = _Redacted()
     counts = {"streams": 0, "versions": 0, "keyframes": 0, "blobs": 0}
     try:
         problems += await backend.check()
+        await redacted.learn(backend, residents)
         after = ""
         while names := await backend.streams(prefix, after=after, limit=_PAGE):
             for name in names:
                 counts["streams"] += 1
-                versions, frames = await _stream(backend, residents, name, problems)
+                versions, frames = await _stream(backend, residents, name, problems, redacted)
                 counts["versions"] += versions
                 counts["keyframes"] += frames
             after = names[-1]
@@ -61,7 +63,34 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     return Report(**counts, problems=problems)
 
 
-async def _stream(backend: Backend, residents: Residents, name: str, problems: list[str]) -> tuple[int, int]:
+class _Redacted:
+    """What was taken out of which record, as the streams of redactions say."""
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[str, int], list[str]] = {}
+
+    async def learn(self, backend: Backend, residents: Residents) -> None:
+        """Read what was written down."""
+        for stream in await backend.streams(REDACTIONS):
+            notes = (await residents.get(stream)).state.values()
+            for name, versions in ((n, v) for note in notes for n, v in note["at"].items()):
+                for version, digest in versions.items():
+                    self._digests.setdefault((name, int(version)), []).append(digest)
+
+    def problem(self, entry: Record) -> str | None:
+        """Return what is wrong with a record's body."""
+        known = self._digests.get((entry.stream, entry.version), ())
+        at = f"{entry.stream} v{entry.version}"
+        if not entry.body.startswith(REDACTED):
+            return f"{at}: its redaction was interrupted; redact it again" if known else None
+        if blake3(entry.body).hexdigest() in known:
+            return None
+        return f"{at}: something was taken out of it that no redaction tells of; restore a backup"
+
+
+async def _stream(
+    backend: Backend, residents: Residents, name: str, problems: list[str], redacted: _Redacted
+) -> tuple[int, int]:
     """Replay one stream from its beginning, comparing with each keyframe on the way; return versions and keyframes."""
     frames = await backend.keyframes(name)
     version, chain, working = 0, GENESIS, Working.owning({})
@@ -80,6 +109,8 @@ async def _stream(backend: Backend, residents: Residents, name: str, problems: l
         for entry in page:
             try:
                 record.check(entry, version + 1, chain)
+                if (problem := redacted.problem(entry)) is not None:
+                    problems.append(problem)
                 working = await _applied(entry, working, residents)
             except (CorruptRecord, ChangeError, NotFound) as error:
                 problems.append(str(error))  # what follows hangs on this one: nothing more can be said of this stream

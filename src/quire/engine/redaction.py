@@ -1,0 +1,326 @@
+"""Redaction: taking something out of what was stored, everywhere, without breaking a chain.
+
+1. First what is present is taken out, by a version like any other; then what was, by rewriting the bodies of records, all
+   of them at once. A rewritten body keeps the digest of what was sealed, which is what the chain covers.
+2. What is rewritten is written down beforehand in the stream `redactions/<id>`, with the digest of each new body: a body
+   that is not in there was altered by somebody else, and `verify` says so. One that is in there and was not rewritten
+   was interrupted: redacting again finishes it.
+3. Forks share the past of what they came from, so they are redacted with it; so is what conflicts, merges, checkpoints
+   and other streams of these workflows keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import msgspec
+from blake3 import blake3
+
+from quire.core import keyframes, record
+from quire.core.changes import Working
+from quire.core.diff import diff
+from quire.core.path import parse
+from quire.core.redact import ByPath, ByText, Rule, follow
+from quire.core.values import same
+from quire.engine.actor import DELETED
+from quire.engine.engine import Engine
+from quire.engine.lineage import origin
+from quire.engine.write import Write
+from quire.errors import Invalid, NotFound
+from quire.failpoints import hit
+from quire.model import (
+    CHECKPOINTS,
+    CONFLICTS,
+    MERGES,
+    REDACTIONS,
+    SUBSCRIPTIONS,
+    WORKFLOWS,
+    Change,
+    Delete,
+    Fork,
+    Head,
+    Point,
+    Record,
+    Set,
+)
+
+KIND = "redact"
+"""Of the versions that take something out."""
+
+_PAGE = 500
+_BESIDE = (CHECKPOINTS, CONFLICTS, SUBSCRIPTIONS)
+_changes = msgspec.json.Decoder(list[Change]).decode
+
+
+class Redaction(msgspec.Struct, frozen=True):
+    """What a redaction did. versions: which were rewritten, by stream.  snapshots: checkpoints whose state was replaced.
+
+    said: versions that have the text in their message or author, as `id@version`: the chain covers those, they stay.
+    """
+
+    versions: dict[str, list[int]]
+    snapshots: list[str] = []
+    said: list[str] = []
+
+
+async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, what: str) -> Redaction:
+    """Take something out of a workflow, of its forks, and of all that is kept beside them.
+
+    write: who and why.  what: how it is written down; not the text itself.
+    Raises Invalid where it came with what the workflow was forked from, or is in a key; StorageError.
+    Cost: reads every version of these workflows, holds what is rewritten in memory, and what `scrub` costs.
+    """
+    async with engine.key_lock("redact"):
+        source = await origin(engine, workflow_id)
+        if source is not None:
+            before = await engine.state_at(WORKFLOWS + source.workflow_id, source.version)
+            if rule.value((), before) is not before:
+                raise Invalid(f"{workflow_id} was forked from {source}, which has it already: redact it there")
+        family = await _family(engine, workflow_id)
+        for name in family:
+            await _present(engine, name, rule, write)
+        work = _Work(engine, rule)
+        for name in family:
+            await work.log(name)
+            await work.merges(name)
+            await work.beside(name)
+        await work.done(workflow_id, write, what)
+        snapshots = await _snapshots(engine, family, rule, write)
+        await engine.backend.scrub()
+    return Redaction(work.versions, snapshots, work.said)
+
+
+async def forget(engine: Engine, workflow_id: str, path: ByPath, write: Write, *, what: str) -> Redaction:
+    """Take out what a path held before it was last replaced whole; the present value stays.
+
+    So does what forks began from, and what merges took over. Raises StorageError. Cost: as `redact`.
+    """
+    async with engine.key_lock("redact"):
+        work = _Work(engine, path)
+        upto = await _replaced(engine, workflow_id, path.path)
+        if upto > 0:
+            await work.log(workflow_id, upto=upto)
+            await work.done(workflow_id, write, what)
+        await engine.backend.scrub()
+    return Redaction(work.versions)
+
+
+async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -> None:
+    """Take it out of the newest version."""
+    stream = WORKFLOWS + workflow_id
+    head = (await engine.current(stream)).head
+    if head.version and head.kind != DELETED:
+        await engine.write(
+            Write(
+                stream,
+                lambda state: diff(state, rule.value((), state)),
+                author=write.author,
+                message=write.message,
+                kind=KIND,
+            )
+        )
+
+
+async def _family(engine: Engine, workflow_id: str) -> list[str]:
+    """Return a workflow and all that was forked from it. Cost: the first record of every workflow."""
+    children: dict[str, list[str]] = {}
+    after = ""
+    while names := await engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
+        for name in names:
+            forked = name.removeprefix(WORKFLOWS)
+            source = await origin(engine, forked)
+            if source is not None:
+                children.setdefault(source.workflow_id, []).append(forked)
+        after = names[-1]
+    found = [workflow_id]
+    for name in found:
+        found += children.get(name, [])
+    return found
+
+
+async def _replaced(engine: Engine, workflow_id: str, path: tuple[Any, ...]) -> int:
+    """Return the newest version before a whole replacement of a path, that no fork begins from and no merge knows."""
+    bound = (await engine.current(WORKFLOWS + workflow_id)).head.version
+    for name in await _family(engine, workflow_id):
+        source = await origin(engine, name)
+        if source is not None and source.workflow_id == workflow_id:
+            bound = min(bound, source.version)
+        for number, entry in (await engine.current(MERGES + name)).state.items():
+            known = entry["knows"].get(workflow_id, bound)
+            bound = min(bound, known, int(number) - 1 if name == workflow_id else known)
+    last = 0
+    async for entry in _records(engine, WORKFLOWS + workflow_id, 0, bound):
+        if any(isinstance(c, Set | Delete) and path[: len(c.path)] == c.path for c in record.decode(entry)):
+            last = entry.version
+    return max(last - 1, 0)
+
+
+async def _records(engine: Engine, stream: str, after: int, upto: int | None = None) -> AsyncGenerator[Record]:
+    while page := await engine.backend.read(stream, after=after, upto=upto, limit=_PAGE):
+        for entry in page:
+            yield entry
+        after = page[-1].version
+
+
+class _Work:
+    """What is rewritten: gathered first, then written down, then done at once."""
+
+    def __init__(self, engine: Engine, rule: Rule) -> None:
+        self._engine = engine
+        self._rule = rule
+        self._records: list[Record] = []
+        self._bases: list[tuple[Record, dict[str, Any]]] = []
+        """Where the log of a workflow begins with a keyframe: its first record, and what is left of the state before."""
+        self.said: list[str] = []
+
+    @property
+    def versions(self) -> dict[str, list[int]]:
+        """Which versions are rewritten, by stream."""
+        found: dict[str, list[int]] = {}
+        for entry in self._records:
+            found.setdefault(entry.stream, []).append(entry.version)
+        return found
+
+    async def log(self, workflow_id: str, *, upto: int | None = None) -> None:
+        """Gather from a workflow's own log."""
+        stream = WORKFLOWS + workflow_id
+        working: Working | None = None
+        async for entry in _records(self._engine, stream, 0, upto):
+            if working is None:
+                working = Working(await self._before(entry))
+            changes = record.decode(entry)
+            if isinstance(self._rule, ByText) and self._rule.within(entry.message, entry.author):
+                self.said.append(f"{workflow_id}@{entry.version}")
+            forks = [c for c in changes if isinstance(c, Fork)]
+            for fork in forks:
+                working = Working(await self._engine.state_at(WORKFLOWS + fork.workflow_id, fork.version))
+            own = cast("list[Change]", changes[len(forks) :])
+            before = working.state
+            left = follow(self._rule, own, working)
+            if entry.kind == KIND and same(self._rule.value((), before), self._rule.value((), working.state)):
+                left = []  # it took out what is out now: whoever merges has not changed anything
+            self._gather(entry, changes, [*forks, *left])
+
+    async def merges(self, workflow_id: str) -> None:
+        """Gather from what is kept of merges: changes that lead from the other side's state to the result."""
+        async for entry in _records(self._engine, MERGES + workflow_id, 0):
+            changes = record.decode(entry)
+            left: list[Change | Fork] = []
+            for change in changes:
+                assert isinstance(change, Set)
+                at = Point(change.value["workflow"], change.value["version"])
+                back = _changes(msgspec.json.encode(change.value["back"]))
+                try:
+                    state = await self._engine.state_at(WORKFLOWS + at.workflow_id, at.version)
+                    back = follow(self._rule, back, Working(state))
+                except NotFound:
+                    back = [self._rule.change(c) for c in back]
+                left.append(Set(change.path, {**change.value, "back": msgspec.to_builtins(back)}))
+            self._gather(entry, changes, left)
+
+    async def beside(self, workflow_id: str) -> None:
+        """Gather from every other stream of a workflow: a text wherever it is, a path in what conflicts tell of it."""
+        for kind in _BESIDE:
+            working = Working({})
+            async for entry in _records(self._engine, kind + workflow_id, 0):
+                changes = cast("list[Change]", record.decode(entry))
+                if isinstance(self._rule, ByText):
+                    self._gather(entry, changes, follow(self._rule, changes, working))
+                elif kind == CONFLICTS:
+                    self._gather(entry, changes, [self._conflict(c) for c in changes])
+
+    async def done(self, workflow_id: str, write: Write, what: str) -> None:
+        """Write down what will be rewritten, then rewrite it, and forget what was derived from what it was."""
+        if not self._records:
+            return
+        at: dict[str, dict[str, str]] = {}
+        for entry in self._records:
+            at.setdefault(entry.stream, {})[str(entry.version)] = blake3(entry.body).hexdigest()
+        note = {"what": what, "at": at}
+        await self._engine.write(
+            Write(
+                REDACTIONS + workflow_id,
+                lambda notes: [Set((str(len(notes) + 1),), note)],
+                author=write.author,
+                message=write.message,
+                kind=KIND,
+                exists=None,
+            )
+        )
+        hit("redact:noted")
+        backend = self._engine.backend
+        await backend.rewrite(self._records)
+        hit("redact:rewritten")
+        for first, state in self._bases:
+            old = await backend.keyframe(first.stream, first.version - 1)
+            if old is not None:
+                await backend.put_keyframe(keyframes.make(Head(old.stream, old.version, old.chain), state))
+        bases = {first.stream: first.version - 1 for first, _ in self._bases}
+        for stream, versions in self.versions.items():
+            kept = await backend.keyframes(stream)
+            gone = [v for v in kept if v >= versions[0] and v != bases.get(stream)]
+            await backend.drop_keyframes(stream, gone)
+            self._engine.outdate(stream)
+
+    def _gather(self, entry: Record, changes: list[Any], left: list[Any]) -> None:
+        if record.encode(changes) != record.encode(left):
+            body = record.redacted(entry.body, left)
+            self._records.append(msgspec.structs.replace(entry, body=body))
+
+    def _conflict(self, change: Change) -> Change:
+        """Return what is left of an entry of a stream of conflicts."""
+        if not isinstance(change, Set) or type(change.value) is not dict or "path" not in change.value:
+            return change
+        kept = cast("dict[str, Any]", change.value)
+        path = parse(kept["path"])
+        sides = {
+            s: {**kept[s], "value": self._rule.value(path, kept[s]["value"])}
+            for s in ("base", "ours", "theirs")
+            if "value" in kept.get(s, {})
+        }
+        if kept.get("change"):
+            (made,) = _changes(msgspec.json.encode([kept["change"]]))
+            sides["change"] = msgspec.to_builtins(self._rule.change(made))
+        return Set(change.path, {**kept, **sides})
+
+    async def _before(self, first: Record) -> dict[str, Any]:
+        """Return the state before the first record that is there; that of a keyframe where older ones were trimmed."""
+        if first.version == 1:
+            return {}
+        state = await self._engine.state_at(first.stream, first.version - 1)
+        left = cast("dict[str, Any]", self._rule.value((), state))
+        if not same(state, left):
+            self._bases.append((first, left))
+        return state
+
+
+async def _snapshots(engine: Engine, family: list[str], rule: Rule, write: Write) -> list[str]:
+    """Replace the states that checkpoints keep whole; return those that had it, as `id@name`."""
+    old: set[str] = set()
+    done: list[str] = []
+    for workflow_id in family:
+        changes: list[Change] = []
+        for name, label in (await engine.current(CHECKPOINTS + workflow_id)).state.items():
+            whole = await engine.backend.blob(label["blob"]) if "blob" in label else None
+            state = None if whole is None else msgspec.json.decode(whole)
+            left = rule.value((), state)
+            if left is state:
+                continue
+            kept = record.canonical(left)
+            blob = blake3(kept).hexdigest()
+            await engine.backend.put_blob(blob, kept)
+            changes += [Set((name, "blob"), blob), Set((name, "size_bytes"), len(kept))]
+            old.add(label["blob"])
+            done.append(f"{workflow_id}@{name}")
+        if changes:
+            stream = CHECKPOINTS + workflow_id
+            await engine.write(
+                Write(stream, changes, author=write.author, message=write.message, kind=KIND, exists=None)
+            )
+    if old:  # blobs are named by their content: others may keep the same state
+        for stream in await engine.backend.streams(CHECKPOINTS):
+            old -= {label.get("blob") for label in (await engine.current(stream)).state.values()}
+    for blob in old:
+        await engine.backend.drop_blob(blob)
+    return done

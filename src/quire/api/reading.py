@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar, overload
+from datetime import datetime
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 
 from quire.api import revisions, views
 from quire.api.checkpoints import Checkpoints
 from quire.api.revisions import Revision
-from quire.api.views import BlameLine, Event, Order
+from quire.api.views import BlameLine, Diff, Event, Order
 from quire.core import history, record
 from quire.core.diff import diff
 from quire.core.fold import copied
@@ -22,8 +24,11 @@ from quire.core.schema import typed
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.write import Base
-from quire.errors import ChangeError, WorkflowNotFound
+from quire.errors import ChangeError, Invalid, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Path, Record, Version
+
+if TYPE_CHECKING:
+    from quire.api.workflow import Workflow
 
 T = TypeVar("T")
 
@@ -86,31 +91,87 @@ class Reader:
         author: str | None = None,
         path: Pointer | None = None,
         kind: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
         order: Order = "newest",
     ) -> list[Version]:
         """Return versions, newest first unless order="oldest".
 
         limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
-        versions that changed something at or below it. Cost: reads the records passed over, never the state.
+        versions that changed something at or below it.  since, until: only versions made from one moment on, or before
+        another; without a zone it is UTC, as in "2026-01-31". Cost: reads the records passed over, never the state.
         """
         actor = self._existing(await self._engine.current(self.stream))
         top = actor.head.version if before is None else await self._number(before) - 1
         tokens = None if path is None else tokens_of(actor.state, path)
+        from_ms, to_ms = revisions.millis(since), revisions.millis(until)
 
         def matches(found: Record) -> bool:
             return (
                 (author is None or found.author == author)
                 and (kind is None or found.kind == kind)
+                and (from_ms is None or found.time >= from_ms)
+                and (to_ms is None or found.time < to_ms)
                 and (tokens is None or any(_touches(c, tokens) for c in record.decode(found)))
             )
 
         return await views.scan(self._engine, self.stream, top, order, matches, limit)
 
-    async def diff(self, old: Revision, new: Revision = None) -> list[Change]:
-        """Return changes that turn the state at `old` into the state at `new` (None: the head)."""
-        before, after = await self._at(old), await self._at(new)
-        changes = record.encode(diff(before, after))
-        return msgspec.json.decode(changes, type=list[Change])  # fresh values: these are the caller's to keep
+    async def diff(self, old: Revision = None, new: Revision = None, *, of: Workflow | str | None = None) -> Diff:
+        """Return the changes that turn the state at `old` into the state at `new` (None: the head), with a summary.
+
+        of: the workflow that `new` is a version of, where it is another.
+        """
+        other = self if of is None else Reader(self._engine, of if isinstance(of, str) else of.id)
+        before, after = await self._at(old), await other._at(new)
+        changes = record.encode(diff(before, after))  # fresh values: these are the caller's to keep
+        return Diff(before, msgspec.json.decode(changes, type=list[Change]))
+
+    async def replay(
+        self,
+        callback: Callable[[Version, dict[str, Any]], Any],
+        *,
+        first: Revision = 1,
+        last: Revision = None,
+    ) -> int:
+        """Call a function with every version from `first` to `last` (None: the head) and the state it left behind.
+
+        callback: plain or async; what it raises ends the replay. The state is its own to keep.
+        Returns how many versions there were. Cost: folds the range once, and copies a state for each version.
+        """
+        start, end = await self._number(first), await self._number(last)
+        count = 0
+        async for version, state in views.states(self._engine, self.stream, start, end):
+            found = callback(version, copied(state))
+            if isawaitable(found):
+                await found
+            count += 1
+        return count
+
+    async def bisect(
+        self, predicate: Callable[[dict[str, Any]], Any], *, good: Revision = 1, bad: Revision = None
+    ) -> Version:
+        """Return the first version whose state a predicate holds for, such as the one that broke something.
+
+        predicate: plain or async, of a state, its own to keep; it must not hold for `good`, and for all from some version
+        on up to `bad` (None: the head).
+        Raises Invalid where it holds for `good`, or not for `bad`. Cost: reads O(log of the range) states.
+        """
+
+        async def holds(number: int) -> bool:
+            found = predicate(copied(await self._engine.state_at(self.stream, number)))
+            return bool(await found if isawaitable(found) else found)
+
+        low, high = await self._number(good), await self._number(bad)
+        if low >= high or await holds(low) or not await holds(high):
+            raise Invalid(
+                f"{self.id}: the predicate must not hold for version {low} and must hold for {high}, a later one; "
+                "choose other ends, or turn it around"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if await holds(middle) else (middle, high)
+        return await self.version(high)
 
     async def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
         """Say for every value at or below a path who set it last, when and why, in document order.

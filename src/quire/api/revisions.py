@@ -63,6 +63,15 @@ def moment(text: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
+def millis(at: datetime | str | None) -> int | None:
+    """Return a moment in UTC milliseconds. Raises Invalid."""
+    if at is None:
+        return None
+    if not isinstance(at, datetime):
+        at = moment(at)
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
 def _known(workflow_id: str, number: int, newest: int) -> int:
     if not 1 <= number <= newest:
         raise VersionNotFound(workflow_id, number, newest=newest)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -23,7 +25,7 @@ from quire.api.migrating import Migrated
 from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
-from quire.api.views import BlameLine, Event, Order
+from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
 from quire.core.resolve import Policy
@@ -33,7 +35,7 @@ from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed
-from quire.model import Change, Checkpoint, Conflict, Version
+from quire.model import Checkpoint, Conflict, Version
 from quire.storage.base import Capabilities
 
 T = TypeVar("T")
@@ -262,6 +264,9 @@ class Workflow:
     def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         return self._loop.run(self._workflow.restore(version, **how))
 
+    def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.revert(version, **how))
+
     def fork(self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None) -> Workflow:
         return Workflow(self._loop, self._loop.run(self._workflow.fork(new_id, at=at, author=author, message=message)))
 
@@ -313,13 +318,31 @@ class Workflow:
         author: str | None = None,
         path: Pointer | None = None,
         kind: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
         order: Order = "newest",
     ) -> list[Version]:
-        found = self._workflow.history(limit, before=before, author=author, path=path, kind=kind, order=order)
+        found = self._workflow.history(
+            limit, before=before, author=author, path=path, kind=kind, since=since, until=until, order=order
+        )
         return self._loop.run(found)
 
-    def diff(self, old: Revision, new: Revision = None) -> list[Change]:
-        return self._loop.run(self._workflow.diff(old, new))
+    def diff(self, old: Revision = None, new: Revision = None, *, of: Workflow | str | None = None) -> Diff:
+        return self._loop.run(self._workflow.diff(old, new, of=of._workflow if isinstance(of, Workflow) else of))
+
+    def replay(
+        self,
+        callback: Callable[[Version, dict[str, Any]], Any],
+        *,
+        first: Revision = 1,
+        last: Revision = None,
+    ) -> int:
+        return self._loop.run(self._workflow.replay(partial(asyncio.to_thread, callback), first=first, last=last))
+
+    def bisect(
+        self, predicate: Callable[[dict[str, Any]], Any], *, good: Revision = 1, bad: Revision = None
+    ) -> Version:
+        return self._loop.run(self._workflow.bisect(partial(asyncio.to_thread, predicate), good=good, bad=bad))
 
     def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
         return self._loop.run(self._workflow.blame(path, version=version))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import msgspec
 
 from quire.core import history, record
+from quire.core.changes import Working
 from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.core.path import get as get_path
 from quire.core.path import parse
 from quire.engine.engine import Engine
+from quire.engine.lineage import merges, named, point_of, sources
 from quire.engine.watch import Cursor, store_records, stream_records
 from quire.errors import Invalid
 from quire.model import (
@@ -26,6 +29,7 @@ from quire.model import (
     Increment,
     Insert,
     Path,
+    Point,
     Record,
     Remove,
     Set,
@@ -35,6 +39,7 @@ from quire.model import (
 
 Order = Literal["newest", "oldest"]
 _PAGE = 500
+_NOTHING: Any = object()
 
 CHANGE_TYPES: Mapping[str, type[Any]] = {
     "set": Set,
@@ -63,6 +68,43 @@ class Event(msgspec.Struct, frozen=True):
     def position(self) -> int:
         """Its place in the store's order: watch a store again from here."""
         return self.version.position
+
+
+class Diff(list[Change]):
+    """The changes from one state to another, and what they amount to. Places are JSON Pointers, as in the new state."""
+
+    def __init__(self, before: dict[str, Any], changes: Sequence[Change]) -> None:
+        super().__init__(changes)
+        self.added: list[str] = []
+        self.modified: list[str] = []
+        self.removed: list[str] = []
+        """Places of the old state."""
+        for change in changes:
+            self._sort(before, change)
+
+    @property
+    def summary(self) -> str:
+        """One line for people, such as "2 added, 1 modified"."""
+        counts = (("added", self.added), ("modified", self.modified), ("removed", self.removed))
+        return ", ".join(f"{len(places)} {what}" for what, places in counts if places) or "no difference"
+
+    def _sort(self, before: dict[str, Any], change: Change) -> None:
+        at = change.path
+        match change:
+            case Set():
+                there = get_path(before, at, _NOTHING) is not _NOTHING
+                (self.modified if there else self.added).append(pointer(at))
+            case Append(_, values):
+                start = len(get_path(before, at, ()))
+                self.added += [pointer((*at, start + i)) for i in range(len(values))]
+            case Insert(_, index, values):
+                self.added += [pointer((*at, index + i)) for i in range(len(values))]
+            case Delete():
+                self.removed.append(pointer(at))
+            case Remove(_, index, count):
+                self.removed += [pointer((*at, index + i)) for i in range(count)]
+            case Splice() | Increment():
+                self.modified.append(pointer(at))
 
 
 class BlameLine(msgspec.Struct, frozen=True):
@@ -171,6 +213,20 @@ async def scan(
     return found
 
 
+async def states(engine: Engine, stream: str, first: int, last: int) -> AsyncGenerator[tuple[Version, dict[str, Any]]]:
+    """Yield each version of a range with the state it left behind, which is not to be altered."""
+    working = Working(await engine.state_at(stream, first - 1) if first > 1 else {})
+    for low in range(first - 1, last, _PAGE):
+        for entry in await engine.backend.read(stream, after=low, upto=min(low + _PAGE, last)):
+            for change in record.decode(entry):
+                if isinstance(change, Fork):
+                    working = Working(await engine.state_at(WORKFLOWS + change.workflow_id, change.version))
+                else:
+                    working.apply(change)
+            yield Version(entry), working.state
+            working = Working(working.state)  # what was yielded stays as it is
+
+
 async def log(engine: Engine, stream: str, upto: int) -> list[Record]:
     """Return the records of a stream up to a version, those of the logs it was forked from first."""
     records = await engine.backend.read(stream, upto=upto)
@@ -181,13 +237,42 @@ async def log(engine: Engine, stream: str, upto: int) -> list[Record]:
     return records
 
 
+def _mentions(path: Path) -> Callable[[bytes], bool]:
+    """Return a quick look at a body, whether it may concern a path: it names the first key, or replaces the whole."""
+    if not path:
+        return lambda _: True
+    key = msgspec.json.encode(path[0])
+    return lambda body: key in body or b'"set",[],' in body
+
+
+async def _by_source(engine: Engine, entry: Record) -> list[tuple[Record, list[Change]]]:
+    """Return the changes of a record, those of a merge each with the record it was merged from."""
+    changes = [c for c in record.decode(entry) if not isinstance(c, Fork)]
+    if entry.kind != "merge":
+        return [(entry, changes)]
+    at = Point(entry.stream.removeprefix(WORKFLOWS), entry.version)
+    origins = [o for _, o in named(at.workflow_id, entry, (await merges(engine, at)).get(entry.version))]
+    known = await sources(engine, [o for o in origins if o is not None])
+    firsts = [entry if o is None else known.get(point_of(o), entry) for o in origins]
+    return [(by, [change]) for by, change in zip(firsts, changes, strict=True)]
+
+
 async def blame(engine: Engine, stream: str, version: int, state: dict[str, Any], path: Path) -> list[BlameLine]:
-    """Say who set each value at or below a path last."""
+    """Say who set each value at or below a path last; of what was merged, who did that where it came from."""
     records = await log(engine, stream, version)
-    changes = ((i, [c for c in record.decode(r) if not isinstance(c, Fork)]) for i, r in enumerate(records))
+    kinds = engine.schemas.kinds(state)
+    wanted = _mentions(path)
+    by_entry: list[Record] = []
+    made: list[tuple[int, list[Change]]] = []
+    for entry in records:
+        if not wanted(entry.body) and not (kinds and kinds.keyed()) and by_entry:
+            continue
+        for by, changes in await _by_source(engine, entry):
+            made.append((len(by_entry), changes))
+            by_entry.append(by)
     lines: list[BlameLine] = []
-    for line in history.blame(changes, path):
-        by = Version(records[max(0, line.entry)])  # what nobody set was there from the first version on
+    for line in await asyncio.to_thread(history.blame, made, path, kinds=kinds):
+        by = Version(by_entry[max(0, line.entry)])  # what nobody set was there from the first version on
         value = copied(get_path(state, line.path))
         lines.append(BlameLine(pointer(line.path), value, by.workflow_id, by.number, by.author, by.time, by.message))
     return lines

@@ -15,6 +15,7 @@ from quire.api.merging import MergeResult, merge
 from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
 from quire.api.writes import Changes, Writing
+from quire.core.changes import invert
 from quire.core.diff import diff
 from quire.core.names import check_id
 from quire.core.path import parse, resolve
@@ -22,6 +23,7 @@ from quire.core.redact import ByPath, ByText
 from quire.core.resolve import Policy
 from quire.core.schema import KEY
 from quire.core.values import clean
+from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
@@ -197,6 +199,22 @@ class Workflow(Reader):
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
         return await self._write(lambda state: diff(state, old), ["restore", number], how)
+
+    async def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
+        """Undo what one version did, as a new version; what came after it stays.
+
+        Where later versions changed the same places it raises MergeConflict, unless `on_conflict` says what to do.
+        Raises Invalid for a version that began or ended the workflow.
+        """
+        found = await self.version(version)
+        number = found.number
+        if number == 1 or found.kind == DELETED:
+            raise Invalid(f"{self.id}@{number} began or ended the workflow; use `delete`, or restore another version")
+        before = await self._engine.state_at(self.stream, number - 1)
+        after = await self._engine.state_at(self.stream, number)
+        changes = invert(before, [c for c in found.changes if not isinstance(c, Fork)])
+        options: Writing = {"message": f"reverted version {number}", "kind": "revert", "on_conflict": "reject", **how}
+        return await self._write(changes, ["revert", number], options, base=Base(number, after))
 
     async def fork(
         self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None

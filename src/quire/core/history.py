@@ -7,7 +7,11 @@ from typing import Any, cast
 
 import msgspec
 
+from quire.core.changes import Working
+from quire.core.kinds import Kinds, fits
 from quire.core.path import format as pointer
+from quire.core.path import get
+from quire.core.values import same
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 BASE = -1
@@ -37,14 +41,31 @@ class _Mark:
         elif type(value) is list:
             self.inside = _marks(entry, cast("list[Any]", value))
 
+    def copy(self) -> _Mark:
+        """Return the same that can be altered by itself."""
+        made = _Mark(self.entry, None)
+        if isinstance(self.inside, dict):
+            made.inside = {k: m.copy() for k, m in self.inside.items()}
+        elif self.inside is not None:
+            made.inside = [m.copy() for m in self.inside]
+        return made
+
+
+def _marks(entry: int, items: list[Any]) -> list[_Mark]:
+    return [_Mark(entry, v) for v in items]
+
 
 def blame(
-    history: Iterable[tuple[int, Sequence[Change]]], path: Path = (), *, base: dict[str, Any] | None = None
+    history: Iterable[tuple[int, Sequence[Change]]],
+    path: Path = (),
+    *,
+    base: dict[str, Any] | None = None,
+    kinds: Kinds | None = None,
 ) -> list[Blamed]:
     """Return for every leaf and empty container at or below a path which entry set it last.
 
     history: (number, changes), oldest first; all changes fit.  base: the state before the first, blamed on
-    BASE; None for an empty one.
+    BASE; None for an empty one.  kinds: items of keyed lists keep their blame wherever they are moved.
     Returns them in document order; none for a path where nothing is. Items of lists keep their blame when
     others are inserted or removed before them. An edited text or a count is blamed on its last edit.
     Cost: O(all changes to the path's first key), once.
@@ -53,20 +74,20 @@ def blame(
     [Blamed(path=('a',), entry=2), Blamed(path=('b',), entry=1)]
     """
     root = _Mark(BASE, {} if base is None else base)
+    moves = _Moves(kinds, base or {}) if kinds is not None and kinds.keyed() else None
     for entry, changes in history:
-        for change in changes:
-            if not path or change.path[:1] in ((), path[:1]):
-                root = _marked(root, change, entry)
+        here = [c for c in changes if not path or c.path[:1] in ((), path[:1])]
+        known = moves.seen(root, here) if moves is not None else []
+        for change in here:
+            root = _marked(root, change, entry)
+        if moves is not None:
+            moves.carry(root, here, known, entry)
     node: _Mark | None = root
     for token in path:
         node = _below(node, token)
         if node is None:
             return []
     return list(_leaves(node, path))
-
-
-def _marks(entry: int, items: list[Any]) -> list[_Mark]:
-    return [_Mark(entry, v) for v in items]
 
 
 def _below(mark: _Mark, token: str | int) -> _Mark | None:
@@ -103,6 +124,74 @@ def _marked(root: _Mark, change: Change, entry: int) -> _Mark:
         case _:
             pass
     return root
+
+
+class _Moves:
+    """Follows the items of keyed lists: a change by position may be a move of many items."""
+
+    def __init__(self, kinds: Kinds, state: dict[str, Any]) -> None:
+        self._keyed = kinds.keyed()
+        self._working = Working(state)
+
+    def seen(self, root: _Mark, changes: Sequence[Change]) -> list[tuple[Path, str, dict[Any, tuple[_Mark, Any]]]]:
+        """Return the lists that changes may reorder, with the marks and values of their items by key."""
+        found: list[tuple[Path, str, dict[Any, tuple[_Mark, Any]]]] = []
+        for pattern, field in self._keyed.items():
+            depth = len(pattern)
+            places = {c.path[:depth] for c in changes if len(c.path) <= depth + 1 or c.path[depth + 1 :] == (field,)}
+            for place in places:
+                mark = self._at(root, place) if fits(pattern, place) else None
+                items = get(self._working.state, place, ())
+                if mark is not None and isinstance(mark.inside, list) and type(items) is list:
+                    pairs = zip(mark.inside, cast("list[Any]", items), strict=True)
+                    found.append((place, field, {_key(v, field): (m.copy(), v) for m, v in pairs}))
+        if found:
+            self._working = Working(self._working.state)  # the values found stay as they are
+        return found
+
+    def carry(
+        self,
+        root: _Mark,
+        changes: Sequence[Change],
+        known: Sequence[tuple[Path, str, dict[Any, tuple[_Mark, Any]]]],
+        entry: int,
+    ) -> None:
+        """Take changes in, and give items that are still there the marks they had."""
+        for change in changes:
+            self._working.apply(change)
+        for place, field, before in known:
+            mark = self._at(root, place)
+            items = get(self._working.state, place, ())
+            if mark is None or not isinstance(mark.inside, list) or type(items) is not list:
+                continue
+            for index, value in enumerate(cast("list[Any]", items)):
+                old = before.get(_key(value, field))
+                if old is not None:
+                    mark.inside[index] = _carried(*old, value, entry)
+
+    def _at(self, root: _Mark, place: Path) -> _Mark | None:
+        node: _Mark | None = root
+        for token in place:
+            node = None if node is None else _below(node, token)
+        return node
+
+
+def _key(value: Any, field: str) -> Any:
+    """Return what an item is known by; an object that equals nothing else where it has no such field."""
+    key = cast("dict[str, Any]", value).get(field) if type(value) is dict else None
+    return (type(key), key) if type(key) in (str, int, float, bool) else object()
+
+
+def _carried(mark: _Mark, old: Any, new: Any, entry: int) -> _Mark:
+    """Return the marks of an item after a change: those it had, where nothing changed."""
+    if same(old, new):
+        return mark
+    made = _Mark(entry, new)
+    if isinstance(made.inside, dict) and isinstance(mark.inside, dict):
+        for key, value in cast("dict[str, Any]", new).items():
+            if key in mark.inside and key in old:
+                made.inside[key] = _carried(mark.inside[key], old[key], value, entry)
+    return made
 
 
 def _leaves(node: _Mark, path: Path) -> Iterator[Blamed]:

@@ -50,11 +50,11 @@ class Kinds:
 
     def at(self, path: Path) -> str | None:
         """Return the kind declared for a path."""
-        return next((kind for pattern, kind in self._patterns.items() if _fits(pattern, path)), None)
+        return next((kind for pattern, kind in self._patterns.items() if fits(pattern, path)), None)
 
     def below(self, path: Path) -> bool:
         """Tell whether anything is declared at or below a path."""
-        return any(len(p) >= len(path) and _fits(p[: len(path)], path) for p in self._patterns)
+        return any(len(p) >= len(path) and fits(p[: len(path)], path) for p in self._patterns)
 
     def touched(self, changes: Sequence[Change]) -> set[Path]:
         """Return the patterns of what changes may concern: declared at, above or below one of their paths."""
@@ -62,8 +62,12 @@ class Kinds:
         return {
             pattern
             for pattern in self._patterns
-            if any(_fits(pattern[: len(path)], path[: len(pattern)]) for path in paths)
+            if any(fits(pattern[: len(path)], path[: len(pattern)]) for path in paths)
         }
+
+    def keyed(self) -> dict[Path, str]:
+        """Return the lists whose items are known by a field, and that field; those inside of lists are left out."""
+        return {p: field_of(k) for p, k in self._patterns.items() if k.startswith("keyed")}
 
     def without(self, pattern: Path) -> Kinds:
         """Return the same with one declaration less."""
@@ -73,10 +77,10 @@ class Kinds:
 
     def pattern(self, path: Path) -> Path:
         """Return the pattern that declares a path."""
-        return next(p for p in self._patterns if _fits(p, path))
+        return next(p for p in self._patterns if fits(p, path))
 
 
-def _fits(pattern: Path, path: Path) -> bool:
+def fits(pattern: Path, path: Path) -> bool:
     """Tell whether a path is meant. The items of lists that are not declared have no names, only numbers: none is."""
     return len(pattern) == len(path) and all(
         p == t or (p == _ANY and type(t) is str) for p, t in zip(pattern, path, strict=True)

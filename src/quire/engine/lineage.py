@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -138,31 +139,42 @@ async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list
         [
             (change, entry, origin)
             for entry in records
-            for change, origin in _named(workflow_id, entry, entries.get(entry.version))
+            for change, origin in named(workflow_id, entry, entries.get(entry.version))
         ],
     )
 
 
 async def _dated(engine: Engine, made: list[tuple[Change, Record, str | None]]) -> list[Made]:
     """Add when each change was first written: one read for each workflow that any was merged from."""
+    known = await sources(
+        engine,
+        [o for _, by, o in made if o is not None and point_of(o) != (by.stream.removeprefix(WORKFLOWS), by.version)],
+    )
+    firsts = [by if o is None else known.get(point_of(o), by) for _, by, o in made]
+    return [Made(c, by, o, first.position) for (c, by, o), first in zip(made, firsts, strict=True)]
+
+
+async def sources(engine: Engine, origins: Sequence[str]) -> dict[Point, Record]:
+    """Return the records that changes are from, as far as they are kept. Cost: a read for each workflow."""
     wanted: dict[str, set[int]] = {}
-    for _, by, origin in made:
-        if origin is not None and (at := _origin(origin)) != (by.stream.removeprefix(WORKFLOWS), by.version):
-            wanted.setdefault(at.workflow_id, set()).add(at.version)
-    known: dict[Point, int] = {}
+    for at in map(point_of, origins):
+        wanted.setdefault(at.workflow_id, set()).add(at.version)
+    found: dict[Point, Record] = {}
     for workflow_id, versions in wanted.items():
         stream = WORKFLOWS + workflow_id
         for entry in await engine.backend.read(stream, after=min(versions) - 1, upto=max(versions)):
-            known[Point(workflow_id, entry.version)] = entry.position
-    return [Made(c, by, o, known.get(_origin(o), by.position) if o else by.position) for c, by, o in made]
+            if entry.version in versions:
+                found[Point(workflow_id, entry.version)] = entry
+    return found
 
 
-def _origin(origin: str) -> Point:
+def point_of(origin: str) -> Point:
+    """Return the version that a change is from."""
     workflow_id, _, place = origin.rpartition("@")
     return Point(workflow_id, int(place.partition(".")[0]))
 
 
-def _named(workflow_id: str, entry: Record, merge: Entry | None) -> list[tuple[Change, str | None]]:
+def named(workflow_id: str, entry: Record, merge: Entry | None) -> list[tuple[Change, str | None]]:
     """Return the changes of a record with their origins; those of a merge keep the ones they had."""
     changes = [c for c in record.decode(entry) if not isinstance(c, Fork)]
     if merge is not None and len(merge.taken) == len(changes):

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from quire import errors as errors
     from quire import sync as sync
     from quire.api.draft import DictDraft as DictDraft
+    from quire.api.hooks import Hook as Hook
+    from quire.api.hooks import Proposed as Proposed
     from quire.api.manager import StateManager as StateManager
+    from quire.api.reactions import Changed as Changed
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
+    from quire.api.triggers import Trigger as Trigger
+    from quire.api.triggers import TriggerState as TriggerState
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from quire.central import CentralizedStateStore as CentralizedStateStore
     from quire.config import Settings as Settings
     from quire.core.schema import Schema as Schema
+    from quire.engine.correlation import correlation as correlation
+    from quire.engine.correlation import correlation_of as correlation_of
     from quire.errors import QuireError as QuireError
     from quire.events import AsyncEventStore as AsyncEventStore
     from quire.events import AsyncStateView as AsyncStateView
@@ -49,13 +56,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "quire.api.draft": ("DictDraft",),
+    "quire.api.hooks": ("Hook", "Proposed"),
     "quire.api.manager": ("StateManager",),
+    "quire.api.reactions": ("Changed",),
     "quire.api.store": ("Store", "open"),
+    "quire.api.triggers": ("Trigger", "TriggerState"),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
     "quire.config": ("Settings",),
     "quire.core.schema": ("Schema",),
+    "quire.engine.correlation": ("correlation", "correlation_of"),
     "quire.errors": ("QuireError",),
     "quire.events": ("AsyncEventStore", "AsyncStateView", "EventSchema", "EventStore", "StateView"),
     "quire.model": (
@@ -89,6 +100,7 @@ __all__ = [
     "AsyncStateView",
     "BlameLine",
     "CentralizedStateStore",
+    "Changed",
     "Checkpoint",
     "Conflict",
     "Delete",
@@ -96,9 +108,11 @@ __all__ = [
     "Event",
     "EventSchema",
     "EventStore",
+    "Hook",
     "Increment",
     "Insert",
     "Policy",
+    "Proposed",
     "QuireError",
     "Remove",
     "Schema",
@@ -112,9 +126,13 @@ __all__ = [
     "StateScope",
     "StateView",
     "Store",
+    "Trigger",
+    "TriggerState",
     "Version",
     "Workflow",
     "WorkflowStateManager",
+    "correlation",
+    "correlation_of",
     "errors",
     "open",
     "sync",

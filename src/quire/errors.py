@@ -32,6 +32,7 @@
      ├ StepFailed                       an agent's own code raised
      ├ MigrationFailed                  a migration's own code raised
      ├ ReducerFailed                    a reducer of events raised
+     ├ HookFailed                       a hook that guards writes raised something unexpected
      └ Closed (RuntimeError)
 
 Each carries a stable `code` that the command line and servers show, and `retryable`: whether the same call may
@@ -339,6 +340,16 @@ class ReducerFailed(QuireError):
         )
         self.event_type = event_type
         self.version = version
+
+
+class HookFailed(QuireError):
+    """A hook declared a guard failed, so the write it was asked about was refused. `hook` names it; see the cause."""
+
+    code = "hook_failed"
+
+    def __init__(self, message: str, *, hook: str) -> None:
+        super().__init__(message)
+        self.hook = hook
 
 
 class Closed(QuireError, RuntimeError):

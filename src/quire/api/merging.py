@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from quire.core import record
+from quire.core.changes import Working
+from quire.core.diff import diff
 from quire.core.history import summary
 from quire.core.resolve import Policy
-from quire.core.threeway import Branch, Merged, three_way
+from quire.core.threeway import Branch, Lead, Merged, three_way
 from quire.engine import lineage
 from quire.engine.conflicts import CONFLICTS, settled, stored
 from quire.engine.engine import Engine
@@ -91,12 +94,15 @@ async def merge(engine: Engine, write: Write, theirs: Point, *, dry_run: bool) -
         result, merged = await _decided(engine, write, Point(ours, head), theirs)
         if dry_run or merged is None:
             return result
+        parts = await _writes(engine, write, head, theirs, merged, result.conflicts)
         try:
-            made, *_ = await engine.write_all(await _writes(engine, write, head, theirs, merged, result.conflicts))
+            made, *_ = await engine.write_all(parts)
         except HeadMoved:
             continue
         assert made is not None
-        return msgspec.structs.replace(result, version=made)
+        left = parts[0].hooked
+        changes = result.changes if left is None else cast("list[Change]", list(left))
+        return msgspec.structs.replace(result, version=made, changes=changes)
     expected = head if write.if_version is None else write.if_version
     moved = HeadMoved(ours, expected=expected, actual=(await engine.current(write.stream)).head.version)
     if write.if_version is None:
@@ -141,27 +147,51 @@ async def _writes(
     """Return what is committed together: the version, the entry of the merge, the conflicts."""
     ours = write.stream.removeprefix(WORKFLOWS)
     source = await engine.record(WORKFLOWS + theirs.workflow_id, theirs.version)
-    entry = lineage.Entry(
-        theirs.workflow_id,
-        theirs.version,
-        source.chain.hex(),
-        await knows(engine, theirs),
-        merged.back.changes,
-        taken=merged.changes.origins,
-        returned=merged.back.origins,
-    )
+    known, before = await knows(engine, theirs), await engine.state_at(write.stream, head)
     how: dict[str, Any] = {
         "author": write.author,
         "message": write.message or f"merged {theirs}",
         "kind": write.kind,
     }
-    writes = [
-        Write(write.stream, merged.changes.changes, if_version=head, allow_empty=True, **how),
-        Write(MERGES + ours, [Set((str(head + 1),), lineage.stored(entry))], exists=None, **how),
-    ]
+    version = Write(write.stream, merged.changes.changes, if_version=head, allow_empty=True, **how)
+
+    def entered(_: dict[str, Any]) -> list[Change]:
+        """It is prepared after the version, whose changes hooks may have altered by then."""
+        left = version.hooked
+        led = (
+            merged if left is None or left is version.plan else _altered(merged, before, cast("Sequence[Change]", left))
+        )
+        entry = lineage.Entry(
+            theirs.workflow_id,
+            theirs.version,
+            source.chain.hex(),
+            known,
+            led.back.changes,
+            taken=led.changes.origins,
+            returned=led.back.origins,
+        )
+        return [Set((str(head + 1),), lineage.stored(entry))]
+
+    writes = [version, Write(MERGES + ours, entered, exists=None, **how)]
     if met:
         writes.append(Write(CONFLICTS + ours, [Set((c.id,), stored(c)) for c in met], exists=None, **how))
     return writes
+
+
+def _altered(merged: Merged, start: dict[str, Any], changes: Sequence[Change]) -> Merged:
+    """Return the outcome of a merge of whose changes onto `start` hooks made others. A change left as it is keeps its origin."""
+    origins: dict[bytes, list[str | None]] = {}
+    for change, origin in zip(merged.changes.changes, merged.changes.origins, strict=True):
+        origins.setdefault(record.encode([change]), []).append(origin)
+    working, onto = Working(start), Lead([], [])
+    for change in changes:
+        if working.apply(change):
+            known = origins.get(record.encode([change]))
+            onto.changes.append(change)
+            onto.origins.append(known.pop(0) if known else None)
+    missing = diff(merged.state, working.state)
+    back = Lead([*merged.back.changes, *missing], [*merged.back.origins, *[None] * len(missing)])
+    return Merged(working.state, onto, back, merged.met)
 
 
 def _conflicts(engine: Engine, us: _Side, them: _Side, base: Point, merged: Merged, policy: Policy) -> list[Conflict]:

@@ -10,11 +10,15 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import views, writes
+from quire.api import triggers, views, writes
+from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.migrating import Migrated, migrated
+from quire.api.reactions import Changed, Lens, Listener, Reactions
 from quire.api.reading import Pointer
+from quire.api.triggers import Trigger, TriggerState
 from quire.api.views import Event
 from quire.api.workflow import Workflow
+from quire.api.writes import Changes
 from quire.config import Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
@@ -131,6 +135,8 @@ class Store:
     def __init__(self, engine: Engine, namespace: str) -> None:
         self.engine = engine
         self.namespace = namespace
+        self.reactions = Reactions(engine)
+        self._before = BeforeHooks(engine)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -215,6 +221,87 @@ class Store:
             async for event in events:
                 yield event
 
+    # hooks and triggers
+
+    def before_change(
+        self,
+        fn: Callable[[Proposed], Changes | None] | None = None,
+        *,
+        path: Pointer | None = None,
+        workflow: str | None = None,
+        guard: bool = False,
+    ) -> Hook:
+        """Ask a plain function of every write in this process before it is applied; also as a decorator.
+
+        It returns None to leave the write as it is, or the changes to make instead, in any form that `apply` takes; none
+        at all, and nothing is changed. It raises `Denied` to refuse the write: nothing of it is stored. What else goes
+        wrong in it is logged and counted, and the write goes on without it; with guard the write is refused with
+        HookFailed. path, workflow: only writes that touch this path, of this workflow.
+        It must not wait, as all writers wait for it, and may be asked again about a write that met another process's.
+        Returns the hook: `remove()` ends it. Raises Invalid, InvalidKey.
+        """
+        return self._before.add(fn, path=path, workflow=workflow, guard=guard)
+
+    def on_change(
+        self,
+        fn: Callable[[Changed], Any] | None = None,
+        *,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        workflow: str | None = None,
+    ) -> Listener:
+        """Call a function, plain or async, after every version that is committed from now on; also as a decorator.
+
+        Filters as in `watch`; with a path the event has the values there before and after. In order, one at a time, while
+        the store is open; one that raises is called again with the same event after a growing pause.
+        Returns the hook: `remove()` ends it. Raises Invalid, InvalidKey, Closed.
+        """
+        return self.reactions.listen(fn, path=path, types=types, author=author, workflow=workflow)
+
+    async def trigger(
+        self,
+        name: str,
+        fn: Callable[[Changed], Any],
+        *,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        workflow: str | None = None,
+        when: Callable[[Changed], bool] | None = None,
+        own: bool = False,
+        after: int | None = None,
+        attempts: int = 8,
+        lease_s: float = 15.0,
+    ) -> Trigger:
+        """Call a function for every matching version at least once, in order, across restarts, in one process at a time.
+
+        name: under which the store remembers how far it came.  when: a last filter, of the event.  own: also versions by
+        the trigger's own author, which is who its writes are by unless they name another.  after: the position where a
+        new trigger begins, None for now.  attempts: how often it is called with one event before it is parked there.
+        lease_s: how long after the death of the process that runs it another one takes over, at most a third more.
+        Returns it; `remove()` stops it in this process. Raises Invalid, InvalidKey, AlreadyExists if it runs here already.
+        Cost: one durable commit for each event that the function was called with.
+        """
+        lens = Lens(self.engine, path, types, author, workflow)
+        how: Any = {"when": when, "own": own, "after": after, "attempts": attempts, "lease_s": lease_s}
+        return await triggers.start(self.engine, self.reactions, name, fn, lens, **how)
+
+    async def triggers(self) -> list[TriggerState]:
+        """Return how every trigger of the store stands, in whatever process it runs, by name."""
+        return await triggers.listed(self.engine)
+
+    async def resume_trigger(self, name: str, *, skip: bool = False) -> None:
+        """Let a parked trigger go on: with the event it stands at, or with skip after it. Raises NotFound."""
+        await triggers.Desk(self.engine, name).resume(skip=skip)
+
+    async def drop_trigger(self, name: str) -> None:
+        """Remove a trigger and what it remembers, for all processes; its history stays. Raises NotFound."""
+        await triggers.Desk(self.engine, name).drop()
+        running = self.reactions.named.get(name)
+        if running is not None:
+            running.cancel()
+
     async def put_blob(self, data: bytes) -> str:
         """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state."""
         if not isinstance(data, bytes):
@@ -271,4 +358,5 @@ class Store:
 
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""
+        await self.reactions.close()
         await self.engine.close()

@@ -20,11 +20,14 @@ from quire.api import store as _store
 from quire.api import workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
+from quire.api.hooks import Hook, Proposed
 from quire.api.merging import MergeResult
 from quire.api.migrating import Migrated
+from quire.api.reactions import Changed, Listener
 from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
+from quire.api.triggers import Trigger, TriggerState
 from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
@@ -34,8 +37,8 @@ from quire.engine.clock import Clock
 from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
-from quire.errors import Closed
-from quire.model import Checkpoint, Conflict, Version
+from quire.errors import Closed, Invalid
+from quire.model import Change, Checkpoint, Conflict, Version
 from quire.storage.base import Capabilities
 
 T = TypeVar("T")
@@ -49,7 +52,19 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="quire-sync", daemon=True)
         self._thread.start()
 
+    def call(self, work: Callable[[], T]) -> T:
+        async def called() -> T:
+            return work()
+
+        return self.run(called())
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise Invalid(
+                "the store was asked to wait for itself: a hook before changes, a predicate or a merge policy must only "
+                "compute; what a hook needs to read is in what it is given"
+            )
         if self._loop.is_closed():
             work.close()
             raise Closed("the store is closed; open it again")
@@ -117,6 +132,7 @@ class Store:
         self._loop = loop
         self._store = store
         self.namespace = store.namespace
+        store.reactions.threaded = True  # what is called after changes may use this store, and wait for it
 
     def __enter__(self) -> Self:
         return self
@@ -165,6 +181,67 @@ class Store:
     ) -> Iterator[Event]:
         events = self._store.watch(after=after, path=path, types=types, author=author, cursor=cursor)
         return self._loop.iterate(events)
+
+    def before_change(
+        self,
+        fn: Callable[[Proposed], Changes | None] | None = None,
+        *,
+        path: Pointer | None = None,
+        workflow: str | None = None,
+        guard: bool = False,
+    ) -> Hook:
+        return self._store.before_change(fn, path=path, workflow=workflow, guard=guard)
+
+    def on_change(
+        self,
+        fn: Callable[[Changed], Any] | None = None,
+        *,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        workflow: str | None = None,
+    ) -> Listener:
+        listen = partial(self._store.on_change, fn, path=path, types=types, author=author, workflow=workflow)
+        return self._loop.call(listen)
+
+    def trigger(
+        self,
+        name: str,
+        fn: Callable[[Changed], Any],
+        *,
+        path: Pointer | None = None,
+        types: Collection[str] | None = None,
+        author: str | None = None,
+        workflow: str | None = None,
+        when: Callable[[Changed], bool] | None = None,
+        own: bool = False,
+        after: int | None = None,
+        attempts: int = 8,
+        lease_s: float = 15.0,
+    ) -> Trigger:
+        made = self._store.trigger(
+            name,
+            fn,
+            path=path,
+            types=types,
+            author=author,
+            workflow=workflow,
+            when=when,
+            own=own,
+            after=after,
+            attempts=attempts,
+            lease_s=lease_s,
+        )
+        return self._loop.run(made)
+
+    def triggers(self) -> list[TriggerState]:
+        return self._loop.run(self._store.triggers())
+
+    def resume_trigger(self, name: str, *, skip: bool = False) -> None:
+        self._loop.run(self._store.resume_trigger(name, skip=skip))
+
+    def drop_trigger(self, name: str) -> None:
+        self._loop.run(self._store.drop_trigger(name))
 
     def put_blob(self, data: bytes) -> str:
         return self._loop.run(self._store.put_blob(data))

@@ -17,7 +17,7 @@ from quire.core import layout, record
 from quire.core.changes import Working
 from quire.core.layout import Stamps
 from quire.core.schema import Schemas
-from quire.engine.write import Base, Write
+from quire.engine.write import Base, Before, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
 
@@ -73,9 +73,10 @@ class Actor:
         """Whether there is a workflow here: something was written and not deleted since."""
         return self.head.version > 0 and self.head.kind != DELETED
 
-    def prepare(self, write: Write, now_ms: int) -> Record | None:
+    def prepare(self, write: Write, now_ms: int, before: Before | None = None) -> Record | None:
         """Seal one write on top of the batch; None when it changes nothing.
 
+        before: asked of its changes once they are adjusted to the state they meet.
         Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
         """
         tip = self.pending[-1] if self.pending else self.head
@@ -87,11 +88,13 @@ class Actor:
         if write.guard is not None:
             write.guard(working.state)
         plan = write.plan
-        write.met = []
+        write.met, write.hooked = [], None
         if write.base is not None and write.base.version < version:
             plan = self._rebased(write, write.base, working.state)
         elif callable(plan):
             plan = plan(working.state)
+        if before is not None:
+            plan = write.hooked = before(write, plan, working.state)
         changes = self._apply(working, plan, write)
         if write.start is not None:
             self._start = write.start

@@ -21,8 +21,9 @@ from quire.config import Settings
 from quire.engine import conflicts
 from quire.engine.actor import Actor, NeedHistory
 from quire.engine.clock import Clock
+from quire.engine.correlation import CAUSE, sign
 from quire.engine.resident import Residents
-from quire.engine.write import Write
+from quire.engine.write import Before, Write
 from quire.errors import Closed, Conflict, MergeConflict, OutcomeUnknown, StorageError, StorageTimeout
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
@@ -126,6 +127,8 @@ class Committer:
         self._closed = False
         self._broken = False
         self.commits = 0
+        self.before: Before | None = None
+        """Asked of every write as it is prepared; None while there is no hook."""
 
     async def submit(
         self, writes: Sequence[Write], cells: Sequence[CellWrite] = (), *, stamp: Stamp | None = None
@@ -136,6 +139,9 @@ class Committer:
         If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise,
         StorageTimeout when other processes kept winning, OutcomeUnknown, CellMoved, Closed.
         """
+        cause = CAUSE.get()
+        if cause is not None:
+            sign(writes, cause)
         loop = asyncio.get_running_loop()
         while len(self._queue) >= self._settings.queue_writes_max:
             room = loop.create_future()
@@ -224,7 +230,7 @@ class Committer:
         size = 0
         try:
             for write, actor in zip(submission.writes, actors, strict=True):
-                sealed = actor.prepare(write, now_ms)
+                sealed = actor.prepare(write, now_ms, self.before)
                 records.append(sealed)
                 if sealed is not None:
                     size += len(sealed.body)

@@ -47,3 +47,11 @@ class Write(msgspec.Struct, eq=False):
     """Records since the base, where the engine had to read them."""
     met: list[tuple[Met, Record]] = []
     """What it met when it was last prepared, with the record it met."""
+    hooked: Sequence[Change | Fork] | None = None
+    """What hooks left of its changes when it was last prepared; None where there was none to ask."""
+
+
+Before = Callable[[Write, Sequence[Change | Fork], dict[str, Any]], Sequence[Change | Fork]]
+"""Asked of a write that is about to be applied: its changes, and the state they meet, which is not to be altered.
+
+Returns the changes to apply, or raises to refuse the write. It may be asked again of the same write."""

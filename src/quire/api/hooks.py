@@ -206,13 +206,15 @@ class BeforeHooks:
         except Denied:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a user's code: contained, named, counted
+            if not _fits(state, plan):
+                return plan  # it fails by itself, with an error that is its caller's
             said, cause = hook.failed(error), error
         finally:
             CAUSE.reset(token)
         what = "the guard" if hook.guard else "the hook"
         log.warning("%s %s failed on a write to %s: %s", what, hook.name, workflow_id, said)
-        if not hook.guard or not _fits(state, plan):
-            return plan  # a write that does not fit fails by itself, with an error that is its caller's
+        if not hook.guard:
+            return plan
         raise HookFailed(
             f"{workflow_id}: the guard {hook.name} failed ({said}); nothing was written: repair the hook, or remove it",
             hook=hook.name,

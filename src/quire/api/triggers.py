@@ -41,6 +41,8 @@ TRIGGERS = "triggers/"
 _NAME_MAX = 100
 _PASSED_MAX = 500
 """Records that do not concern a trigger, after which its cursor is moved nevertheless."""
+_ATTEMPTS = 100
+"""How often a trigger is tried to be dropped while it moves on."""
 _LEASE_S = (0.05, 86_400)
 _ERROR_MAX = 1000
 """Characters of an error that are kept."""
@@ -145,9 +147,13 @@ class Desk:
 
     async def drop(self) -> None:
         """Make it not exist; its history stays. Raises NotFound."""
-        _, cursor = await self.books()
-        ends = self._write([Set((), {})], "dropped", DELETED, exists=True)
-        await self.engine.write(ends, (CellWrite(self.cursor, cursor, None),))
+        for _ in range(_ATTEMPTS):
+            _, cursor = await self.books()
+            ends = self._write([Set((), {})], "dropped", DELETED)
+            with suppress(CellMoved):  # it moved on meanwhile
+                await self.engine.write(ends, (CellWrite(self.cursor, cursor, None),))
+                return
+        raise CellMoved([self.cursor])
 
     def _write(
         self,
@@ -187,6 +193,7 @@ class Trigger(Hook):
         self._lease_s = lease_s
         self._me = desk.engine.ids().encode()
         self._stored = b""
+        self._renewing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._reactions = reactions
         self.task: asyncio.Task[None] | None = None
@@ -245,15 +252,16 @@ class Trigger(Hook):
 
         One that ran out while nobody took it is taken again: a function that held up the loop for longer must get on.
         """
-        for held in (self._me, None):
-            lease = CellWrite(self._desk.lease, held, self._me, self._ttl_ms)
-            try:
-                await self._desk.engine.committer.submit(writes, (lease, *cells))
-            except CellMoved as moved:
-                if held is None or self._desk.lease not in moved.names:
-                    raise
-            else:
-                return
+        async with self._renewing:  # the heartbeat and the work would take a lease that ran out from each other
+            for held in (self._me, None):
+                lease = CellWrite(self._desk.lease, held, self._me, self._ttl_ms)
+                try:
+                    await self._desk.engine.committer.submit(writes, (lease, *cells))
+                except CellMoved as moved:
+                    if held is None or self._desk.lease not in moved.names:
+                        raise
+                else:
+                    return
 
     async def _beside_heartbeat(self) -> None:
         """Work; stop at once when the lease cannot be renewed."""

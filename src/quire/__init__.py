@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from quire.api.reactions import Changed as Changed
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
+    from quire.api.trigger_desk import TriggerState as TriggerState
     from quire.api.triggers import Trigger as Trigger
-    from quire.api.triggers import TriggerState as TriggerState
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
@@ -60,7 +60,8 @@ _HOMES = {
     "quire.api.manager": ("StateManager",),
     "quire.api.reactions": ("Changed",),
     "quire.api.store": ("Store", "open"),
-    "quire.api.triggers": ("Trigger", "TriggerState"),
+    "quire.api.trigger_desk": ("TriggerState",),
+    "quire.api.triggers": ("Trigger",),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),

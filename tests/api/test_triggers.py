@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 import quire
-from quire.api.triggers import Desk
+from quire.api.trigger_desk import Desk
 from quire.engine.clock import FakeClock
 from quire.errors import AlreadyExists, Conflict, Invalid, InvalidKey, NotFound, StorageUnavailable
 from quire.storage.base import CellWrite
@@ -489,7 +491,7 @@ def test_two_processes_share_a_name_one_at_a_time_and_the_other_takes_over(tmp_p
     set_up(path)
     with quire.sync.open(path) as store:
         wf = store.workflow("w")
-        with Runner(path, "a", 1.0) as a, Runner(path, "b", 1.0) as b:
+        with Runner(path, "a", 3.0) as a, Runner(path, "b", 3.0) as b:
             for _ in range(50):
                 wf.inc("/n")
             watching = store.workflow("effects").watch(after=1)
@@ -510,6 +512,49 @@ def test_two_processes_share_a_name_one_at_a_time_and_the_other_takes_over(tmp_p
             later = [n for _, n in lines[50:]]
             assert later in (list(range(51, 101)), list(range(50, 101)))  # in order; the one in work may come again
             watching.close()
+
+
+def stop(runner, path):
+    """Stop a process, but not while it holds the lock of the file: then nobody could write."""
+    with closing(apsw.Connection(path)) as db:
+        db.set_busy_timeout(0)
+        while True:
+            os.kill(runner.process.pid, signal.SIGSTOP)
+            try:
+                db.execute("begin immediate; rollback")
+            except apsw.BusyError:
+                os.kill(runner.process.pid, signal.SIGCONT)
+            else:
+                break
+
+
+def test_a_process_that_was_stopped_for_longer_than_its_lease_steps_down_without_acting(tmp_path):
+    path = str(tmp_path / "s.db")
+    set_up(path)
+    with quire.sync.open(path) as store:
+        wf, lines = store.workflow("w"), store.workflow("effects").watch(after=1)
+        with Runner(path, "a", 2.0) as a, Runner(path, "b", 2.0) as b:
+            wf.inc("/n")
+            next(lines)
+            owner, other = (a, "b") if effects(store)[0][0] == "a" else (b, "a")
+            stop(owner, path)
+            for _ in range(20):
+                wf.inc("/n")
+            while effects(store)[-1][1] < 21:
+                next(lines)
+            os.kill(owner.process.pid, signal.SIGCONT)
+            for _ in range(20):
+                wf.inc("/n")
+            while effects(store)[-1][1] < 41:
+                next(lines)
+            (_, first), *rest = effects(store)
+            assert first == 1
+            assert {mark for mark, _ in rest} == {other}
+            assert [n for _, n in rest] in (
+                list(range(2, 42)),
+                list(range(1, 42)),
+            )  # it may be stopped before the cursor
+            lines.close()
 
 
 def test_triggers_without_an_event_loop(tmp_path):

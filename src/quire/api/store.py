@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import triggers, views, writes
+from quire.api import trigger_desk, triggers, views, writes
 from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
 from quire.api.reading import Pointer
-from quire.api.triggers import Trigger, TriggerState
+from quire.api.trigger_desk import TriggerState
+from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
@@ -289,15 +290,15 @@ class Store:
 
     async def triggers(self) -> list[TriggerState]:
         """Return how every trigger of the store stands, in whatever process it runs, by name."""
-        return await triggers.listed(self.engine)
+        return await trigger_desk.listed(self.engine)
 
     async def resume_trigger(self, name: str, *, skip: bool = False) -> None:
         """Let a parked trigger go on: with the event it stands at, or with skip after it. Raises NotFound."""
-        await triggers.Desk(self.engine, name).resume(skip=skip)
+        await trigger_desk.Desk(self.engine, name).resume(skip=skip)
 
     async def drop_trigger(self, name: str) -> None:
         """Remove a trigger and what it remembers, for all processes; its history stays. Raises NotFound."""
-        await triggers.Desk(self.engine, name).drop()
+        await trigger_desk.Desk(self.engine, name).drop()
         running = self.reactions.named.get(name)
         if running is not None:
             running.cancel()

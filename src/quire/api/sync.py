@@ -16,8 +16,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import msgspec
 
-from quire.api import store as _store
-from quire.api import workflow as _workflow
+from quire.api import store as _store, workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
 from quire.api.hooks import Hook, Proposed
@@ -29,6 +28,7 @@ from quire.api.revisions import Revision
 from quire.api.store import Stats
 from quire.api.triggers import Trigger, TriggerState
 from quire.api.views import BlameLine, Diff, Event, Order
+from quire.api.trigger_desk import TriggerState
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
 from quire.core.resolve import Policy

@@ -15,155 +15,29 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
-
-import msgspec
 
 from quire.api.hooks import Hook
 from quire.api.reactions import Changed, Lens, Reactions, Teller, tell
-from quire.core.names import check_id
-from quire.engine.actor import DELETED
+from quire.api.trigger_desk import Desk
 from quire.engine.committer import CellMoved
 from quire.engine.correlation import CAUSE
 from quire.engine.engine import Engine
 from quire.engine.watch import store_records
 from quire.engine.write import Write
-from quire.errors import AlreadyExists, Closed, CorruptRecord, Invalid, InvalidKey, NotFound, StorageError
+from quire.errors import AlreadyExists, Closed, Invalid, NotFound, StorageError
 from quire.failpoints import hit
-from quire.model import WORKFLOWS, Change, Delete, Record, Set
+from quire.model import Record
 from quire.storage.base import CellWrite
 
 log = logging.getLogger("quire.triggers")
 
-TRIGGERS = "triggers/"
-"""The stream prefix of triggers, and where in the cells their cursors and leases are."""
-
-_NAME_MAX = 100
 _PASSED_MAX = 500
 """Records that do not concern a trigger, after which its cursor is moved nevertheless."""
-_ATTEMPTS = 100
-"""How often a trigger is tried to be dropped while it moves on."""
 _LEASE_S = (0.05, 86_400)
-_ERROR_MAX = 1000
-"""Characters of an error that are kept."""
-
-
-class TriggerState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a trigger stands. status: active or parked.  position: everything up to there is done.
-
-    behind: how many positions the store is ahead; not all of them concern the trigger.  owned: whether some process
-    holds its lease now.  workflow_id, version, attempts, error: where a parked one stands, and why.
-    """
-
-    name: str
-    status: str
-    position: int
-    behind: int
-    owned: bool
-    workflow_id: str = ""
-    version: int | None = None
-    attempts: int = 0
-    error: str = ""
 
 
 class _Dropped(Exception):
     """The trigger does not exist any more."""
-
-
-class Desk:
-    """A trigger's books in the store, for whoever looks at them: its stream, its cursor, its lease."""
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.engine = engine
-        self.name = check_id(name, "trigger name")
-        if len(name) > _NAME_MAX:
-            raise InvalidKey(f"trigger name {name[:40]!r}... has {len(name)} characters; {_NAME_MAX} are allowed")
-        self.author = f"trigger/{name}"
-        self.stream = TRIGGERS + name
-        self.cursor = f"cursors/{TRIGGERS}{name}"
-        self.lease = f"leases/{TRIGGERS}{name}"
-
-    async def register(self, after: int | None) -> None:
-        """Make it exist, standing at a position (None: now). One that exists stays as it is."""
-        backend = self.engine.backend
-        while not (await self.engine.current(self.stream)).exists:
-            start = await backend.latest() if after is None else after
-            write = self._write([Set((), {"status": "active"})], "registered", "create", exists=False)
-            with suppress(AlreadyExists, CellMoved):  # another process was first, which does as well
-                await self.engine.write(write, (CellWrite(self.cursor, None, str(start).encode()),))
-            await asyncio.sleep(0)
-
-    async def books(self) -> tuple[dict[str, Any], bytes]:
-        """Return what the stream says, not to be altered, and the cursor. Raises NotFound, CorruptRecord."""
-        actor = await self.engine.current(self.stream)
-        cell = await self.engine.backend.cell(self.cursor)
-        if not actor.exists or cell is None:
-            raise NotFound(f"no trigger {self.name!r}; `triggers()` lists them, `trigger(...)` makes one")
-        if not cell.value.isdigit():
-            raise CorruptRecord(f"{self.cursor} holds {cell.value!r}, not a position", at=self.cursor)
-        return actor.state, cell.value
-
-    async def state(self) -> TriggerState:
-        """Return how it stands. Raises NotFound."""
-        state, cursor = await self.books()
-        backend, parked = self.engine.backend, state.get("parked", {})
-        return TriggerState(
-            name=self.name,
-            status=state["status"],
-            position=int(cursor),
-            behind=max(0, await backend.latest() - int(cursor)),
-            owned=await backend.cell(self.lease) is not None,
-            workflow_id=parked.get("workflow_id", ""),
-            version=parked.get("version"),
-            attempts=parked.get("attempts", 0),
-            error=parked.get("error", ""),
-        )
-
-    def parking(self, found: Record, attempts: int, error: str) -> Write:
-        """Return the write that parks it at a record."""
-        at = {
-            "position": found.position,
-            "workflow_id": found.stream.removeprefix(WORKFLOWS),
-            "version": found.version,
-            "attempts": attempts,
-            "error": error[:_ERROR_MAX].encode(errors="replace").decode(),
-        }
-        changes: list[Change] = [Set(("status",), "parked"), Set(("parked",), at)]
-        return self._write(changes, f"parked at {at['workflow_id']}@{found.version}", "park")
-
-    async def resume(self, *, skip: bool) -> None:
-        """Let a parked one go on; skip: after the event it stands at. Raises NotFound, Conflict if it moves meanwhile."""
-        state, cursor = await self.books()
-        parked = state.get("parked")
-        if parked is None:
-            return
-
-        def plan(now: dict[str, Any]) -> list[Change]:
-            return [Set(("status",), "active"), Delete(("parked",))] if now.get("parked") == parked else []
-
-        said = f"resumed {'after' if skip else 'at'} {parked['workflow_id']}@{parked['version']}"
-        moves = (CellWrite(self.cursor, cursor, str(parked["position"]).encode()),) if skip else ()
-        await self.engine.write(self._write(plan, said, "resume"), moves)
-
-    async def drop(self) -> None:
-        """Make it not exist; its history stays. Raises NotFound."""
-        for _ in range(_ATTEMPTS):
-            _, cursor = await self.books()
-            ends = self._write([Set((), {})], "dropped", DELETED)
-            with suppress(CellMoved):  # it moved on meanwhile
-                await self.engine.write(ends, (CellWrite(self.cursor, cursor, None),))
-                return
-        raise CellMoved([self.cursor])
-
-    def _write(
-        self,
-        plan: list[Change] | Callable[[dict[str, Any]], list[Change]],
-        said: str,
-        kind: str,
-        *,
-        exists: bool = True,
-    ) -> Write:
-        return Write(self.stream, plan, author=self.author, message=f"{self.name} {said}", kind=kind, exists=exists)
 
 
 class Trigger(Hook):
@@ -194,6 +68,7 @@ class Trigger(Hook):
         self._me = desk.engine.ids().encode()
         self._stored = b""
         self._renewing = asyncio.Lock()
+        self._until_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._reactions = reactions
         self.task: asyncio.Task[None] | None = None
@@ -236,6 +111,7 @@ class Trigger(Hook):
             yield False
             return
         taken = CellWrite(lease, None if cell is None else self._me, self._me, self._ttl_ms)
+        self._until_s = engine.clock.monotonic() + self._lease_s
         await engine.committer.submit((), (taken,))
         try:
             yield True
@@ -253,6 +129,7 @@ class Trigger(Hook):
         One that ran out while nobody took it is taken again: a function that held up the loop for longer must get on.
         """
         async with self._renewing:  # the heartbeat and the work would take a lease that ran out from each other
+            started_s = self._desk.engine.clock.monotonic()
             for held in (self._me, None):
                 lease = CellWrite(self._desk.lease, held, self._me, self._ttl_ms)
                 try:
@@ -261,6 +138,7 @@ class Trigger(Hook):
                     if held is None or self._desk.lease not in moved.names:
                         raise
                 else:
+                    self._until_s = started_s + self._lease_s
                     return
 
     async def _beside_heartbeat(self) -> None:
@@ -314,6 +192,7 @@ class Trigger(Hook):
                 if event is not None:
                     if not (await self._desk.engine.current(self._desk.stream)).exists:
                         raise _Dropped
+                    await self._still_owner()
                     called = await self._call(found, event)
                     if called is None:
                         return
@@ -345,6 +224,11 @@ class Trigger(Hook):
         await self._as_owner(writes=(self._desk.parking(found, self._attempts_max, self.last_error),))
         log.error("trigger %s is parked at %s; `resume_trigger` lets it go on", self.name, event.id)
         return None
+
+    async def _still_owner(self) -> None:
+        """Make sure of the lease if it may have run out: a process that was stopped is not to act on what it remembers."""
+        if self._desk.engine.clock.monotonic() >= self._until_s:
+            await self._as_owner(CellWrite(self._desk.cursor, self._stored, self._stored))
 
     async def _move(self, position: int) -> None:
         """Everything up to a position is done with."""
@@ -383,12 +267,3 @@ async def start(
         raise AlreadyExists(f"trigger {name} runs in this store already; stop it first with its `remove()`")
 
     return Trigger(desk, fn, lens, reactions, when=when, own=own, attempts_max=attempts, lease_s=lease_s)
-
-
-async def listed(engine: Engine) -> list[TriggerState]:
-    """Return how every trigger stands, by name."""
-    found: list[TriggerState] = []
-    for stream in await engine.backend.streams(TRIGGERS):
-        with suppress(NotFound):  # dropped
-            found.append(await Desk(engine, stream.removeprefix(TRIGGERS)).state())
-    return found

@@ -1,15 +1,24 @@
 """Hooks before and after changes, and correlation ids, on both of the backends that need no server."""
 
 import asyncio
+import random
 import threading
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import quire
 from quire import orchestra
+from quire.core.changes import apply
+from quire.core.path import get
+from quire.core.values import same
+from quire.engine import lineage
 from quire.engine.clock import FakeClock
 from quire.errors import ChangeError, Denied, HookFailed, Invalid, InvalidKey, StepFailed
+from quire.model import Point
+from quire.testing import strategies as qs
 
 WAYS = {
     "edit": lambda store, wf: edited(wf),
@@ -156,6 +165,44 @@ async def test_a_merge_whose_changes_a_hook_drops_counts_as_merged(store, wf):
     assert (await wf.merge(fork)).up_to_date
     assert not (await fork.merge(wf)).conflicts
     assert await fork.get("/title") == "open"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_however_hooks_alter_merges_each_leads_from_theirs_to_what_it_became(store, seed):
+    """Random webs of forks, hooks that drop and add at random: later merges stand on these entries."""
+    chance, names = random.Random(seed), ["w0"]
+    await store.create("w0", {"n": 0, "log": []})
+
+    def meddle(proposed):
+        if proposed.kind != "merge":
+            return None
+        kept = [c for c in proposed.changes if chance.random() < 0.6]
+        return [*kept, quire.Set((f"mark{chance.randint(0, 3)}",), chance.randint(0, 9))]
+
+    hook = store.before_change(meddle)
+    for step in range(40):
+        name, what = chance.choice(names), chance.random()
+        wf = store.workflow(name)
+        if what < 0.15 and len(names) < 5:
+            names.append(f"w{len(names)}")
+            await wf.fork(names[-1])
+        elif what < 0.6:
+            async with wf.edit(author=name) as state:
+                state.increment("n")
+                state["log"].insert(chance.randint(0, len(state["log"])), step)
+        else:
+            await wf.merge(chance.choice([n for n in names if n != name] or names), author="merger")
+    checked = 0
+    for name in names:
+        wf = store.workflow(name)
+        for number, entry in (await lineage.merges(store.engine, Point(name, (await wf.version()).number))).items():
+            theirs = await store.workflow(entry.workflow).state(entry.version)
+            assert apply(theirs, entry.back) == await wf.state(number)
+            assert len(entry.taken) == len((await wf.version(number)).changes)
+            checked += 1
+    assert hook.failures < hook.calls
+    assert checked
+    assert (await store.verify()).ok
 
 
 async def test_cancelling_is_no_error_and_changes_nothing(store, wf):
@@ -527,6 +574,44 @@ async def test_values_are_right_for_forks_deletions_and_other_processes(tmp_path
             ("w", 2, msgspec.UNSET),
             ("w", msgspec.UNSET, 9),
         ]
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_old_and_new_are_what_the_versions_hold_and_what_is_not_told_did_not_change(data):
+    async def run():
+        async with quire.open("memory:", settings=quire.Settings(recent_records=2, feed_records=4)) as store:
+            states = [data.draw(qs.states)]
+            wf = await store.create("w", states[0])
+            path, _ = data.draw(st.sampled_from(qs.places(states[0])))
+            pointers = {"/".join(["", *(str(t).replace("~", "~0").replace("/", "~1") for t in path)]), ""}
+            told = {p: Told() for p in pointers}
+            for pointer, callback in told.items():
+                store.on_change(callback, path=pointer)
+            last = Told()
+            store.on_change(last, path="/\u2021 the end")
+            for _ in range(data.draw(st.integers(1, 6))):
+                changes = data.draw(qs.changes_for(states[-1]))
+                states.append(apply(states[-1], changes))
+                await wf.apply(changes, allow_empty=True)
+                if data.draw(st.booleans()):
+                    for _ in range(20):
+                        await asyncio.sleep(0)
+            await wf.set("/\u2021 the end", 1)
+            await last.count(1)
+            for pointer, callback in told.items():
+                tokens = path if pointer else ()
+                at = [get(s, tokens, msgspec.UNSET) for s in states]
+                by_version = {e.version.number: e for e in callback}
+                for number in range(2, len(states) + 1):
+                    old, new = at[number - 2], at[number - 1]
+                    if number in by_version:
+                        assert same(by_version[number].old, old)
+                        assert same(by_version[number].new, new)
+                    else:
+                        assert same(old, new)
+
+    asyncio.run(run())
 
 
 async def test_what_a_callback_is_given_is_its_own(store, wf):

@@ -265,7 +265,20 @@ def endless(proposed):
     return endless(proposed)
 
 
-@pytest.mark.parametrize("fn", [broken, cancelled, endless])
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even this")
+
+
+def unspeakable(proposed):
+    raise Unspeakable
+
+
+def unencodable(proposed):
+    raise ValueError("\ud800" * 5000)
+
+
+@pytest.mark.parametrize("fn", [broken, cancelled, endless, unspeakable, unencodable])
 async def test_a_guard_that_raises_refuses_and_another_hook_that_raises_changes_nothing(store, wf, fn, caplog):
     hook = store.before_change(fn)
     twin = store.before_change(lambda proposed: None)

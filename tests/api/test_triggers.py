@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
@@ -170,7 +172,7 @@ async def test_a_failing_trigger_is_tried_again_then_parked_then_resumed(tmp_pat
         assert "the mail server is away" in state.error
         assert (state.position, state.owned) == (3, True)
         assert state.behind >= 3
-        assert (made.failures, made.last_error) == (3, "OSError: the mail server is away \ud800")
+        assert (made.failures, made.last_error) == (3, "OSError: the mail server is away \\ud800")
         broken = False
         await store.resume_trigger("t")
         assert await told.count(4) == [1, 2, 3, 4]
@@ -484,6 +486,29 @@ def test_kill_9_between_an_effect_and_the_cursor_skips_nothing(tmp_path, number)
         assert effects(store) == [["first", i] for i in range(1, number + 1)] + [
             ["second", i] for i in range(number, 9)
         ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_at_any_moment_everything_comes_in_order_and_only_what_was_in_work_twice(tmp_path, seed):
+    path, chance, cycles, each = str(tmp_path / "s.db"), random.Random(seed), 8, 12
+    set_up(path)
+    with quire.sync.open(path) as store:
+        for cycle in range(cycles):
+            with Runner(path, str(cycle), 0.1) as runner:
+                for _ in range(each):
+                    store.workflow("w").inc("/n")
+                for _ in range(chance.randint(1, each)):
+                    runner.line()
+        with Runner(path, "last", 0.1):
+            lines = store.workflow("effects").watch(after=1)
+            while effects(store)[-1][1] < cycles * each:
+                next(lines)
+            lines.close()
+        told = effects(store)
+        for (mark, before), (again, after) in pairwise(told):
+            assert after == before + 1 or (after == before and mark != again)
+        assert {n for _, n in told} == set(range(1, cycles * each + 1))
+        assert store.verify().ok
 
 
 def test_two_processes_share_a_name_one_at_a_time_and_the_other_takes_over(tmp_path):

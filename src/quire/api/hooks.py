@@ -40,6 +40,9 @@ log = logging.getLogger("quire.hooks")
 
 Plan = Sequence[Change | Fork]
 
+_ERROR_MAX = 1000
+"""Characters of an error that are kept."""
+
 
 class Proposed(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A write that is about to be applied. What is read from it is a copy, the hook's to keep.
@@ -111,9 +114,13 @@ class Hook:
         self._leave(self)
 
     def failed(self, error: BaseException) -> str:
-        """Count a failure; return it in words."""
+        """Count a failure; return it in words that can be stored and shown."""
         self.failures += 1
-        self.last_error = f"{type(error).__name__}: {error}"
+        try:
+            said = str(error).encode(errors="backslashreplace").decode()[:_ERROR_MAX]
+        except Exception:  # noqa: BLE001 - also an exception that cannot say what it is must not get out
+            said = "(it cannot be shown)"
+        self.last_error = f"{type(error).__name__}: {said}"
         return self.last_error
 
     def _bind(self, fn: Callable[..., Any]) -> None:

@@ -25,8 +25,6 @@ TRIGGERS = "triggers/"
 """The stream prefix of triggers, and where in the cells their cursors and leases are."""
 
 _NAME_MAX = 100
-_ERROR_MAX = 1000
-"""Characters of an error that are kept."""
 _ATTEMPTS = 100
 """How often a trigger is tried to be dropped while it moves on."""
 
@@ -105,7 +103,7 @@ class Desk:
             "workflow_id": found.stream.removeprefix(WORKFLOWS),
             "version": found.version,
             "attempts": attempts,
-            "error": error[:_ERROR_MAX].encode(errors="replace").decode(),
+            "error": error,
         }
         changes: list[Change] = [Set(("status",), "parked"), Set(("parked",), at)]
         return self._write(changes, f"parked at {at['workflow_id']}@{found.version}", "park")

@@ -16,7 +16,7 @@ from quire.core.path import get
 from quire.core.values import same
 from quire.engine import lineage
 from quire.engine.clock import FakeClock
-from quire.errors import ChangeError, Denied, HookFailed, Invalid, InvalidKey, StepFailed
+from quire.errors import ChangeError, Denied, HookFailed, Invalid, InvalidKey, InvalidState, StepFailed
 from quire.model import Point
 from quire.testing import strategies as qs
 
@@ -391,6 +391,25 @@ async def test_a_write_that_does_not_fit_fails_with_its_own_error(store, wf):
         await wf.append("/title", "x")
     await wf.append("/notes", "x")
     assert hook.failures == 0  # it was not the hook's
+
+
+@pytest.mark.parametrize("guard", [True, False])
+async def test_an_answer_that_the_schema_does_not_allow_is_rubbish(guard):
+    class Shape(msgspec.Struct):
+        n: int
+
+    async with quire.open("memory:", schemas=[quire.Schema("shape", model=Shape)]) as store:
+        wf = await store.create("w", {"n": 0}, schema="shape")
+        hook = store.before_change(lambda proposed: [quire.Set(("n",), "many")], guard=guard)
+        if guard:
+            with pytest.raises(HookFailed, match="many|int"):
+                await wf.set("/n", 1)
+        else:
+            await wf.set("/n", 1)
+        assert await wf.get("/n") == (0 if guard else 1)
+        with pytest.raises(InvalidState):  # what was not the hook's fault is its caller's
+            await wf.set("/n", "none")
+        assert hook.failures == 1
 
 
 async def test_a_fork_and_a_deletion_can_be_refused_but_not_altered(store, wf):

@@ -33,7 +33,7 @@ from quire.engine.actor import DELETED
 from quire.engine.correlation import CAUSE, Cause, split
 from quire.engine.engine import Engine
 from quire.engine.write import Write
-from quire.errors import ChangeError, Denied, HookFailed, Invalid, LimitExceeded
+from quire.errors import ChangeError, Denied, HookFailed, Invalid, InvalidState, LimitExceeded
 from quire.model import WORKFLOWS, Change, Fork, Path
 
 log = logging.getLogger("quire.hooks")
@@ -209,11 +209,11 @@ class BeforeHooks:
         token = CAUSE.set(Cause(given))
         try:
             answer = hook(proposed)
-            return plan if answer is None else self._checked(answer, write, state)
+            return plan if answer is None else self._checked(answer, workflow_id, write, state)
         except Denied:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a user's code: contained, named, counted
-            if not _fits(state, plan):
+            if not self._fits(workflow_id, state, plan):
                 return plan  # it fails by itself, with an error that is its caller's
             said, cause = hook.failed(error), error
         finally:
@@ -227,7 +227,15 @@ class BeforeHooks:
             hook=hook.name,
         ) from cause
 
-    def _checked(self, answer: Any, write: Write, state: dict[str, Any]) -> Plan:
+    def _fits(self, workflow_id: str, state: dict[str, Any], plan: Plan) -> bool:
+        """Tell whether changes can be made as they are."""
+        try:
+            self._engine.schemas.check(workflow_id, apply(state, _plain(plan)))
+        except (ChangeError, InvalidState):
+            return False
+        return True
+
+    def _checked(self, answer: Any, workflow_id: str, write: Write, state: dict[str, Any]) -> Plan:
         """Return a hook's changes as they can be applied. Raises Invalid, InvalidState, ChangeError, LimitExceeded."""
         if inspect.iscoroutine(answer):
             answer.close()
@@ -238,7 +246,7 @@ class BeforeHooks:
         if write.start is not None or write.kind == DELETED:
             raise Invalid("a fork and a deletion can be refused, not altered")
         plain = _plain(changes)
-        apply(state, plain)
+        self._engine.schemas.check(workflow_id, apply(state, plain))
         size, most = len(record.encode(plain)), self._engine.settings.write_bytes_max
         if size > most:
             raise LimitExceeded(
@@ -258,14 +266,6 @@ def name_of(fn: Any) -> str:
 
 def _plain(plan: Plan) -> list[Change]:
     return [c for c in plan if not isinstance(c, Fork)]
-
-
-def _fits(state: dict[str, Any], plan: Plan) -> bool:
-    try:
-        apply(state, _plain(plan))
-    except ChangeError:
-        return False
-    return True
 
 
 def _copy(change: Change | Fork) -> Change | Fork:

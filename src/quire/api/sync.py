@@ -16,7 +16,8 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import msgspec
 
-from quire.api import store as _store, workflow as _workflow
+from quire.api import store as _store
+from quire.api import workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
 from quire.api.hooks import Hook, Proposed
@@ -26,9 +27,9 @@ from quire.api.reactions import Changed, Listener
 from quire.api.reading import Pointer
 from quire.api.revisions import Revision
 from quire.api.store import Stats
-from quire.api.triggers import Trigger, TriggerState
-from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.trigger_desk import TriggerState
+from quire.api.triggers import Trigger
+from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
 from quire.config import Settings
 from quire.core.resolve import Policy
@@ -38,7 +39,7 @@ from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
-from quire.model import Change, Checkpoint, Conflict, Version
+from quire.model import Checkpoint, Conflict, Version
 from quire.storage.base import Capabilities
 
 T = TypeVar("T")

@@ -178,6 +178,14 @@ def test_undoing_the_newest_gives_what_was_before(first, data):
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("kind", ["create", "delete", "fork", "merge", "migrate", "redact"])
+async def test_the_words_of_the_engine_are_no_kinds_of_a_writer(store, kind):
+    w = await store.create("w", {})
+    with pytest.raises(Invalid, match="a word of Quire's own"):
+        await w.set("/a", 1, kind=kind)
+    assert await w.exists()
+
+
 # who
 
 

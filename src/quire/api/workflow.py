@@ -258,8 +258,9 @@ class Workflow(Reader):
         """
         await self._live()
         source = Workflow(self._engine, other if isinstance(other, str) else other.id)
-        options = {"author": author, "message": message, "if_version": if_version, "kind": "merge"}
-        write, _ = writes.write(self.stream, [], {**options, "on_conflict": on_conflict or self._engine.policy})
+        how = {"author": author, "message": message, "if_version": if_version}
+        policy = on_conflict or self._engine.policy
+        write, _ = writes.write(self.stream, [], {**how, "on_conflict": policy}, kind="merge")
         return await merge(self._engine, write, Point(source.id, (await source.version(at)).number), dry_run=dry_run)
 
     async def redact(

@@ -14,6 +14,7 @@ from quire.core.path import parse
 from quire.core.resolve import Policy, check_policy
 from quire.core.values import clean
 from quire.engine.actor import DELETED
+from quire.engine.lineage import REDACT
 from quire.engine.write import Plan, Write
 from quire.errors import Invalid, InvalidState
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
@@ -21,6 +22,8 @@ from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, R
 _NAME_MAX = 200
 _POINTERS_MAX, _POINTER_MAX = 4096, 256
 """How many checked pointers are remembered, and up to which length: agents write to the same few places."""
+_OURS = frozenset(("create", DELETED, "fork", "merge", "migrate", REDACT))
+"""Kinds of version that mean something to the engine."""
 _ATOMS = (Delete, Increment, Remove, Splice)
 
 Changes = Sequence[Change] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -142,6 +145,12 @@ def name(value: Any, what: str) -> str:
     return value
 
 
+def _kind(value: Any) -> str:
+    if value in _OURS:
+        raise Invalid(f"kind {value!r} is a word of Quire's own, as are {', '.join(sorted(_OURS))}; choose another")
+    return name(value, "kind")
+
+
 def _number(value: Any) -> int | None:
     if value is not None and type(value) is not int:
         raise Invalid(f"if_version {value!r}: the number of a version is needed")
@@ -195,7 +204,7 @@ def _cleaned(change: Any, bounds: Bounds) -> Change:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "author": lambda value: name(value, "author"),
     "message": text,
-    "kind": lambda value: name(value, "kind"),
+    "kind": _kind,
     "if_version": _number,
     "allow_empty": _flag,
     "idempotency_key": _key,

@@ -25,7 +25,7 @@ from quire.core.redact import ByPath, ByText, Rule, follow
 from quire.core.values import same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
-from quire.engine.lineage import origin
+from quire.engine.lineage import REDACT, origin
 from quire.engine.write import Write
 from quire.errors import Invalid, NotFound
 from quire.failpoints import hit
@@ -44,9 +44,6 @@ from quire.model import (
     Record,
     Set,
 )
-
-KIND = "redact"
-"""Of the versions that take something out."""
 
 _PAGE = 500
 _BESIDE = (CHECKPOINTS, CONFLICTS, SUBSCRIPTIONS)
@@ -117,7 +114,7 @@ async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -
                 lambda state: diff(state, rule.value((), state)),
                 author=write.author,
                 message=write.message,
-                kind=KIND,
+                kind=REDACT,
             )
         )
 
@@ -196,11 +193,7 @@ class _Work:
             for fork in forks:
                 working = Working(await self._engine.state_at(WORKFLOWS + fork.workflow_id, fork.version))
             own = cast("list[Change]", changes[len(forks) :])
-            before = working.state
-            left = follow(self._rule, own, working)
-            if entry.kind == KIND and same(self._rule.value((), before), self._rule.value((), working.state)):
-                left = []  # it took out what is out now: whoever merges has not changed anything
-            self._gather(entry, changes, [*forks, *left])
+            self._gather(entry, changes, [*forks, *follow(self._rule, own, working)])
 
     async def merges(self, workflow_id: str) -> None:
         """Gather from what is kept of merges: changes that lead from the other side's state to the result."""
@@ -244,7 +237,7 @@ class _Work:
                 lambda notes: [Set((str(len(notes) + 1),), note)],
                 author=write.author,
                 message=write.message,
-                kind=KIND,
+                kind=REDACT,
                 exists=None,
             )
         )
@@ -316,7 +309,7 @@ async def _snapshots(engine: Engine, family: list[str], rule: Rule, write: Write
         if changes:
             stream = CHECKPOINTS + workflow_id
             await engine.write(
-                Write(stream, changes, author=write.author, message=write.message, kind=KIND, exists=None)
+                Write(stream, changes, author=write.author, message=write.message, kind=REDACT, exists=None)
             )
     if old:  # blobs are named by their content: others may keep the same state
         for stream in await engine.backend.streams(CHECKPOINTS):

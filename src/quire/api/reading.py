@@ -23,9 +23,10 @@ from quire.core.path import parse, resolve
 from quire.core.schema import typed
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
+from quire.engine.lineage import Node, graph
 from quire.engine.write import Base
 from quire.errors import ChangeError, Invalid, WorkflowNotFound
-from quire.model import WORKFLOWS, Change, Fork, Path, Record, Version
+from quire.model import WORKFLOWS, Change, Fork, Path, Point, Record, Version
 
 if TYPE_CHECKING:
     from quire.api.workflow import Workflow
@@ -181,6 +182,13 @@ class Reader:
         number = await self._number(version)
         state = await self._engine.state_at(self.stream, number)
         return await views.blame(self._engine, self.stream, number, state, resolve(state, parse(path)))
+
+    async def graph(self, version: Revision = None) -> list[Node]:
+        """Return a version and every one it builds on, of this workflow, what it was forked from and what it merged.
+
+        Newest first, each with its parents. Cost: reads all of them.
+        """
+        return await graph(self._engine, Point(self.id, await self._number(version)))
 
     async def watch(
         self,

@@ -35,6 +35,7 @@ from quire.config import Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
+from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
@@ -424,6 +425,9 @@ class Workflow:
 
     def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
         return self._loop.run(self._workflow.blame(path, version=version))
+
+    def graph(self, version: Revision = None) -> list[Node]:
+        return self._loop.run(self._workflow.graph(version))
 
     def watch(
         self,

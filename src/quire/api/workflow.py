@@ -28,7 +28,7 @@ from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
-from quire.errors import AlreadyExists, Invalid, InvalidKey
+from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict
 from quire.model import (
     RUN,
     Append,
@@ -214,7 +214,14 @@ class Workflow(Reader):
         after = await self._engine.state_at(self.stream, number)
         changes = invert(before, [c for c in found.changes if not isinstance(c, Fork)])
         options: Writing = {"message": f"reverted version {number}", "kind": "revert", "on_conflict": "reject", **how}
-        return await self._write(changes, ["revert", number], options, base=Base(number, after))
+        try:
+            return await self._write(changes, ["revert", number], options, base=Base(number, after))
+        except MergeConflict as error:
+            raise MergeConflict(
+                f"{self.id}@{number} cannot be undone by itself: later versions changed the same places; nothing was "
+                "written: undo those first, or choose another `on_conflict`",
+                conflicts=error.conflicts,
+            ) from error
 
     async def fork(
         self, new_id: str, *, at: Revision = None, author: str = "system", message: str | None = None

@@ -17,9 +17,10 @@ from quire.cli.completing import names
 from quire.errors import Denied, Invalid, InvalidState, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from quire.api.sync import Store, Workflow
+    from quire.core.schema import Schema
 
 _LOOKS_LIKE_JSON = re.compile(r"""[\[{"]|-?(NaN|Infinity|(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z""")
 """Whoever writes this means JSON: an open bracket or a number out of range must not be stored as text."""
@@ -27,7 +28,7 @@ _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)")
 
 
 @contextlib.contextmanager
-def opened(ctx: click.Context, *, make: bool = False) -> Generator[Store]:
+def opened(ctx: click.Context, *, make: bool = False, schemas: Sequence[Schema] = ()) -> Generator[Store]:
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
     from quire.api import sync  # half of a call's time: `--help` does without
 
@@ -37,7 +38,7 @@ def opened(ctx: click.Context, *, make: bool = False) -> Generator[Store]:
     file = file_of(url)
     if file is not None:
         _check(file, make=make)
-    with sync.open(url, namespace=namespace) as store:
+    with sync.open(url, namespace=namespace, schemas=schemas) as store:
         yield store
 
 

@@ -23,7 +23,7 @@ from quire.cli.lines import (
     short,
     style,
 )
-from quire.errors import NotFound
+from quire.errors import Invalid, NotFound
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Remove, Set, Version
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ _VALUE = 20
 @click.option("-l", "--limit", type=click.IntRange(1), default=None, help="At most so many.")
 @click.option("--by", "author", default=None, help="Only this author's.")
 @click.option("--path", default=None, help="Only what changed something at or below this path.")
+@click.option("--kind", default=None, help="Only of this kind: change, merge, restore, ...")
+@click.option("--since", default=None, help="Only from this moment on, such as 2026-01-31T12:00.")
+@click.option("--until", default=None, help="Only before this moment.")
+@click.option("--graph", is_flag=True, help="Draw forks and merges beside it.")
 @click.option("-p", "--patch", is_flag=True, help="Show the changes.")
 @click.option("--oneline", is_flag=True, help="One line each.")
 @click.option("--checkpoints", is_flag=True, help="List the checkpoints instead.")
@@ -52,6 +56,10 @@ def log(
     limit: int | None,
     author: str | None,
     path: str | None,
+    kind: str | None,
+    since: str | None,
+    until: str | None,
+    graph: bool,
     patch: bool,
     oneline: bool,
     checkpoints: bool,
@@ -61,9 +69,18 @@ def log(
     with opened(ctx) as store:
         wf, before = revision(store, name)
         marks = wf.checkpoints()
-        found = [] if checkpoints else _versions(wf, before, limit, author, path)
+        wanted: dict[str, Any] = {"author": author, "path": path, "kind": kind, "since": since, "until": until}
+        if graph and any(v is not None for v in wanted.values()):
+            raise Invalid("--graph shows what every version builds on: leave out the filters, or the graph")
+        nodes = wf.graph(before)[:limit] if graph else []
+        found = [] if checkpoints or graph else _versions(wf, before, limit, wanted)
     if checkpoints:
         _show_checkpoints(marks, as_json)
+        return
+    if graph:
+        from quire.cli.graph import show_graph
+
+        show_graph(wf.id, nodes, as_json=as_json)
         return
     if as_json:
         out_json({"schema": SCHEMA, "versions": [plain(v) for v in found]})
@@ -77,19 +94,17 @@ def log(
         if oneline:
             _show_line(v, names, digits)
         else:
-            _show_version(v, names, patch=patch)
+            show_version(v, names, patch=patch)
     if not found:
         say(f"{name}: no version matches")
 
 
-def _versions(
-    wf: Workflow, before: str | None, limit: int | None, author: str | None, path: str | None
-) -> list[Version]:
+def _versions(wf: Workflow, before: str | None, limit: int | None, wanted: dict[str, Any]) -> list[Version]:
     if before is None:
-        return wf.history(limit, author=author, path=path)
+        return wf.history(limit, **wanted)
     top = wf.version(before).number
     newest = wf.version().number
-    return wf.history(limit, before=top + 1 if top < newest else None, author=author, path=path)
+    return wf.history(limit, before=top + 1 if top < newest else None, **wanted)
 
 
 def _show_line(v: Version, names: str, digits: int) -> None:
@@ -99,13 +114,14 @@ def _show_line(v: Version, names: str, digits: int) -> None:
     out(line if not names else line[:digits] + style(line[digits:start], fg="green") + line[start:])
 
 
-def _show_version(v: Version, names: str, *, patch: bool) -> None:
+def show_version(v: Version, names: str, *, patch: bool) -> None:
+    """Print a version over several lines. names: of its checkpoints.  patch: with its changes."""
     head = style(f"{v.workflow_id}@{v.number}", fg="yellow") + style(names, fg="green")
     out(f"{head}  {moment(v)}  {style(v.author, bold=True)}  {v.kind}")
     for line in (v.message or _summary(v)).splitlines():
         out(f"    {printable(line)}")
     if patch:
-        for line in _lines(v.changes):
+        for line in lines_of(v.changes):
             out(f"    {line}")
 
 
@@ -127,7 +143,7 @@ def _show_checkpoints(marks: list[Checkpoint], as_json: bool) -> None:
         say("no checkpoints")
 
 
-def _lines(changes: Sequence[Change | Fork], undo: Sequence[Change] | None = None) -> Iterator[str]:
+def lines_of(changes: Sequence[Change | Fork], undo: Sequence[Change] | None = None) -> Iterator[str]:
     """Yield a line for each change; `undo` holds the inverse of each, which tells what was there."""
     from quire.core.path import format as pointer
 
@@ -196,7 +212,7 @@ def diff(ctx: click.Context, old: str, new: str, exit_code: bool, path: str, as_
     elif as_json:
         out_json({"schema": SCHEMA, "changes": plain(changes)})
     else:
-        for line in _lines(changes, invert(before, changes)[::-1]):
+        for line in lines_of(changes, invert(before, changes)[::-1]):
             out(line)
     if exit_code and changes:
         ctx.exit(1)

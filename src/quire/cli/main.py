@@ -32,6 +32,8 @@ SECTIONS = {
         "log": ("history:log", "Show the history of NAME[@REVISION], newest first."),
         "diff": ("history:diff", "Show what differs between two revisions."),
         "blame": ("history:blame", "Say who set each value of NAME[@REVISION]."),
+        "bisect": ("asking:bisect", "Find the version of NAME that broke something."),
+        "replay": ("asking:replay", "Print every state of NAME, or give each to a command."),
         "watch": ("reading:watch", "Follow the changes of NAME, or of all, until interrupted."),
     },
     "Write": {
@@ -44,11 +46,16 @@ SECTIONS = {
     "Travel": {
         "checkpoint": ("travel:checkpoint", "Give NAME[@REVISION] the name LABEL."),
         "restore": ("travel:restore", "Make NAME what it was at NAME@REVISION, as a new version."),
+        "revert": ("travel:revert", "Undo what one version did, keeping what came after."),
         "fork": ("travel:fork", "Start NEW from NAME[@REVISION], sharing its history."),
+        "merge": ("merging:merge", "Take what OTHER[@REVISION] did since it parted into NAME."),
+        "conflicts": ("merging:conflicts", "List what could not both stand in NAME, or decide ID."),
     },
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "stats": ("care:stats", "Count what the store holds."),
+        "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
+        "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),
         "import": ("moving:import_", "Read an export from FILE or stdin into a new workflow."),
     },

@@ -46,6 +46,26 @@ def restore(ctx: click.Context, name: str, **how: Any) -> None:
 
 @click.command()
 @name_argument
+@click.option("--on-conflict", default="reject", help="Where later versions changed the same: ours undoes that, too.")
+@writing
+@click.pass_context
+def revert(ctx: click.Context, name: str, on_conflict: Any, **how: Any) -> None:
+    """Undo what one version did, keeping what came after.
+
+    NAME is NAME@REVISION. Where later versions changed the same places it
+    stops, unless --on-conflict says ours (undo it all the same) or theirs.
+    """
+    if not how["message"]:
+        how.pop("message")
+    with opened(ctx) as store:
+        wf, version = revision(store, name)
+        if version is None:
+            raise Invalid(f"say which version: quire revert {name}@REVISION")
+        told(wf.revert(version, on_conflict=on_conflict, **how))
+
+
+@click.command()
+@name_argument
 @click.argument("new")
 @author_option
 @click.pass_context

@@ -17,7 +17,7 @@ from quire.core import record
 from quire.core.fold import copied
 from quire.engine.engine import Engine
 from quire.errors import CorruptRecord, MergeConflict
-from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record
+from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record, Version
 
 REDACT = "redact"
 """The kind of versions that take out what redaction takes out of the past as well. Both sides of a merge were redacted,
@@ -93,6 +93,29 @@ async def ancestor(engine: Engine, one: Point, other: Point) -> Point | None:
         return common[0] if common else None
     positions = [(await engine.record(WORKFLOWS + p.workflow_id, p.version)).position for p in common]
     return max(zip(positions, common, strict=True))[1]  # what another knows was written before it
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A version, and what it was made from: the version before it, or that it was forked from; and what it merged."""
+
+    version: Version
+    parents: list[Point]
+
+
+async def graph(engine: Engine, point: Point) -> list[Node]:
+    """Return a version and every one that it knows, of any workflow, newest first. Cost: reads them all."""
+    found: list[Node] = []
+    for workflow_id, upto in (await knows(engine, point)).items():
+        entries = await merges(engine, Point(workflow_id, upto))
+        begun = await origin(engine, workflow_id)
+        for entry in await engine.backend.read(WORKFLOWS + workflow_id, upto=upto):
+            number = entry.version
+            parents = [Point(workflow_id, number - 1)] if number > 1 else [begun] if begun is not None else []
+            merged = entries.get(number)
+            if merged is not None:
+                parents.append(Point(merged.workflow, merged.version))
+            found.append(Node(Version(entry), parents))
+    return sorted(found, key=lambda node: -node.version.position)
 
 
 async def route(engine: Engine, start: Point, end: Point) -> list[Made]:

@@ -186,6 +186,14 @@ async def test_the_words_of_the_engine_are_no_kinds_of_a_writer(store, kind):
     assert await w.exists()
 
 
+async def test_the_place_after_the_last_item_is_written_to(store):
+    w = await store.create("w", {"l": [1], "o": {"-": 0}})
+    await w.set("/l/-", 2)
+    await w.set("/o/-", 5)
+    assert await w.state() == {"l": [1, 2], "o": {"-": 5}}
+    assert (await w.version(2)).changes == [Append(("l",), [2])]
+
+
 # who
 
 

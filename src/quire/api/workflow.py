@@ -103,10 +103,20 @@ class Workflow(Reader):
         return Edit(self, how)
 
     async def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
-        """Put a value at a path: adds or replaces an object key, replaces a list item. "" replaces the state."""
+        """Put a value at a path: adds or replaces an object key, replaces a list item; `/list/-` adds one.
+
+        "" replaces the state.
+        """
         tokens = writes.place(path, self.bounds)
         value = clean(value, path=tokens, **self.bounds)
-        return await self._write(lambda state: [Set(resolve(state, tokens), value)], ["set", tokens, value], how)
+
+        def plan(state: dict[str, Any]) -> Sequence[Change]:
+            where = resolve(state, tokens)
+            if tokens[-1:] == ("-",) and type(where[-1]) is int:
+                return [Append(where[:-1], [value])]
+            return [Set(where, value)]
+
+        return await self._write(plan, ["set", tokens, value], how)
 
     async def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
         """Remove an object key, or a list item."""

@@ -165,6 +165,15 @@ async def test_what_later_versions_built_on_is_not_undone_unasked(store):
         await w.revert(99)
 
 
+async def test_versions_are_undone_one_by_one_from_the_newest(store):
+    w = await store.create("w", {"a": 1, "l": []})
+    for value in (2, 3, 4):
+        await w.apply([Set(("a",), value), Append(("l",), [value])])
+    for version in (4, 3, 2):
+        await w.revert(version)
+    assert await w.state() == {"a": 1, "l": []}
+
+
 @given(states, st.data())
 @settings(max_examples=150, deadline=None)
 def test_undoing_the_newest_gives_what_was_before(first, data):

@@ -255,6 +255,33 @@ async def test_what_cannot_be_redacted_is_said_and_left():
         assert (await store.verify()).ok
 
 
+async def test_who_merged_it_is_redacted_as_well():
+    async with quire.open("memory:") as store:
+        w = await store.create("w", {"a": 1})
+        fork = await w.fork("f")
+        await fork.set("/key", SECRET)
+        await w.merge(fork)
+        later = await w.fork("g")
+        done = await fork.redact("/key")
+        for name in ("w", "f", "g"):
+            assert await store.workflow(name).get("/key") == MARK
+        assert (await w.state(2))["key"] == MARK
+        assert "merges/w" not in done.versions, "what leads to the result is empty"
+        assert (await store.verify()).ok
+        await later.set("/b", 2)
+        assert (await w.merge(later)).conflicts == []
+
+
+async def test_what_was_deleted_can_be_redacted_still():
+    async with quire.open("memory:") as store:
+        w = await store.create("w", {"key": SECRET})
+        await store.delete("w")
+        await w.redact("/key")
+        assert not await w.exists()
+        again = await store.create("w", {})
+        assert await again.state(1) == {"key": MARK}
+
+
 async def test_a_schema_that_forbids_the_mark_is_heard():
     async with quire.open("memory:", schemas=[Schema("s", model={"properties": {"n": {"type": "integer"}}})]) as store:
         w = await store.create("w", {"n": 5}, schema="s")

@@ -119,6 +119,17 @@ async def test_a_state_comes_as_its_type_and_goes_back(tmp_path):
             await w.state(type=Note)
 
 
+async def test_a_state_made_anew_is_of_its_schema_still(tmp_path):
+    async with opened(tmp_path, Schema("research", model=Research)) as store:
+        w = await store.create("w", FIRST, schema="research")
+        await w.save({"topic": "neaps"})
+        assert await w.state() == {"$schema": "research/1", "topic": "neaps"}
+        with pytest.raises(InvalidState):
+            await w.save({"topic": 5})
+        await w.delete("/$schema")
+        assert (await w.save({"topic": 5})).number == 4
+
+
 async def test_a_workflow_without_a_schema_is_as_free_as_ever(tmp_path):
     async with opened(tmp_path, THREE) as store:
         w = await store.create("w", {"topic": 5})

@@ -174,7 +174,7 @@ def test_texts_lose_what_either_deleted_and_keep_what_either_wrote(length, data)
         (Splice(T, 5, 0, "ours"), Splice(T, 5, 0, "theirs"), "hellotheirsours world"),
         (Splice(T, 0, 5, "bye"), Splice(T, 0, 5, "moin"), "moinbye world"),
         (Splice(T, 0, 6, ""), Splice(T, 3, 8, ""), ""),
-        (Splice(T, 0, 11, "all"), Splice(T, 5, 1, "-"), "-all"),
+        (Splice(T, 0, 11, "all"), Splice(T, 5, 1, "-"), "all-"),
         (Splice(T, 5, 1, "-"), Splice(T, 0, 11, "all"), "all-"),
     ],
 )

@@ -103,6 +103,25 @@ def test_what_commutes():
         assert merged.state == state
 
 
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_number_that_is_set_and_added_to_gets_both_whatever_the_names(names):
+    a, b = branch(names[0], [Set(("n",), 100)]), branch(names[1], [Increment(("n",), 7)])
+    for ours, theirs in ((a, b), (b, a)):
+        merged = three_way(BASE, ours, theirs, "reject")
+        assert merged.state["n"] == 107
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_text_put_behind_what_is_replaced_stays_behind_it(names):
+    base = {"t": "It was a dark night."}
+    a, b = (
+        branch(names[0], [Splice(("t",), 9, 4, "bright")], base),
+        branch(names[1], [Splice(("t",), 13, 0, ", wet")], base),
+    )
+    for ours, theirs in ((a, b), (b, a)):
+        assert three_way(base, ours, theirs, "reject").state == {"t": "It was a bright, wet night."}
+
+
 @pytest.mark.parametrize(
     ("policy", "value", "outcome"),
     [

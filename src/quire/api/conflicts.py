@@ -8,12 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from quire.core.fold import copied
-from quire.core.path import parse, resolve
+from quire.core.path import get, parse, resolve
 from quire.core.values import same
 from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Write
-from quire.errors import ConflictNotFound, Invalid
+from quire.errors import ChangeError, ConflictNotFound, Invalid
 from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Side, Version
 
 Choice = Literal["ours", "theirs", "value"]
@@ -53,7 +53,17 @@ class Conflicts:
             if choice == standing != "value":
                 return []  # or what was written since
             new = conflict.theirs.value if choice == "theirs" else wanted
-            place = resolve(state, tokens)
+            try:
+                place = resolve(state, tokens)
+                gone = get(state, place[:-1], msgspec.UNSET) is msgspec.UNSET
+            except ChangeError:
+                gone, place = True, tokens
+            if gone:
+                raise ChangeError(
+                    f"{self.workflow_id}: the place of {conflict_id}, {conflict.path}, is not there any more; choose "
+                    f"what stands ({standing}) to close it, and write what is missing by hand",
+                    path=conflict.path,
+                )
             if new is not msgspec.UNSET:
                 return [Set(place, new)]
             return [Remove(place[:-1], place[-1], 1) if isinstance(place[-1], int) else Delete(place)]

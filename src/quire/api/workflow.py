@@ -18,17 +18,17 @@ from quire.api.writes import Changes, Writing
 from quire.core.changes import invert
 from quire.core.diff import diff
 from quire.core.names import check_id
-from quire.core.path import parse, resolve
+from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
 from quire.core.resolve import Policy
 from quire.core.schema import KEY
-from quire.core.values import clean
+from quire.core.values import clean, same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
-from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict
+from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict, WorkflowNotFound
 from quire.model import (
     RUN,
     Append,
@@ -187,7 +187,7 @@ class Workflow(Reader):
     async def save(
         self, state: Mapping[str, Any] | msgspec.Struct, *, base: Revision = None, **how: Unpack[Writing]
     ) -> Version:
-        """Make the whole state what is given, storing only the difference.
+        """Make the whole state what is given, storing only the difference. Its schema stays unless another is named.
 
         base: the version it was made from (None: the head now). What others changed since then stays, unless it is
         on the same path. Cost: one comparison with the base state, then the size of the difference.
@@ -195,9 +195,10 @@ class Workflow(Reader):
         actor = await self._live()
         number = await self._number(base)
         before = actor.state if base is None else await self._engine.state_at(self.stream, number)
-        if isinstance(state, msgspec.Struct):  # which has no place for what Quire keeps in a state
-            state = {**{k: v for k, v in before.items() if k in (KEY, RUN)}, **writes.plain(state)}
-        return await self.rebase(diff(before, dict(state)), Base(number, before), **how)
+        # what Quire keeps in a state has no place in a type, and is easily left out of a dict made anew
+        ours = (KEY, RUN) if isinstance(state, msgspec.Struct) else (KEY,)
+        whole = {**{k: before[k] for k in ours if k in before}, **writes.plain(state)}
+        return await self.rebase(diff(before, whole), Base(number, before), **how)
 
     async def rebase(self, changes: Sequence[Change], base: Base, **how: Unpack[Writing]) -> Version:
         """Apply changes that were made on `base`, adjusted to what others changed since."""
@@ -224,8 +225,12 @@ class Workflow(Reader):
         after = await self._engine.state_at(self.stream, number)
         changes = invert(before, [c for c in found.changes if not isinstance(c, Fork)])
         options: Writing = {"message": f"reverted version {number}", "kind": "revert", "on_conflict": "reject", **how}
+        base = Base(number, after)
+        head = await self.snapshot()
+        if all(same(get(after, c.path, RUN), get(head.state, c.path, RUN)) for c in changes):
+            base = head  # whatever was done to these places since was undone again
         try:
-            return await self._write(changes, ["revert", number], options, base=Base(number, after))
+            return await self._write(changes, ["revert", number], options, base=base)
         except MergeConflict as error:
             raise MergeConflict(
                 f"{self.id}@{number} cannot be undone by itself: later versions changed the same places; nothing was "
@@ -303,7 +308,9 @@ class Workflow(Reader):
             raise Invalid("redact either a path or a text; keep_current goes with a path")
         what = "a text" if path is None else "/".join(("", *map(str, parse(path))))
         write, _ = writes.write(self.stream, [], {"author": author, "message": message or f"redacted {what}"})
-        actor = await self._live()
+        actor = await self._engine.current(self.stream)
+        if not actor.head.version:  # one that was deleted has a past
+            raise WorkflowNotFound(self.id)
         if path is None:
             return await redact(self._engine, self.id, ByText(cast("str", text)), write, what=what)
         rule = ByPath(tokens_of(actor.state, path))

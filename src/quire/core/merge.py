@@ -6,7 +6,7 @@ Each of ours is moved past each of theirs, and theirs past ours, as two people s
    what fitted the base fits the result. (A sum that leaves the finite numbers is the one exception.)
 2. Where both wrote the same place ours, the later, wins, or whoever is preferred. Where theirs took away what ours
    needs, ours is left out. Both are reported. What commutes or is the same on both sides merges silently.
-3. Texts are lists of code points: a splice is a removal and an insertion.
+3. Texts are lists of code points: a splice is an insertion and a removal behind it.
 4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index
    about that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong
    item.
@@ -125,7 +125,8 @@ def both(
     """Return both sides as they apply after each other. Otherwise as `rebase`.
 
     stands: who wins; None: ours.  ahead: of two insertions at one place, who comes first; None: theirs.  twins: which
-    changes of both sides are one and the same, done once.
+    changes of both sides are one and the same, done once; where it is given, two branches are merged as equals: a number
+    that one sets and the other adds to gets both, whoever is moved.
     """
     roots = _roots([c.path for c in changes], [c.path for c in over])
     shared = {roots[_fixed(c.path)] for c in changes} & {roots[_fixed(c.path)] for c in over}
@@ -180,7 +181,8 @@ def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[
         parts: list[Change] = [change]
         if isinstance(change, Splice) and change.delete and change.insert:
             path, at = change.path, change.position
-            parts = [Splice(path, at, change.delete, ""), Splice(path, at, 0, change.insert)]
+            # what is put in comes first: it stays before whatever others put behind what is taken out
+            parts = [Splice(path, at, 0, change.insert), Splice(path, at + len(change.insert), change.delete, "")]
         if working is not None:
             if isinstance(change, Append):
                 length = len(get(working.state, change.path, ()))
@@ -198,8 +200,8 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
         match part, last:
             case _Placed(path, values) | _Somewhere(path, values), _:
                 result.append(Append(path, values))
-            case Splice(path, at, more, text), Splice(_, before, gone, "") if at == before:
-                result[-1] = Splice(path, at, gone + more, text)
+            case Splice(path, at, gone, ""), Splice(_, start, more, text) if at == start + len(text):
+                result[-1] = Splice(path, start, more + gone, text)
             case _:
                 result.append(part)
     return result
@@ -219,7 +221,7 @@ def _past(
                     parts = []
                     continue
                 ahead = rules.ahead is not None and rules.ahead(other.number)
-                swap = _swap(parts[0], other.change, ahead=ahead)
+                swap = _swap(parts[0], other.change, ahead=ahead, late=rules.twin is None)
                 if swap.dropped is False and rules.wins is not None and not rules.wins(other.number):
                     swap = _Swap([], [other.change], True)
                 parts = swap.ours
@@ -251,10 +253,10 @@ def _alike(ours: Change, theirs: Change) -> bool:
             return type(ours) is type(theirs)
 
 
-def _swap(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
+def _swap(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
     mine, other = ours.path, theirs.path
     if mine == other:
-        return _same_place(ours, theirs, ahead=ahead)
+        return _same_place(ours, theirs, ahead=ahead, late=late)
     if mine[: len(other)] == other:
         kept = _inside(ours, theirs)
         return _Swap(kept, [theirs], None if kept else True)
@@ -287,9 +289,14 @@ def _inside(change: Change, around: Change) -> list[Change]:
     return [msgspec.structs.replace(change, path=path)]
 
 
-def _same_place(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
-    """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped."""
+def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
+    """Return the swap of two changes of one path: the table of what merges, who wins, what is dropped.
+
+    late: ours is a write that knew nothing of theirs and means what it sets; else the sides are equals.
+    """
     match ours, theirs:
+        case Set(path, value), Increment(_, amount) if not late and _countable(value, amount):
+            return _Swap([Set(path, value + amount)], [theirs])
         case Set(_, a), Set(_, b):
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
             return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)

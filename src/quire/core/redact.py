@@ -112,7 +112,8 @@ class ByText:
 
     def _key(self, path: Path, key: str | int) -> None:
         if type(key) is str and self._text in key:
-            raise Invalid(f"the text is in a key at {pointer(path) or 'the root'}: redact {pointer(path)!r} instead")
+            remedy = f"redact {pointer(path)!r} instead" if path else "keys of the state itself cannot be taken out"
+            raise Invalid(f"the text is in a key at {pointer(path) or 'the root'}: {remedy}")
 
 
 def follow(rule: Rule, changes: Sequence[Change], working: Working) -> list[Change]:

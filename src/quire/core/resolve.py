@@ -113,13 +113,20 @@ def settle(
     result: list[tuple[int | None, Change]] = []
     met: list[Met] = []
     closed: list[Path] = []
+    beside: list[Change] = []
+    """What "both" put into lists: what comes after it there has moved."""
+
+    def put(number: int | None, changes: Sequence[Change]) -> None:
+        moved = merge.rebase(changes, beside)[0] if beside else changes
+        result.extend((number, change) for change in moved)
+
     for number, parts in enumerate(found.ours):
         path = changes[number].path
         if any(path[: len(p)] == p for p in closed):
             continue  # part of what was settled above
         clash = clashes.get(number)
         if clash is None:
-            result += [(number, part) for part in parts]
+            put(number, parts)
             continue
         place = parts[0].path if parts else path
         before, ours = wanted[number]
@@ -127,16 +134,17 @@ def settle(
         theirs = ABSENT if taken else get(head, place, ABSENT)
         around = min(clash.theirs.path, path, key=len)
         if ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
-            result += [(number, part) for part in parts]
+            put(number, parts)
             continue
         meeting = Met(path, before, ours, theirs, clash.ours, number, clash.other, "ours")
         if policy == "reject" or (clash.dropped and not yields and merging is None):
-            raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped)
+            raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped, late=merging is None)
         if clash.dropped and not yields and not parts:
             outcome, instead = "theirs", list[Change]()
         else:
             outcome, instead = _decide(policy, meeting, place, parts, head)
-        result += [(number if outcome == "ours" else None, change) for change in instead]
+        put(number if outcome == "ours" else None, instead)
+        beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
         if instead is not parts:
             closed.append(path)
         met.append(msgspec.structs.replace(meeting, outcome=outcome))
@@ -205,8 +213,14 @@ def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:
     return Set((*parent, f"{key}~{number}"), value)
 
 
-def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool) -> MergeConflict:
+def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool, late: bool) -> MergeConflict:
     at = pointer(meeting.path) or "the whole state"
+    if not late:
+        return MergeConflict(
+            f"{where}: both sides changed {at}; nothing was written: change one of them first, or choose another "
+            "`on_conflict`",
+            conflicts=met,
+        )
     why = (
         "was removed or replaced since the version this write was made on"
         if dropped

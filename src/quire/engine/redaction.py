@@ -5,8 +5,8 @@
 2. What is rewritten is written down beforehand in the stream `redactions/<id>`, with the digest of each new body: a body
    that is not in there was altered by somebody else, and `verify` says so. One that is in there and was not rewritten
    was interrupted: redacting again finishes it.
-3. Forks share the past of what they came from, so they are redacted with it; so is what conflicts, merges, checkpoints
-   and other streams of these workflows keep.
+3. Forks share the past of what they came from, and what was merged is in both: they are redacted together, with what
+   conflicts, merges, checkpoints and other streams of these workflows keep.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
             before = await engine.state_at(WORKFLOWS + source.workflow_id, source.version)
             if rule.value((), before) is not before:
                 raise Invalid(f"{workflow_id} was forked from {source}, which has it already: redact it there")
-        family = await _family(engine, workflow_id)
+        family = await _family(engine, workflow_id, merged=True)
         for name in family:
             await _present(engine, name, rule, write)
         work = _Work(engine, rule)
@@ -119,9 +119,15 @@ async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -
         )
 
 
-async def _family(engine: Engine, workflow_id: str) -> list[str]:
-    """Return a workflow and all that was forked from it. Cost: the first record of every workflow."""
+async def _family(engine: Engine, workflow_id: str, *, merged: bool = False) -> list[str]:
+    """Return a workflow and all that was forked from it; merged: or took something from them.
+
+    Cost: the first record of every workflow.
+    """
     children: dict[str, list[str]] = {}
+    for stream in await engine.backend.streams(MERGES) if merged else ():
+        for entry in (await engine.current(stream)).state.values():
+            children.setdefault(entry["workflow"], []).append(stream.removeprefix(MERGES))
     after = ""
     while names := await engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
         for name in names:
@@ -132,7 +138,7 @@ async def _family(engine: Engine, workflow_id: str) -> list[str]:
         after = names[-1]
     found = [workflow_id]
     for name in found:
-        found += children.get(name, [])
+        found += [child for child in dict.fromkeys(children.get(name, ())) if child not in found]
     return found
 
 

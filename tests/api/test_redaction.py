@@ -255,6 +255,26 @@ async def test_what_cannot_be_redacted_is_said_and_left():
         assert (await store.verify()).ok
 
 
+async def test_a_schema_keeps_no_history_of_what_it_says(tmp_path):
+    path = tmp_path / "s.db"
+    settings = quire.Settings(keyframe_changes_min=10, keyframe_bytes_min=100)
+    schema = Schema("s", no_history=["/scratch"])
+    async with quire.open(str(path), schemas=[schema], settings=settings) as store:
+        w = await store.create("w", {"scratch": SECRET, "n": 0}, schema="s")
+        for i in range(200):
+            await w.apply([Set(("scratch",), f"{i} {SECRET}" + "x" * 500), Increment(("n",), 1)])
+        kept = await w.get("/scratch")
+    async with quire.open(str(path), schemas=[schema]) as store:
+        w = store.workflow("w")
+        assert await w.get("/scratch") == kept
+        assert [await w.get("/n", version=v) for v in (1, 50, 150)] == [0, 49, 149]
+        gone = [await w.get("/scratch", version=v) == "[NOT KEPT]" for v in range(1, 202)]
+        assert gone == sorted(gone, reverse=True), "the old ones go"
+        assert 100 < sum(gone) < 201
+        assert len(await store.engine.backend.keyframes("workflows/w")) >= 2, "what is still true stays"
+        assert (await store.verify()).ok
+
+
 async def test_who_merged_it_is_redacted_as_well():
     async with quire.open("memory:") as store:
         w = await store.create("w", {"a": 1})

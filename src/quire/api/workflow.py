@@ -315,7 +315,7 @@ class Workflow(Reader):
             return await redact(self._engine, self.id, ByText(cast("str", text)), write, what=what)
         rule = ByPath(tokens_of(actor.state, path))
         if keep_current:
-            return await forget(self._engine, self.id, rule, write, what=what)
+            return (await forget(self._engine, self.id, rule, write, what=what))[0]
         return await redact(self._engine, self.id, rule, write, what=what)
 
     # checkpoints

@@ -19,6 +19,9 @@ from quire.model import Append, Change, Delete, Insert, Path, Set, Splice
 MARK = "[REDACTED]"
 """Stands where something was taken out."""
 
+NOT_KEPT = "[NOT KEPT]"
+"""Stands where a value was that a schema keeps no history of."""
+
 
 class Rule(Protocol):
     """What is taken out."""
@@ -33,21 +36,25 @@ class Rule(Protocol):
 
 
 class ByPath:
-    """Takes out everything that ever was at or below a path. path: keys of objects only, at least one."""
+    """Takes out everything that ever was at or below a path. path: keys of objects only, at least one.
 
-    def __init__(self, path: Path) -> None:
+    mark: what stands there instead.
+    """
+
+    def __init__(self, path: Path, *, mark: str = MARK) -> None:
         if not path or not all(type(token) is str for token in path):
             raise Invalid(
                 f"{pointer(path) or 'the whole state'} cannot be redacted: give the path of an object's key; of a list, "
                 "redact the whole list, or a text wherever it is"
             )
         self.path = path
+        self._mark = mark
 
     def value(self, path: Path, value: Any) -> Any:
         """Return what is left of a value at a path."""
         depth = len(path)
         if path[: len(self.path)] == self.path:
-            return MARK
+            return self._mark
         if self.path[:depth] != path or type(value) is not dict or self.path[depth] not in value:
             return value
         fields, key = cast("dict[str, Any]", value), cast("str", self.path[depth])
@@ -61,7 +68,7 @@ class ByPath:
                 return Set(change.path, self.value(change.path, change.value))
         elif change.path == self.path and isinstance(change, Delete):
             return change
-        return Set(self.path, MARK) if change.path[: len(self.path)] == self.path else change
+        return Set(self.path, self._mark) if change.path[: len(self.path)] == self.path else change
 
 
 class ByText:

@@ -6,7 +6,7 @@ too. What the name means is given to `quire.open`: a program that does not give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -14,8 +14,9 @@ import msgspec
 from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.kinds import Kinds
-from quire.core.path import describe
+from quire.core.path import describe, parse
 from quire.core.path import format as pointer
+from quire.core.redact import NOT_KEPT, ByPath
 from quire.errors import Invalid, InvalidState, MigrationFailed, Unsupported
 from quire.model import RUN, Change
 
@@ -33,6 +34,8 @@ class Schema:
     model: a msgspec.Struct (or any type msgspec converts to), or a JSON Schema as a dict, which takes the extra
     `quire[jsonschema]`; None for any object.  kinds: of lists, numbers and texts by JSON Pointer, `*` for any key:
     {"/notes": "log", "/tags": "set", "/agents": "keyed(id)", "/agents/*/done": "counter"}; see core/kinds.py.
+    no_history: paths of object keys of which only the present value is kept: what they held before it was replaced whole
+    is taken out of the past from time to time (see engine/redaction.py).
     migrations: from a version to the function that leads to the next; there is one for each version but the last.
     Raises Invalid, Unsupported where the extra is missing.
 
@@ -48,6 +51,7 @@ class Schema:
         model: Any = None,
         kinds: Mapping[str, str] | None = None,
         migrations: Mapping[int, Migration] | None = None,
+        no_history: Sequence[str] = (),
     ) -> None:
         if not isinstance(name, str) or not name or not all(c.isalnum() or c in "._-" for c in name):
             raise Invalid(f"schema name {name!r}: letters, digits and any of . _ - are needed")
@@ -57,6 +61,7 @@ class Schema:
         self.version = version
         self.label = f"{name}/{version}"
         self.kinds = Kinds(kinds or {})
+        self.unkept = tuple(ByPath(parse(path), mark=NOT_KEPT) for path in no_history)
         self.migrations = dict(migrations or {})
         missing = set(range(1, version)) ^ set(self.migrations)
         if missing:
@@ -137,6 +142,11 @@ class Schemas:
         """Return what was declared of a state's lists, numbers and texts."""
         found = self.of(state)
         return None if found is None else found[0].kinds
+
+    def unkept(self, state: dict[str, Any]) -> tuple[ByPath, ...]:
+        """Return what no history is kept of."""
+        found = self.of(state)
+        return () if found is None else found[0].unkept
 
     def check(self, where: str, state: dict[str, Any]) -> None:
         """Raise InvalidState for a state that may not be written. One of an older version may: it is migrated later."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from quire.config import Settings
 from quire.core import keyframes
+from quire.core.path import format as pointer
 from quire.core.resolve import Policy
 from quire.core.schema import Schemas
 from quire.engine.actor import Actor
@@ -34,7 +35,7 @@ from quire.errors import (
     VersionNotFound,
 )
 from quire.failpoints import hit
-from quire.model import WORKFLOWS, Record, Version
+from quire.model import WORKFLOWS, Path, Record, Version
 from quire.storage.base import Backend, CellWrite
 
 log = logging.getLogger("quire.engine")
@@ -79,6 +80,7 @@ class Engine:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._keyframes_due: dict[str, None] = {}
         self._keyframer: asyncio.Task[None] | None = None
+        self._forgotten: dict[tuple[str, Path], int] = {}
 
     # writing
 
@@ -301,10 +303,25 @@ class Engine:
                 old = keyframes.surplus(await self.backend.keyframes(stream))
                 if old:
                     await self.backend.drop_keyframes(stream, old)
+                await self._forget(stream, state)
         except StorageError as error:
             log.warning("a keyframe could not be written, reading will be slower until one can: %s", error)
         finally:
             self._keyframer = None
+
+    async def _forget(self, stream: str, state: dict[str, Any]) -> None:
+        """Take out of the past what the schema keeps no history of. Seldom: each record is looked at once."""
+        for rule in self.schemas.unkept(state):
+            from quire.engine.redaction import forget  # which is built on this file
+
+            where = (stream, rule.path)
+            what = f"history of {pointer(rule.path)}"
+            write = Write(stream, (), author="quire", message=f"no {what} is kept")
+            workflow_id = stream.removeprefix(WORKFLOWS)
+            done = await forget(
+                self, workflow_id, rule, write, what=what, after=self._forgotten.get(where, 0), scrub=False
+            )
+            self._forgotten[where] = done[1]
 
     async def _poll(self) -> None:
         """While somebody watches, look out for other processes' commits."""

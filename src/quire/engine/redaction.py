@@ -88,19 +88,24 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
     return Redaction(work.versions, snapshots, work.said)
 
 
-async def forget(engine: Engine, workflow_id: str, path: ByPath, write: Write, *, what: str) -> Redaction:
+async def forget(
+    engine: Engine, workflow_id: str, path: ByPath, write: Write, *, what: str, after: int = 0, scrub: bool = True
+) -> tuple[Redaction, int]:
     """Take out what a path held before it was last replaced whole; the present value stays.
 
-    So does what forks began from, and what merges took over. Raises StorageError. Cost: as `redact`.
+    So does what forks began from, and what merges took over. after: the version up to which it was done before.
+    scrub: leave no trace in the store's files either.
+    Returns also the newest version that it was done to. Raises StorageError. Cost: as `redact`, of what is after `after`.
     """
     async with engine.key_lock("redact"):
         work = _Work(engine, path)
-        upto = await _replaced(engine, workflow_id, path.path)
-        if upto > 0:
-            await work.log(workflow_id, upto=upto)
-            await work.done(workflow_id, write, what)
-        await engine.backend.scrub()
-    return Redaction(work.versions)
+        upto = await _replaced(engine, workflow_id, path.path, after)
+        if upto > after:
+            await work.log(workflow_id, after=after, upto=upto)
+            await work.done(workflow_id, write, what, upto=upto)
+        if scrub:
+            await engine.backend.scrub()
+    return Redaction(work.versions), max(upto, after)
 
 
 async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -> None:
@@ -142,7 +147,7 @@ async def _family(engine: Engine, workflow_id: str, *, merged: bool = False) -> 
     return found
 
 
-async def _replaced(engine: Engine, workflow_id: str, path: tuple[Any, ...]) -> int:
+async def _replaced(engine: Engine, workflow_id: str, path: tuple[Any, ...], after: int) -> int:
     """Return the newest version before a whole replacement of a path, that no fork begins from and no merge knows."""
     bound = (await engine.current(WORKFLOWS + workflow_id)).head.version
     for name in await _family(engine, workflow_id):
@@ -153,7 +158,7 @@ async def _replaced(engine: Engine, workflow_id: str, path: tuple[Any, ...]) -> 
             known = entry["knows"].get(workflow_id, bound)
             bound = min(bound, known, int(number) - 1 if name == workflow_id else known)
     last = 0
-    async for entry in _records(engine, WORKFLOWS + workflow_id, 0, bound):
+    async for entry in _records(engine, WORKFLOWS + workflow_id, after, bound):
         if any(isinstance(c, Set | Delete) and path[: len(c.path)] == c.path for c in record.decode(entry)):
             last = entry.version
     return max(last - 1, 0)
@@ -185,11 +190,13 @@ class _Work:
             found.setdefault(entry.stream, []).append(entry.version)
         return found
 
-    async def log(self, workflow_id: str, *, upto: int | None = None) -> None:
+    async def log(self, workflow_id: str, *, after: int = 0, upto: int | None = None) -> None:
         """Gather from a workflow's own log."""
         stream = WORKFLOWS + workflow_id
         working: Working | None = None
-        async for entry in _records(self._engine, stream, 0, upto):
+        if after:
+            working = Working(await self._engine.state_at(stream, after))
+        async for entry in _records(self._engine, stream, after, upto):
             if working is None:
                 working = Working(await self._before(entry))
             changes = record.decode(entry)
@@ -229,8 +236,11 @@ class _Work:
                 elif kind == CONFLICTS:
                     self._gather(entry, changes, [self._conflict(c) for c in changes])
 
-    async def done(self, workflow_id: str, write: Write, what: str) -> None:
-        """Write down what will be rewritten, then rewrite it, and forget what was derived from what it was."""
+    async def done(self, workflow_id: str, write: Write, what: str, *, upto: int | None = None) -> None:
+        """Write down what will be rewritten, then rewrite it, and forget what was derived from what it was.
+
+        upto: later states are what they were.
+        """
         if not self._records:
             return
         at: dict[str, dict[str, str]] = {}
@@ -258,7 +268,7 @@ class _Work:
         bases = {first.stream: first.version - 1 for first, _ in self._bases}
         for stream, versions in self.versions.items():
             kept = await backend.keyframes(stream)
-            gone = [v for v in kept if v >= versions[0] and v != bases.get(stream)]
+            gone = [v for v in kept if v >= versions[0] and (upto is None or v <= upto) and v != bases.get(stream)]
             await backend.drop_keyframes(stream, gone)
             self._engine.outdate(stream)
 

@@ -271,7 +271,6 @@ async def test_a_schema_keeps_no_history_of_what_it_says(tmp_path):
         gone = [await w.get("/scratch", version=v) == "[NOT KEPT]" for v in range(1, 202)]
         assert gone == sorted(gone, reverse=True), "the old ones go"
         assert 100 < sum(gone) < 201
-        assert len(await store.engine.backend.keyframes("workflows/w")) >= 2, "what is still true stays"
         assert (await store.verify()).ok
 
 

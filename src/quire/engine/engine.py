@@ -81,6 +81,7 @@ class Engine:
         self._keyframes_due: dict[str, None] = {}
         self._keyframer: asyncio.Task[None] | None = None
         self._forgotten: dict[tuple[str, Path], int] = {}
+        self._forgetting: asyncio.Future[Any] | None = None
 
     # writing
 
@@ -157,12 +158,17 @@ class Engine:
             raise VersionNotFound(stream.removeprefix(WORKFLOWS), version)
         return found[0]
 
-    def outdate(self, stream: str) -> None:
-        """Have a stream read again: its records were rewritten. What is kept of them in memory goes."""
-        actor = self.residents.peek(stream)
-        if actor is not None:
-            actor.stale = True
+    async def outdate(self, stream: str, *, state: bool) -> None:
+        """Forget records that were rewritten. state: also the newest state, which is not what it was."""
         self.recent.clear()
+        actor = self.residents.peek(stream)
+        if actor is None:
+            return
+        actor.recent.clear()
+        if state:
+            while actor.pending:  # a commit on its way would be published where nobody looks any more
+                await asyncio.sleep(0)
+            actor.stale = True
 
     # watching
 
@@ -200,12 +206,13 @@ class Engine:
         """Finish queued writes, stop the tasks, close the backend."""
         if self.closed:
             return
+        await _ended(self._keyframer)
+        if self._forgetting is not None:  # what was written down is to be done
+            await asyncio.gather(self._forgetting, return_exceptions=True)
         await self.committer.close()
         self.closed = True
-        for task in (self._poller, self._keyframer):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await _ended(self._poller)
+        await _ended(self._keyframer)
         self._wake_store()
         self.residents.each(Actor.wake)
         await self.backend.close()
@@ -318,10 +325,11 @@ class Engine:
             what = f"history of {pointer(rule.path)}"
             write = Write(stream, (), author="quire", message=f"no {what} is kept")
             workflow_id = stream.removeprefix(WORKFLOWS)
-            done = await forget(
-                self, workflow_id, rule, write, what=what, after=self._forgotten.get(where, 0), scrub=False
+            after = self._forgotten.get(where, 0)
+            self._forgetting = asyncio.ensure_future(
+                forget(self, workflow_id, rule, write, what=what, after=after, scrub=False)
             )
-            self._forgotten[where] = done[1]
+            self._forgotten[where] = (await asyncio.shield(self._forgetting))[1]
 
     async def _poll(self) -> None:
         """While somebody watches, look out for other processes' commits."""
@@ -332,3 +340,9 @@ class Engine:
             except StorageError as error:
                 log.warning("watching: the store does not answer, trying again: %s", error)
                 await self.clock.sleep(_POLL_S)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

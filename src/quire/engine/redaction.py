@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -22,12 +24,11 @@ from quire.core.changes import Working
 from quire.core.diff import diff
 from quire.core.path import parse
 from quire.core.redact import ByPath, ByText, Rule, follow
-from quire.core.values import same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.lineage import REDACT, origin
 from quire.engine.write import Write
-from quire.errors import Invalid, NotFound
+from quire.errors import CorruptRecord, Invalid, NotFound
 from quire.failpoints import hit
 from quire.model import (
     CHECKPOINTS,
@@ -40,6 +41,7 @@ from quire.model import (
     Delete,
     Fork,
     Head,
+    Keyframe,
     Point,
     Record,
     Set,
@@ -83,6 +85,9 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
             await work.merges(name)
             await work.beside(name)
         await work.done(workflow_id, write, what)
+        for name in family:  # also what an interrupted one left
+            for frame in await reframed(engine, WORKFLOWS + name, rule):
+                await engine.backend.put_keyframe(frame)
         snapshots = await _snapshots(engine, family, rule, write)
         await engine.backend.scrub()
     return Redaction(work.versions, snapshots, work.said)
@@ -178,8 +183,6 @@ class _Work:
         self._engine = engine
         self._rule = rule
         self._records: list[Record] = []
-        self._bases: list[tuple[Record, dict[str, Any]]] = []
-        """Where the log of a workflow begins with a keyframe: its first record, and what is left of the state before."""
         self.said: list[str] = []
 
     @property
@@ -197,8 +200,9 @@ class _Work:
         if after:
             working = Working(await self._engine.state_at(stream, after))
         async for entry in _records(self._engine, stream, after, upto):
-            if working is None:
-                working = Working(await self._before(entry))
+            if working is None:  # one that was trimmed begins behind a keyframe
+                trimmed = entry.version > 1
+                working = Working(await self._engine.state_at(stream, entry.version - 1) if trimmed else {})
             changes = record.decode(entry)
             if isinstance(self._rule, ByText) and self._rule.within(entry.message, entry.author):
                 self.said.append(f"{workflow_id}@{entry.version}")
@@ -259,18 +263,18 @@ class _Work:
         )
         hit("redact:noted")
         backend = self._engine.backend
+        new: list[Keyframe] = []
+        for stream in self.versions:  # what is derived goes first: whatever stops us here, nothing tells of what was
+            new += await reframed(self._engine, stream, self._rule, upto=upto)
+            first = (await backend.read(stream, limit=1))[0].version
+            kept = await backend.keyframes(stream)
+            await backend.drop_keyframes(stream, [v for v in kept if v >= first and (upto is None or v <= upto)])
         await backend.rewrite(self._records)
         hit("redact:rewritten")
-        for first, state in self._bases:
-            old = await backend.keyframe(first.stream, first.version - 1)
-            if old is not None:
-                await backend.put_keyframe(keyframes.make(Head(old.stream, old.version, old.chain), state))
-        bases = {first.stream: first.version - 1 for first, _ in self._bases}
-        for stream, versions in self.versions.items():
-            kept = await backend.keyframes(stream)
-            gone = [v for v in kept if v >= versions[0] and (upto is None or v <= upto) and v != bases.get(stream)]
-            await backend.drop_keyframes(stream, gone)
-            self._engine.outdate(stream)
+        for frame in new:
+            await backend.put_keyframe(frame)
+        for stream in self.versions:
+            await self._engine.outdate(stream, state=not stream.startswith(WORKFLOWS))
 
     def _gather(self, entry: Record, changes: list[Any], left: list[Any]) -> None:
         if record.encode(changes) != record.encode(left):
@@ -293,15 +297,20 @@ class _Work:
             sides["change"] = msgspec.to_builtins(self._rule.change(made))
         return Set(change.path, {**kept, **sides})
 
-    async def _before(self, first: Record) -> dict[str, Any]:
-        """Return the state before the first record that is there; that of a keyframe where older ones were trimmed."""
-        if first.version == 1:
-            return {}
-        state = await self._engine.state_at(first.stream, first.version - 1)
-        left = cast("dict[str, Any]", self._rule.value((), state))
-        if not same(state, left):
-            self._bases.append((first, left))
-        return state
+
+async def reframed(engine: Engine, stream: str, rule: Rule, *, upto: int | None = None) -> list[Keyframe]:
+    """Return what is left of the keyframes of a workflow's log, of those that had it. The log may begin with one."""
+    found: list[Keyframe] = []
+    if not stream.startswith(WORKFLOWS):
+        return found
+    for version in await engine.backend.keyframes(stream):
+        frame = await engine.backend.keyframe(stream, version)
+        if frame is None or frame.version != version or (upto is not None and version > upto):
+            continue
+        with suppress(CorruptRecord):  # it is passed over by whoever reads
+            left = rule.value((), keyframes.state_of(frame))
+            found.append(await asyncio.to_thread(keyframes.make, Head(stream, version, chain=frame.chain), left))
+    return found
 
 
 async def _snapshots(engine: Engine, family: list[str], rule: Rule, write: Write) -> list[str]:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 import quire
-from quire.errors import HeadMoved, Invalid, InvalidKey, MergeConflict, WorkflowNotFound
+from quire.errors import HeadMoved, Invalid, InvalidKey, MergeConflict, QuireError, WorkflowNotFound
 
 
 async def parted(store):
@@ -243,3 +243,29 @@ async def test_whatever_the_web_everything_known_is_there_once(store, seed):
         assert {int(t) for t in state["by"]} == known[name]
         assert sorted(state["text"]) == sorted(chr(0x4E00 + t) for t in known[name] - gone[name])
     assert (await store.verify()).ok
+
+
+async def test_what_is_not_kept_any_more_is_said_and_nothing_is_lost(store):
+    w = await store.create("w", {"n": 0})
+    for i in range(1, 6):
+        await w.set("/n", i)
+    fork = await w.fork("f", at=2)
+    await fork.set("/f", 1)
+    from quire.core import keyframes
+    from quire.model import Head
+
+    backend = store.engine.backend
+    chain = (await w.version(4)).record.chain
+    await backend.put_keyframe(keyframes.make(Head(w.stream, 4, chain), await w.state(4)))
+    await backend.trim(w.stream, 3)
+    for gone in (w.fork("g", at=2), w.state(2), w.diff(2), w.revert(3)):
+        with pytest.raises(QuireError):
+            await gone
+    assert not await store.workflow("g").exists()
+    with pytest.raises(QuireError):
+        await w.merge(fork)
+    assert (await w.fork("h", at=5)).id == "h"
+    assert await w.get("/n") == 5
+    assert await w.get("/n", version=4) == 3
+    report = await store.verify(w.id)
+    assert report.ok, report.problems

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import quire
 from quire import Append, Increment, Schema, Set, Splice
-from quire.core import record
+from quire.core import keyframes, record
 from quire.core.redact import MARK, ByPath, ByText
 from quire.core.values import same
 from quire.errors import Invalid, InvalidState
+from quire.model import Head
 from quire.testing.strategies import changes_for, states
 
 SECRET = "sk-hunter2-hunter2"
@@ -289,6 +290,20 @@ async def test_who_merged_it_is_redacted_as_well():
         assert (await store.verify()).ok
         await later.set("/b", 2)
         assert (await w.merge(later)).conflicts == []
+
+
+async def test_a_log_that_begins_with_a_keyframe_is_redacted_too():
+    async with quire.open("memory:") as store:
+        w = await store.create("w", {"key": SECRET, "n": 0})
+        for i in range(1, 6):
+            await w.set("/n", i)
+        backend, chain = store.engine.backend, (await w.version(4)).record.chain
+        await backend.put_keyframe(keyframes.make(Head(w.stream, 4, chain), await w.state(4)))
+        await backend.trim(w.stream, 3)
+        await w.redact("/key")
+        assert [(await w.state(v))["key"] for v in (4, 5, 6)] == [MARK] * 3
+        report = await store.verify()
+        assert report.ok, report.problems
 
 
 async def test_what_was_deleted_can_be_redacted_still():

@@ -7,6 +7,7 @@ times as much on a 9.8 MB state. Keyframes are derived: losing all of them loses
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,21 +58,21 @@ def state_of(keyframe: Keyframe) -> dict[str, Any]:
 def surplus(versions: Sequence[int], *, newest: int = 8, per_octave: int = 8) -> list[int]:
     """Return which of the keyframes at these ascending versions may go.
 
-    The newest are all kept; older ones thin out geometrically: at most `per_octave` in each doubling of the distance
-    from the newest, so that their number grows with the logarithm of the history.
+    The newest are all kept; older ones thin out geometrically: one for each part of a doubling of the distance from the
+    newest, `per_octave` parts to each. So their number grows with the logarithm of the history, and the way to the next
+    one with its age.
 
-    >>> surplus([10, 20, 30, 40, 50, 60, 70, 80], newest=2, per_octave=2)
-    [20, 30, 50]
+    >>> surplus([10, 20, 30, 40, 50, 60, 70, 80], newest=2, per_octave=1)
+    [30, 40, 60]
     """
     if len(versions) <= newest:
         return []
     last = versions[-1]
-    kept: dict[int, int] = {}
+    taken: set[int] = set()
     drop: list[int] = []
-    for version in versions[:-newest]:  # oldest first: within an octave the oldest stay, so that they can age
-        octave = (last - version).bit_length()
-        if kept.get(octave, 0) >= per_octave:
+    for version in versions[:-newest]:  # oldest first: within a part the oldest stays, so that it can age
+        part = int(math.log2(last - version) * per_octave)
+        if part in taken:
             drop.append(version)
-        else:
-            kept[octave] = kept.get(octave, 0) + 1
+        taken.add(part)
     return drop

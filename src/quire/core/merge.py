@@ -128,14 +128,16 @@ def both(
     changes of both sides are one and the same, done once; where it is given, two branches are merged as equals: a number
     that one sets and the other adds to gets both, whoever is moved.
     """
-    roots = _roots([c.path for c in changes], [c.path for c in over])
-    shared = {roots[_fixed(c.path)] for c in changes} & {roots[_fixed(c.path)] for c in over}
+    moved = {c.path for side in (changes, over) for c in side if isinstance(c, Insert | Remove)}
+    ourplaces, theirplaces = [_fixed(c.path, moved) for c in changes], [_fixed(c.path, moved) for c in over]
+    roots = _roots(ourplaces, theirplaces)
+    shared = {roots[p] for p in ourplaces} & {roots[p] for p in theirplaces}
     if not shared:
         return Rebased([[c] for c in changes], [[c] for c in over], [])
     ours, others = _parts(changes, base), _parts(over, base)
     waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
-        waiting.setdefault(roots[_fixed(over[number].path)], []).extend(_Theirs(number, part) for part in parts)
+        waiting.setdefault(roots[theirplaces[number]], []).extend(_Theirs(number, part) for part in parts)
     result: list[list[Change]] = []
     clashes: list[Clash] = []
     lost: list[Path] = []
@@ -143,7 +145,7 @@ def both(
         if any(change.path[: len(path)] == path for path in lost):
             result.append([])  # made on something of ours that did not stand: what is there now is not alike
             continue
-        root = roots[_fixed(change.path)]
+        root = roots[ourplaces[number]]
         met: dict[int, bool] = {}
         rules = _Rules(
             None if stands is None else partial(stands, number),
@@ -162,15 +164,18 @@ def both(
     return Rebased(result, [_joined(parts) for parts in left], clashes)
 
 
-def _fixed(path: Path) -> Path:
-    """Return the part of a path that no change to a list can move: up to the first index."""
-    return next((path[:i] for i, token in enumerate(path) if type(token) is int), path)
+def _fixed(path: Path, moved: set[Path]) -> Path:
+    """Return the part of a path that no change can move: up to the first index into a list whose items are moved."""
+    if not moved:
+        return path
+    return next((path[:i] for i, token in enumerate(path) if type(token) is int and path[:i] in moved), path)
 
 
 def _roots(*sides: Iterable[Path]) -> dict[Path, Path]:
     """Return for the fixed part of every path the shortest one that contains it: changes of two roots never meet."""
-    fixed = {_fixed(path) for side in sides for path in side}
-    return {path: next(path[:i] for i in range(len(path) + 1) if path[:i] in fixed) for path in fixed}
+    fixed = {path for side in sides for path in side}
+    depths = sorted({len(p) for p in fixed})
+    return {path: next(path[:i] for i in depths if path[:i] in fixed) for path in fixed}
 
 
 def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[Change]]:

@@ -166,7 +166,7 @@ class Engine:
             return
         actor.recent.clear()
         if state:
-            while actor.pending:  # a commit on its way would be published where nobody looks any more
+            while actor.pending:  # noqa: ASYNC110 - it lasts a commit, which would be published where nobody looks
                 await asyncio.sleep(0)
             actor.stale = True
 

@@ -173,11 +173,13 @@ async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list
 
 async def _dated(engine: Engine, made: list[tuple[Change, Record, str | None]]) -> list[Made]:
     """Add when each change was first written: one read for each workflow that any was merged from."""
-    known = await sources(
-        engine,
-        [o for _, by, o in made if o is not None and point_of(o) != (by.stream.removeprefix(WORKFLOWS), by.version)],
-    )
-    firsts = [by if o is None else known.get(point_of(o), by) for _, by, o in made]
+    away = {
+        o: point_of(o)
+        for _, by, o in made
+        if o is not None and not o.startswith(f"{by.stream.removeprefix(WORKFLOWS)}@{by.version}.")
+    }
+    known = await sources(engine, list(away))
+    firsts = [by if o not in away else known.get(away[o], by) for _, by, o in made]
     return [Made(c, by, o, first.position) for (c, by, o), first in zip(made, firsts, strict=True)]
 
 

@@ -200,10 +200,12 @@ class _Work:
         if after:
             working = Working(await self._engine.state_at(stream, after))
         async for entry in _records(self._engine, stream, after, upto):
-            if working is None:  # one that was trimmed begins behind a keyframe
-                trimmed = entry.version > 1
-                working = Working(await self._engine.state_at(stream, entry.version - 1) if trimmed else {})
             changes = record.decode(entry)
+            if working is None and entry.version > 1:  # what was trimmed begins with a keyframe of its first record
+                working = Working(await self._engine.state_at(stream, entry.version))
+                self._gather(entry, changes, [c if isinstance(c, Fork) else self._rule.change(c) for c in changes])
+                continue
+            working = working or Working({})
             if isinstance(self._rule, ByText) and self._rule.within(entry.message, entry.author):
                 self.said.append(f"{workflow_id}@{entry.version}")
             forks = [c for c in changes if isinstance(c, Fork)]

@@ -177,7 +177,7 @@ class Residents:
             if not full:
                 break
         if upto is not None and head.version != upto:
-            raise VersionNotFound(stream.removeprefix(WORKFLOWS), upto, newest=head.version)
+            raise VersionNotFound(stream.removeprefix(WORKFLOWS), upto, newest=head.version or None)
         return state, head, since
 
     async def _forked(self, first: Record, depth: int) -> dict[str, Any]:

@@ -98,11 +98,12 @@ async def _stream(
     while page := await backend.read(name, after=version, limit=_PAGE):
         if versions == 0 and page[0].version > 1:  # trimmed: the history begins at a keyframe
             try:
-                base = await backend.keyframe(name, page[0].version - 1)
-                if base is None or base.version != page[0].version - 1:
-                    raise CorruptRecord(f"{name}: begins at version {page[0].version} without the keyframe before it")
+                base = await backend.keyframe(name, page[0].version)
+                if base is None or (base.version, base.chain) != (page[0].version, page[0].chain):
+                    raise CorruptRecord(f"{name}: begins at version {page[0].version} without a keyframe of it")
                 version, chain = base.version, base.chain
                 working = Working.owning(keyframes.state_of(base))
+                versions, page = 1, page[1:]
             except CorruptRecord as error:
                 problems.append(str(error))
                 return len(page), len(frames)

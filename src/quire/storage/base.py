@@ -144,7 +144,10 @@ class Backend(Protocol):
         ...
 
     async def trim(self, stream: str, upto: int) -> int:
-        """Remove records with version <= upto, never the head's. Returns how many. Numbers stay used."""
+        """Remove records with version <= upto, never the head's. Returns how many. Numbers stay used.
+
+        A log is read on from the newest keyframe whose own record is there: what is left begins with one.
+        """
         ...
 
     async def drop(self, stream: str) -> None:

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from benchmarks.answers import blaming, keystrokes, merging
+from benchmarks.faces import reading, scoped, scripts, sharing
 from benchmarks.growing import growing, peering
 from benchmarks.measure import machine
 from benchmarks.states import large, living, starting
@@ -13,7 +15,23 @@ from benchmarks.targets import targets
 from benchmarks.writing import steps, writing
 
 HERE = Path(__file__).parent
-GROUPS = (writing, steps, growing, peering, large, living, starting, targets)
+GROUPS = (
+    writing,
+    steps,
+    growing,
+    peering,
+    large,
+    living,
+    starting,
+    targets,
+    merging,
+    blaming,
+    keystrokes,
+    scoped,
+    reading,
+    sharing,
+    scripts,
+)
 
 
 def main():

@@ -1,12 +1,15 @@
-"""The limit ours is held against: the bare driver inserting the same rows."""
+"""The limits ours is held against: the bare driver inserting the same rows, and reading no row too many."""
 
+import json
 import time
 from pathlib import Path
 
 import apsw
 
 from benchmarks.measure import folder
+from quire.model import Record
 from quire.storage._sqlite_file import SCHEMA
+from quire.storage.codec import unpack
 
 ROW = ("agent", "step", "change", '[["set",["n"],12]]', b"x" * 32)
 
@@ -30,3 +33,16 @@ def raw_rows_per_s(batch, total):
         rate = position / (time.perf_counter() - start)
         db.close()
     return rate
+
+
+def read_versions(db, stream, versions):
+    """Return the records of some versions of a stream, on an open connection, as an index of what they changed would."""
+    rows = db.execute(
+        # without CROSS the versions would be looked for in every row
+        "SELECT version, time, author, message, kind, body, chain, position FROM json_each(?) CROSS JOIN records"
+        " ON version = json_each.value AND stream = (SELECT id FROM streams WHERE name = ?)",
+        (json.dumps(versions), stream),
+    )
+    found = [Record(stream, *row[:5], unpack(row[5]), *row[6:]) for row in rows]
+    assert len(found) == len(versions)
+    return found

@@ -25,3 +25,21 @@ def megabyte():
         },
         "n": 0,
     }
+
+
+def typed(count):
+    """Yield keystrokes as position, deleted and inserted: mostly at the cursor, a few corrections, a few moves of it."""
+    chance = random.Random(count)
+    at, length, waiting = 0, 0, ""
+    for _ in range(count):
+        move = chance.random()
+        if move < 0.06 and at:
+            at -= 1
+            length -= 1
+            yield at, 1, ""
+            continue
+        if move > 0.98:
+            at = chance.randrange(length + 1)
+        waiting = waiting or f"{chance.choice(WORDS)} "
+        yield at, 0, waiting[0]
+        at, length, waiting = at + 1, length + 1, waiting[1:]

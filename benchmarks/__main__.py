@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.answers import blaming, keystrokes, merging
-from benchmarks.faces import reading, scoped, scripts, sharing
+from benchmarks.faces import scripts, sharing
 from benchmarks.growing import growing, peering
 from benchmarks.measure import machine
+from benchmarks.scoped import reading, scoped
 from benchmarks.states import large, living, starting
 from benchmarks.targets import targets
 from benchmarks.writing import steps, writing

@@ -9,14 +9,14 @@ import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from quire.core.names import check_id, check_namespace
 from quire.errors import InvalidKey, Unsupported
 from quire.storage.base import Backend
 
-_HERE = ("sqlite", "memory")
-_PLANNED = ("file", "postgresql", "redis", "nats", "rocksdb")
+_HERE = ("sqlite", "memory", "redis", "rediss")
+_PLANNED = ("file", "postgresql", "nats", "rocksdb")
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
@@ -42,7 +42,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
     """Return the open backend that a URL names.
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
-    `memory:` (private), `memory:name` (shared within the process). Option of SQLite: `?durability=relaxed`.
+    `memory:` (private), `memory:name` (shared within the process), `redis://user:password@host:6379/0` (`rediss://`
+    with TLS). Options: SQLite `?durability=relaxed`; Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`.
     namespace: what is seen of the store; keeps the rule of ids.
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, and what the backend raises when it opens.
@@ -65,6 +66,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
                 "for an absolute path"
             )
         return await _open_sqlite(_plain(place[3:], url), query, namespace, url)
+    if scheme in ("redis", "rediss"):
+        return await _open_redis(query, namespace, url)
     if scheme in _PLANNED:
         raise Unsupported(
             f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
@@ -95,6 +98,45 @@ async def _open_sqlite(path: str, query: str, namespace: str, url: str) -> Backe
         )
     _check_path(path, url)
     return await open_sqlite(path, namespace=namespace, durability=durability)
+
+
+async def _open_redis(query: str, namespace: str, url: str) -> Backend:
+    host, port, path, user, password, tls = _server(url, "redis://HOST:PORT/DB", 6379)
+    options = _options(query, ("prefix", "ca") if tls else ("prefix",), url)
+    prefix = check_id(options.get("prefix", "quire"), "prefix")
+    db = path.strip("/") or "0"
+    if not (db.isascii() and db.isdecimal()) or len(db) > 9:
+        raise InvalidKey(f"{redact_url(url)}: the database is a number, as in redis://HOST:PORT/0, not {db!r}")
+    try:
+        from quire.storage._redis_line import Address
+        from quire.storage.redis import open_redis
+    except ModuleNotFoundError as cause:
+        raise _extra("redis", cause) from cause
+    address = Address(host, port, int(db), user, password, tls=tls, ca=options.get("ca"))
+    return await open_redis(address, namespace=namespace, prefix=prefix)
+
+
+def _extra(name: str, cause: ModuleNotFoundError) -> Exception:
+    """Say which extra brings a driver that is not installed; one of our own files that is missing is a mistake."""
+    if cause.name is None or cause.name.split(".")[0] == "quire":
+        return cause
+    return Unsupported(
+        f"{name}:// needs a driver that is not installed ({cause.name}): pip install 'quire[{name}]'",
+        capability=f"backend:{name}",
+    )
+
+
+def _server(url: str, form: str, port: int) -> tuple[str, int, str, str | None, str | None, bool]:
+    """Return host, port, path, user and password of a server's URL, and whether it is to be spoken to with TLS."""
+    try:
+        parts = urlsplit(url)
+        found = (parts.hostname or "localhost", port if parts.port is None else parts.port)
+    except ValueError as cause:
+        raise InvalidKey(f"{redact_url(url)}: this is no URL of a server ({cause}); write {form}") from cause
+    if not url[len(parts.scheme) + 1 :].startswith("//") or parts.fragment or not 0 < found[1] < 65536:
+        raise InvalidKey(f"{redact_url(url)}: this is no URL of a server; write {form}")
+    user, password = (None if part is None else _plain(part, url) for part in (parts.username, parts.password))
+    return (*found, _plain(parts.path, url), user or None, password, parts.scheme in ("rediss", "tls"))
 
 
 def _check_path(path: str, url: str) -> None:

@@ -1,0 +1,1 @@
+"""Stores on servers, each beside its bare driver on the same server in the same run."""

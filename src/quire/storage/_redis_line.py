@@ -15,7 +15,16 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from quire.errors import (
@@ -36,12 +45,39 @@ Word = str | bytes | int
 
 _CODE = re.compile(
     r"(?:^|[\s-])(OOM|MISCONF|READONLY|NOPERM|NOAUTH|WRONGPASS|LOADING|BUSY|MASTERDOWN|FENCED|FORMAT|NOSCRIPT"
-    r"|WRONGTYPE|CROSSSLOT|MOVED|DB index is out of range|invalid password)(?=\s|$)"
+    r"|WRONGTYPE|CROSSSLOT|MOVED|CLUSTERDOWN|DB index is out of range)(?=\s|$)"
 )
+_STRIPPED: dict[type[RedisError], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+    AuthenticationError: "NOAUTH",
+    BusyLoadingError: "LOADING",
+    NoScriptError: "NOSCRIPT",
+}
+"""Of these the driver takes the code off the text."""
 
 
 class Forgotten(StorageUnavailable):
     """The server no longer knows our scripts: it was restarted or told to forget them. Opening a line gives them anew."""
+
+
+_WHO = "user or password is wrong; write redis://USER:PASSWORD@HOST:PORT/DB"
+_ANSWERS: dict[str, tuple[type[QuireError], str]] = {
+    "OOM": (StorageFull, "Redis is out of memory; raise maxmemory, or trim and drop"),
+    "MISCONF": (StorageFull, "Redis cannot write its files; see its log and its disk"),
+    "READONLY": (StorageUnavailable, "this is a read-only replica; name the primary"),
+    "MASTERDOWN": (StorageUnavailable, "this is a replica that lost its primary; name the primary"),
+    "LOADING": (StorageUnavailable, "Redis is still loading its data; try again"),
+    "BUSY": (StorageTimeout, "Redis is busy with a long script; try again"),
+    "FENCED": (StorageUnavailable, "`recover` has to begin a new session"),
+    "NOSCRIPT": (Forgotten, "the server was restarted or told to forget scripts; try again"),
+    "NOPERM": (Denied, "this user may not do that; give it the rights for scripts, its prefix and its channel"),
+    "NOAUTH": (Denied, _WHO),
+    "WRONGPASS": (Denied, _WHO),
+    "WRONGTYPE": (CorruptRecord, "a key of the store was replaced by something else"),
+    "DB index is out of range": (InvalidKey, "the server has no database of that number"),
+}
 
 
 class Refusal(StorageError):
@@ -198,32 +234,19 @@ def ours(error: Exception, shown: str) -> QuireError:
     """Return what a driver's error means to us."""
     text = str(error)
     found = _CODE.search(text)
-    code = found[1] if found else ""
-    if code == "NOPERM" or isinstance(error, NoPermissionError):
-        return Denied(f"{shown}: this user may not do that ({text}); give it the rights for scripts and its prefix")
-    if code in ("NOAUTH", "WRONGPASS", "invalid password") or isinstance(error, AuthenticationError):
-        return Denied(f"{shown}: user or password is wrong ({text}); write redis://USER:PASSWORD@HOST:PORT/DB")
-    table: dict[str, QuireError] = {
-        "OOM": StorageFull(f"{shown}: Redis is out of memory ({text}); raise maxmemory, or trim and drop"),
-        "MISCONF": StorageFull(f"{shown}: Redis cannot write its files ({text}); see its log and its disk"),
-        "READONLY": StorageUnavailable(f"{shown} is a read-only replica; name the primary"),
-        "LOADING": StorageUnavailable(f"{shown} is still loading its data; try again"),
-        "MASTERDOWN": StorageUnavailable(f"{shown} is a replica that lost its primary; name the primary"),
-        "BUSY": StorageTimeout(f"{shown} is busy with a long script; try again"),
-        "FENCED": StorageUnavailable(f"{shown}: {text}; `recover` begins a new session"),
-        "NOSCRIPT": Forgotten(f"{shown}: the server was restarted or told to forget scripts; try again"),
-        "FORMAT": IncompatibleFormat(
-            f"{shown}: the store has the format {text.removeprefix('FORMAT ')!r}, which this version cannot read; "
-            "upgrade quire, or choose another prefix",
-            found=text.removeprefix("FORMAT "),
-        ),
-        "WRONGTYPE": CorruptRecord(f"{shown}: a key of the store was replaced by something else ({text})"),
-        "CROSSSLOT": Unsupported(f"{shown}: a Redis cluster cannot hold a store", capability="cluster"),
-        "MOVED": Unsupported(f"{shown}: a Redis cluster cannot hold a store", capability="cluster"),
-        "DB index is out of range": InvalidKey(f"{shown}: the server has no database of that number"),
-    }
-    if code:
-        return table[code]
+    code = found[1] if found else next((c for kind, c in _STRIPPED.items() if isinstance(error, kind)), "")
+    if code in _ANSWERS:
+        kind, said = _ANSWERS[code]
+        return kind(f"{shown}: {said} ({text})")
+    if code == "FORMAT":
+        known = text.removeprefix("FORMAT ")
+        return IncompatibleFormat(
+            f"{shown}: the store has the format {known!r}, which this version cannot read; "
+            "upgrade quire, or choose another place with ?prefix=",
+            found=known,
+        )
+    if code in ("CROSSSLOT", "MOVED", "CLUSTERDOWN"):
+        return Unsupported(f"{shown}: a Redis cluster cannot hold a store ({text})", capability="cluster")
     if isinstance(error, (RedisTimeoutError, TimeoutError)):
         return StorageTimeout(f"{shown} did not answer in time ({text}); try again")
     if isinstance(error, ResponseError):

@@ -184,7 +184,7 @@ function call.survey(stream)
   local key = space .. 'r:' .. stream
   return {
     head, tonumber(redis.call('HGET', space .. 'lows', stream) or 1), redis.call('HLEN', key),
-    head and redis.call('HGET', key, number_of(head)), redis.call('HLEN', space .. 'k:' .. stream),
+    head and redis.call('HGET', key, number_of(head) or 0), redis.call('HLEN', space .. 'k:' .. stream),
   }
 end
 

@@ -149,9 +149,11 @@ async def scrub(ask: Ask, shown: str) -> None:
             raise StorageUnavailable(f"{shown}: Redis failed to write its files anew; its log says why")
 
     try:
-        if (await idle()).get("aof_enabled") == "1":
+        logs = (await idle()).get("aof_enabled") == "1"
+        if logs:
             await rewritten("BGREWRITEAOF", "aof_last_bgrewrite_status")
-        if (await ask("CONFIG", "GET", "save"))[1]:  # without it Redis writes no snapshots
+        # beside a log an old snapshot may lie unused; without log and snapshots none may be made: it would be loaded
+        if logs or (await ask("CONFIG", "GET", "save"))[1]:
             await rewritten("BGSAVE", "rdb_last_bgsave_status")
         await ask("SLOWLOG", "RESET")  # it shows the beginnings of what was sent
     except (Denied, Refusal, Unsupported) as cause:

@@ -15,8 +15,8 @@ from quire.core.names import check_id, check_namespace
 from quire.errors import InvalidKey, Unsupported
 from quire.storage.base import Backend
 
-_HERE = ("sqlite", "memory", "redis", "rediss")
-_PLANNED = ("file", "postgresql", "nats", "rocksdb")
+_HERE = ("sqlite", "memory", "redis", "rediss", "nats", "tls")
+_PLANNED = ("file", "postgresql", "rocksdb")
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
@@ -43,7 +43,9 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process), `redis://user:password@host:6379/0` (`rediss://`
-    with TLS). Options: SQLite `?durability=relaxed`; Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`.
+    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`;
+    Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where
+    the servers are set so, `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, and what the backend raises when it opens.
@@ -68,6 +70,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
         return await _open_sqlite(_plain(place[3:], url), query, namespace, url)
     if scheme in ("redis", "rediss"):
         return await _open_redis(query, namespace, url)
+    if scheme in ("nats", "tls"):
+        return await _open_nats(place, query, namespace, url)
     if scheme in _PLANNED:
         raise Unsupported(
             f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
@@ -114,6 +118,41 @@ async def _open_redis(query: str, namespace: str, url: str) -> Backend:
         raise _extra("redis", cause) from cause
     address = Address(host, port, int(db), user, password, tls=tls, ca=options.get("ca"))
     return await open_redis(address, namespace=namespace, prefix=prefix)
+
+
+async def _open_nats(place: str, query: str, namespace: str, url: str) -> Backend:
+    form = "nats://HOST:PORT,HOST:PORT?stream=NAME"
+    scheme = url.partition(":")[0].lower()
+    *who, hosts = place.removeprefix("//").rstrip("/").rsplit("@", 1)
+    servers: list[str] = []
+    for host in hosts.split(","):
+        name, port, *_ = _server(f"{scheme}://{host}", form, 4222)
+        servers.append(f"[{name}]:{port}" if ":" in name else f"{name}:{port}")
+    if not place.startswith("//") or "/" in hosts or "#" in url:
+        raise InvalidKey(f"{redact_url(url)}: this is no URL of a server; write {form}")
+    user, colon, password = who[0].partition(":") if who else ("", "", "")
+    options = _options(query, ("stream", "replicas", "sync", "creds"), url)
+    stream = check_id(options.get("stream", "quire"), "stream")
+    if "." in stream:
+        raise InvalidKey(f"{redact_url(url)}: the name of a stream of NATS has no dot; use - instead")
+    replicas, sync = options.get("replicas", "1"), options.get("sync", "")
+    if replicas not in ("1", "3", "5"):
+        raise InvalidKey(f"{redact_url(url)}: replicas={replicas!r}; it is 1, 3 or 5")
+    if sync not in ("", "always"):
+        raise InvalidKey(f"{redact_url(url)}: sync={sync!r}; say always where the servers are set so, or leave it out")
+    try:
+        from quire.storage._nats_wire import Address
+        from quire.storage.nats import open_nats
+    except ModuleNotFoundError as cause:
+        raise _extra("nats", cause) from cause
+    address = Address(
+        servers,
+        _plain(user, url) or None,
+        _plain(password, url) if colon else None,
+        tls=scheme == "tls",
+        creds=options.get("creds"),
+    )
+    return await open_nats(address, namespace=namespace, stream=stream, replicas=int(replicas), synced=sync == "always")
 
 
 def _extra(name: str, cause: ModuleNotFoundError) -> Exception:

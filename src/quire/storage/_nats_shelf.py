@@ -1,0 +1,247 @@
+"""One JetStream stream: what is asked of it, and how messages are put there together.
+
+Where it has replicas, any of them may answer a direct get, and one may be behind. So what has to be current is compared
+with what the leader says, and asked again until it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from quire.errors import LimitExceeded, StorageTimeout, StorageUnavailable
+from quire.storage._nats_rows import About, Stored, header, stored
+from quire.storage._nats_wire import Again, Refusal, Wire, damaged, status
+
+T = TypeVar("T")
+
+BATCH_MAX = 1000
+"""Messages of an atomic batch: a limit of the server."""
+_LAST_MAX = 1000
+"""Subjects asked for in one question; the server answers 1,024 at most."""
+_PAGE_BYTES = 8 << 20
+_HEADERS_BYTES = 2048
+"""Room left in a message for headers."""
+_AT_ONCE = 64
+_NOT_THERE = (10037, 10043, 10057)
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.01, 0.25
+
+
+class Out(NamedTuple):
+    """A message to be put. expected: the sequence of the newest on its subject, None for whatever it is."""
+
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+    expected: int | None = None
+    checked: str = ""
+    """The subject that `expected` is about, where it is another one."""
+
+
+class Shelf:
+    """A JetStream stream by its name, through a wire."""
+
+    def __init__(self, wire: Wire, name: str, patience_s: float) -> None:
+        """patience_s: how long a cluster is given to find a leader, and a replica to catch up."""
+        self.name = name
+        self.anchor = f"{name}.z"
+        """A subject that always has a message: the first, so that every question about the newest has an answer."""
+        self.replicas = 1
+        self._wire = wire
+        self._patience_s = patience_s
+
+    async def patiently(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask something that may be asked twice: again on a new connection, and again while there is no leader."""
+        loop = asyncio.get_running_loop()
+        until, pause, reconnected = loop.time() + self._patience_s, _PAUSE_MIN_S, False
+        while True:
+            try:
+                await self._wire.open()
+                return await question()
+            except Again:
+                if loop.time() + pause > until:
+                    raise
+            except (StorageUnavailable, StorageTimeout):
+                if reconnected or self._wire.is_open:
+                    raise
+                reconnected = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX_S)
+
+    async def api(self, what: str, request: object = None) -> dict[str, Any]:
+        """Ask JetStream about this stream."""
+        return await self.patiently(lambda: self._wire.api(f"{what}.{self.name}", request))
+
+    async def last_sequence(self) -> int:
+        """The newest sequence ever given, by the leader."""
+        return (await self.api("STREAM.INFO"))["state"]["last_seq"]
+
+    async def _direct(self, request: dict[str, Any]) -> list[Any]:
+        async def ask() -> list[Any]:
+            several = "batch" in request or "multi_last" in request
+            answers = await self._wire.ask(
+                f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), many=several
+            )
+            if status(answers[-1]) == "503":
+                raise Again(f"{self.name}: nobody answers for the stream now; try again")
+            if status(answers[-1]) not in ("", "204", "404"):
+                raise Refusal(f"{self.name}: JetStream refused a question ({answers[-1].headers})")
+            return answers
+
+        return await self.patiently(ask)
+
+    async def last(self, subjects: Sequence[str]) -> dict[str, Stored]:
+        """Return the newest message on each subject that has one; all as of one moment, never half of a batch."""
+        floor = await self.last_sequence() if self.replicas > 1 else 0
+        found: dict[str, Stored] = {}
+        moment = 0
+        for start in range(0, len(subjects), _LAST_MAX):
+            asked: dict[str, Any] = {"multi_last": [self.anchor, *subjects[start : start + _LAST_MAX]]}
+            messages, moment = await self._current(asked | ({"up_to_seq": moment} if moment else {}), floor)
+            found |= {m.subject: m for m in messages}
+        found.pop(self.anchor, None)
+        return found
+
+    async def _current(self, request: dict[str, Any], floor: int) -> tuple[list[Stored], int]:
+        """Ask until who answers knows all up to `floor`; return also which sequence it is as of."""
+        until = asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            *messages, end = await self._direct(request | {"max_bytes": _PAGE_BYTES * 64})
+            moment = int((end.headers or {}).get("Nats-UpTo-Sequence", "0"))
+            if moment >= floor:
+                return [stored(m) for m in messages], moment
+            if asyncio.get_running_loop().time() > until:
+                raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
+            await asyncio.sleep(_PAUSE_MIN_S)
+
+    async def newest(self, subject: str) -> Stored | None:
+        """Return the newest message on a subject, which may have wildcards."""
+        if self.replicas > 1:
+            return await self._newest_of_leader(subject)
+        answer = (await self._direct({"last_by_subj": subject}))[0]
+        return None if status(answer) else stored(answer)
+
+    async def _newest_of_leader(self, subject: str) -> Stored | None:
+        try:
+            found = (await self.api("STREAM.MSG.GET", {"last_by_subj": subject}))["message"]
+        except Refusal as error:
+            if error.number in _NOT_THERE:
+                return None
+            raise
+        return await self.get(found["seq"])
+
+    async def get(self, sequence: int) -> Stored | None:
+        """Return the message of a sequence, None if it was removed."""
+        answer = (await self._direct({"seq": sequence}))[0]
+        return None if status(answer) else stored(answer)
+
+    async def following(self, subject: str, sequence: int, count: int) -> tuple[list[Stored], bool]:
+        """Return up to `count` messages on a subject from a sequence on, and whether there are more behind them."""
+        until = asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            newest = await self._newest_of_leader(subject) if self.replicas > 1 else None
+            request = {"seq": max(1, sequence), "next_by_subj": subject, "batch": count, "max_bytes": _PAGE_BYTES}
+            *messages, end = await self._direct(request)
+            found = [stored(m) for m in messages]
+            more = status(end) == "204" and int((end.headers or {}).get("Nats-Num-Pending", "0")) > 0
+            reached = found[-1].sequence if found else sequence - 1
+            if more or newest is None or newest.sequence <= reached:
+                return found, more
+            if asyncio.get_running_loop().time() > until:
+                raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
+            await asyncio.sleep(_PAUSE_MIN_S)
+
+    async def whole(self, message: Stored) -> bytes:
+        """Return all of what a message holds the end of."""
+        first = message.sequence - message.about.parts
+        parts = await asyncio.gather(*(self.get(s) for s in range(first, message.sequence)))
+        if None in parts:
+            raise damaged(f"the message on {message.subject}", message.subject, "a part of it is not there")
+        return b"".join(p.data for p in parts if p is not None) + message.data
+
+    async def subjects(self, pattern: str) -> dict[str, int]:
+        """Return the subjects that match and have messages, and how many."""
+        found: dict[str, int] = {}
+        while True:
+            state = await self.api("STREAM.INFO", {"subjects_filter": pattern, "offset": len(found)})
+            page = state["state"].get("subjects") or {}
+            found |= page
+            if not page or len(found) >= state.get("total", 0):
+                return found
+
+    async def erase(self, sequences: Iterable[int]) -> None:
+        """Remove messages, oldest first, and overwrite them on the disk; those that are gone are ignored."""
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(sequence: int) -> None:
+            async with gate:
+                try:
+                    await self.api("STREAM.MSG.DELETE", {"seq": sequence, "no_erase": False})
+                except Refusal as error:
+                    if error.number not in _NOT_THERE:
+                        raise
+
+        ordered = sorted(sequences)
+        await asyncio.gather(*(one(s) for s in ordered[:-1]))
+        for last in ordered[-1:]:
+            await one(last)
+
+    async def purge(self, subject: str, *, before: int = 0) -> None:
+        """Remove the messages on a subject, those before a sequence only where one is given."""
+        await self.api("STREAM.PURGE", {"filter": subject} | ({"seq": before} if before else {}))
+
+    def pieces(
+        self,
+        subject: str,
+        parts_on: str,
+        about: About,
+        data: bytes,
+        *,
+        expected: int | None = None,
+    ) -> list[Out]:
+        """Return the messages that hold some bytes: as many parts as they need, and the one that counts."""
+        size = self._wire.client.max_payload - _HEADERS_BYTES
+        parts = max(0, -(-len(data) // size) - 1)
+        if parts + 2 > BATCH_MAX:
+            raise LimitExceeded(
+                f"{len(data)} bytes do not fit into a batch of {BATCH_MAX} messages of {size} bytes; "
+                "raise max_payload of the server, or keep it elsewhere",
+                limit="value_bytes",
+                allowed=(BATCH_MAX - 2) * size,
+                found=len(data),
+            )
+        out = [Out(parts_on, {}, data[i * size : (i + 1) * size]) for i in range(parts)]
+        heads = header(msgspec.structs.replace(about, parts=parts))
+        return [*out, Out(subject, heads, data[parts * size :], expected)]
+
+    async def put(self, messages: Sequence[Out]) -> list[int]:
+        """Store messages together, all or none; return their sequences.
+
+        Raises Moved where an expectation does not hold, Again where nothing was stored for now; after any other
+        StorageError it is not known.
+        """
+        if len(messages) == 1:
+            answer = await self._wire.ask(messages[0].subject, messages[0].data, _headers(messages[0]))
+            return [self._wire.judged(answer[0])["seq"]]
+        batch = secrets.token_hex(10)
+        for number, out in enumerate(messages[:-1], 1):
+            marks = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            await self._wire.tell(out.subject, out.data, _headers(out) | marks)
+        last = messages[-1]
+        marks = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(len(messages)), "Nats-Batch-Commit": "1"}
+        answer = await self._wire.ask(last.subject, last.data, _headers(last) | marks)
+        newest = self._wire.judged(answer[0])["seq"]
+        return list(range(newest - len(messages) + 1, newest + 1))
+
+
+def _headers(out: Out) -> dict[str, str]:
+    headers = dict(out.headers)
+    if out.expected is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(out.expected)
+        if out.checked:
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = out.checked
+    return headers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -27,6 +28,8 @@ _PAGE_BYTES = 8 << 20
 _HEADERS_BYTES = 2048
 """Room left in a message for headers."""
 _AT_ONCE = 64
+GONE = 10059
+"""The server's number for a stream that it does not know."""
 _NOT_THERE = (10037, 10043, 10057)
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.01, 0.25
 
@@ -65,12 +68,24 @@ class Shelf:
             except Again:
                 if loop.time() + pause > until:
                     raise
+                await self._exists()
             except (StorageUnavailable, StorageTimeout):
                 if reconnected or self._wire.is_open:
                     raise
                 reconnected = True
             await asyncio.sleep(pause)
             pause = min(pause * 2, _PAUSE_MAX_S)
+
+    async def _exists(self) -> None:
+        """Raise CorruptRecord if nobody answers because the stream is gone, which no patience mends."""
+        with suppress(StorageUnavailable, StorageTimeout):
+            try:
+                await self._wire.api(f"STREAM.INFO.{self.name}")
+            except Refusal as error:
+                if error.number == GONE:
+                    raise damaged(
+                        f"the stream {self.name}", self.name, "the server does not know it any more"
+                    ) from error
 
     async def api(self, what: str, request: object = None) -> dict[str, Any]:
         """Ask JetStream about this stream."""

@@ -33,7 +33,7 @@ from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _nats_rows as rows
 from quire.storage import _nats_writer as writing
 from quire.storage._nats_log import Log
-from quire.storage._nats_shelf import Shelf
+from quire.storage._nats_shelf import GONE, Shelf
 from quire.storage._nats_wire import Address, Moved, Refusal, Wire
 from quire.storage._nats_writer import Places, Writer
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats
@@ -48,7 +48,7 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 _LOOK_S = 1.0
 """`changed` looks by itself this often: who commits tells of it afterwards, and may die before."""
 _PAGE = 500
-_NOT_FOUND, _IN_USE, _OVERLAPS, _NO_PEERS = 10059, 10058, 10065, 10005
+_IN_USE, _OVERLAPS, _NO_PEERS = 10058, 10065, 10005
 _MAY_LOSE = "may lose acknowledged writes"
 
 
@@ -130,7 +130,7 @@ class NatsBackend:
         try:
             found = await shelf.api("STREAM.INFO")
         except Refusal as error:
-            if error.number != _NOT_FOUND:
+            if error.number != GONE:
                 raise
             found = await self._make(shelf, replicas)
         config = found["config"]

@@ -64,7 +64,7 @@ async def _write(url: str, writers: int, ledger: Ledger) -> None:
                 try:
                     return await write()
                 except QuireError as error:
-                    if not error.retryable and not isinstance(error, OutcomeUnknown):
+                    if ledger.stopping or (not error.retryable and not isinstance(error, OutcomeUnknown)):
                         raise
                     ledger.failed(error)
                     await asyncio.sleep(0.005)  # a server that is down refuses at once
@@ -90,14 +90,23 @@ async def _write(url: str, writers: int, ledger: Ledger) -> None:
 
 
 def attack(
-    url: str, outage: Callable[[], None], *, times: int, seed: int, writers: int = 4
+    url: str,
+    outage: Callable[[], None],
+    *,
+    times: int,
+    seed: int,
+    writers: int = 4,
+    told: Callable[[Ledger], None] | None = None,
 ) -> tuple[Ledger, list[tuple[int, int]]]:
     """Write to a store while `outage` strikes at random moments; return what was told, and what of it is lost.
 
     outage: takes the server down and up again; called in this thread, the writers are in another.
+    told: is given the ledger before anything is written, for an outage that waits for writers to go on.
     Raises AssertionError where a write is there twice, or the log is not sound.
     """
     chance, ledger = random.Random(seed), Ledger()
+    if told is not None:
+        told(ledger)
     with quire.sync.open(url) as store:
         for w in range(writers):
             store.create(f"w{w}", {"last": None})

@@ -71,6 +71,18 @@ class Address:
             self.options["user_credentials"] = creds
 
 
+class _Client(Client):
+    """The driver, but that it drops what it has not sent yet when it is closed.
+
+    It would send that at the last moment: what was given up. And where the connection is broken it would fail in it, and
+    tell nobody that it is.
+    """
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
+
+
 class Wire:
     """One connection at a time, opened by `open`."""
 
@@ -103,7 +115,7 @@ class Wire:
             if self.is_open:
                 return
             await self.reset()
-            client = Client()
+            client = _Client()
             self._complaint = ""
             servers = list(dict.fromkeys(self._address.servers + self._known))
             try:

@@ -48,7 +48,8 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 _LOOK_S = 1.0
 """`changed` looks by itself this often: who commits tells of it afterwards, and may die before."""
 _PAGE = 500
-_IN_USE, _OVERLAPS, _NO_PEERS = 10058, 10065, 10005
+_IN_USE, _OVERLAPS = 10058, 10065
+_NO_PEERS = (10005, 10074)
 _MAY_LOSE = "may lose acknowledged writes"
 
 
@@ -176,7 +177,7 @@ class NatsBackend:
                 raise IncompatibleFormat(
                     f"{self._shown}: another stream has the subjects {shelf.name}.>; choose another with ?stream="
                 ) from error
-            if error.number == _NO_PEERS:
+            if error.number in _NO_PEERS:
                 raise Unsupported(
                     f"{self._shown} has no {replicas} servers with room for replicas; start more, or say ?replicas=1",
                     capability="replicas",

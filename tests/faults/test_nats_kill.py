@@ -1,7 +1,11 @@
 """kill -9 of NATS in the middle of writes: what was acknowledged is there, once, and the writers go on."""
 
+import os
+import tempfile
+
 import pytest
 
+from quire.testing.disk import Disk, DiskMissing
 from quire.testing.outage import attack
 from quire.testing.servers import ServerMissing
 from quire.testing.servers.fixtures import started
@@ -83,3 +87,47 @@ def test_writers_continue_when_leaders_are_killed_a_hundred_times(seed):
     ledger, lost = leader_killed(10, seed)
     assert not ledger.wrong
     assert not lost
+
+
+# power
+
+
+def lose_power(server, times, seed, monkeypatch):
+    """Run a server on a disk that is cut off at random moments of writing."""
+    try:
+        disk = Disk().__enter__()
+    except DiskMissing as reason:
+        pytest.skip(str(reason))
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+        started(server)
+        os.sync()  # that its folder is there is not what is looked at
+
+        def outage():
+            disk.cut()
+            server.kill()
+            disk.again()
+            server.restart()
+
+        return attack(server.url, outage, times=times, seed=seed, writers=8)
+    finally:
+        if server.running:
+            server.kill()
+        disk.__exit__()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_acknowledged_is_lost_by_a_loss_of_power(seed, monkeypatch):
+    ledger, lost = lose_power(NatsServer(), 20, seed, monkeypatch)
+    assert not ledger.wrong
+    assert not lost
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_loss_of_power_takes_what_was_not_synced(monkeypatch):
+    """The control: a server that does not sync loses what it acknowledged."""
+    _, lost = lose_power(NatsServer(sync='"10m"'), 1, 1, monkeypatch)
+    assert lost

@@ -383,6 +383,17 @@ async def test_scripts_that_the_server_forgot_are_given_anew(place):
         assert [v.number for v in await wf.history()] == [2, 1]
 
 
+async def test_a_line_that_was_cut_while_nothing_was_on_it_costs_nobody_an_error(place):
+    url, client = place
+    async with opened(url) as backend:
+        await backend.commit([begun("s/1", b"1")])
+        client.client_kill_filter(_type="normal", skipme=True)
+        while backend._writing.is_open or backend._reading.is_open:
+            await asyncio.sleep(0)
+        assert await backend.commit([following("s/1", 1)]) == [Committed(2, 2)]
+        assert len(await backend.read("s/1")) == 2
+
+
 async def test_a_cancelled_commit_does_not_disturb_the_next(place):
     url, _ = place
     async with opened(url) as backend:

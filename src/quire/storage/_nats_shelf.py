@@ -79,16 +79,22 @@ class Shelf:
     async def _exists(self) -> None:
         """Raise CorruptRecord if nobody answers because the stream is gone, which no patience mends."""
         with suppress(StorageUnavailable, StorageTimeout):
-            try:
-                await self._wire.api(f"STREAM.INFO.{self.name}")
-            except Refusal as error:
-                if error.number == GONE:
-                    raise damaged(
-                        f"the stream {self.name}", self.name, "the server does not know it any more"
-                    ) from error
+            await self._known(self._wire.api(f"STREAM.INFO.{self.name}"))
+
+    async def _known(self, asking: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await asking
+        except Refusal as error:
+            if error.number == GONE:
+                raise damaged(f"the stream {self.name}", self.name, "the server does not know it any more") from error
+            raise
 
     async def api(self, what: str, request: object = None) -> dict[str, Any]:
-        """Ask JetStream about this stream."""
+        """Ask JetStream about this stream. Raises CorruptRecord where there is none any more."""
+        return await self._known(self.ask(what, request))
+
+    async def ask(self, what: str, request: object = None) -> dict[str, Any]:
+        """Ask JetStream about this stream, which may not be there yet."""
         return await self.patiently(lambda: self._wire.api(f"{what}.{self.name}", request))
 
     async def last_sequence(self) -> int:

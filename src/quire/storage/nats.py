@@ -129,7 +129,7 @@ class NatsBackend:
     async def _claim(self, shelf: Shelf, replicas: int) -> dict[str, Any]:
         """Return the configuration of a stream of ours, made if it is not there."""
         try:
-            found = await shelf.api("STREAM.INFO")
+            found = await shelf.ask("STREAM.INFO")
         except Refusal as error:
             if error.number != GONE:
                 raise
@@ -169,7 +169,7 @@ class NatsBackend:
             "metadata": {"quire": FORMAT},
         }
         try:
-            return await shelf.api("STREAM.CREATE", wanted)
+            return await shelf.ask("STREAM.CREATE", wanted)
         except Refusal as error:
             if error.number == _IN_USE:  # made by somebody else meanwhile
                 return await shelf.api("STREAM.INFO")

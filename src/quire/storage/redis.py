@@ -115,6 +115,7 @@ class RedisBackend:
         self._session = ""
         self._number = 0
         self._broken = True
+        self._under_way = 0
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
@@ -170,6 +171,8 @@ class RedisBackend:
             self._alive()
             if self._broken:
                 raise StorageUnavailable(f"{self._shown}: an earlier commit failed; `recover` has to settle it first")
+            if not self._writing.is_open and not self._under_way:
+                await self._writing.open((_COMMIT, _REST))  # it broke while nothing was on it: the session goes on
             self._number += 1
             clock = "" if self._now_ms is None else self._now_ms()
             try:
@@ -180,11 +183,14 @@ class RedisBackend:
             except BaseException:
                 self._broken = True  # half of it may be on its way
                 raise
+        self._under_way += 1
         try:
             answers = await self._writing.answer(waiting)
         except QuireError:
             self._broken = True
             raise
+        finally:
+            self._under_way -= 1
         names = list(dict.fromkeys(e.stream for item in items for e in item.expect))
         return [_outcome(names, answer) for answer in answers]
 

@@ -12,18 +12,22 @@ from quire.testing.servers.fixtures import started
 from quire.testing.servers.nats import NatsCluster, NatsServer
 
 
+@pytest.fixture(scope="module")
+def hosts():
+    started(NatsServer()).stop()  # skips, or fails, where there is none
+    with NatsCluster() as cluster:
+        yield [f"127.0.0.1:{node.port}" for node in cluster.nodes]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 class TestNatsCluster(BackendConformance):
-    @pytest.fixture(scope="class", autouse=True)
-    def cluster(self):
-        started(NatsServer()).stop()  # skips, or fails, where there is none
-        with NatsCluster() as cluster:
-            type(self).hosts = [f"127.0.0.1:{node.port}" for node in cluster.nodes]
-            yield
+    @pytest.fixture(autouse=True)
+    def cluster(self, hosts):
+        self.hosts, self.turn = hosts, 0
 
     async def open(self, namespace="default"):
-        self.turn = getattr(self, "turn", 0) + 1  # each handle begins with another node
+        self.turn += 1  # each handle begins with another node
         first = self.turn % 3
         address = Address(self.hosts[first:] + self.hosts[:first], None, None)
         stream = "t" + sha256(str(self.place).encode()).hexdigest()[:20]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from quire.model import Head, Record
@@ -211,8 +212,9 @@ class Log:
             if newest is not None and newest.sequence == sequence:
                 head = message.about.head
                 about = About(first=(head[0] if head else 0) + 1, head=head, quiet=True)
+                mark = Out(message.subject, rows.header(about), b"", sequence)
                 with suppress(Moved):  # somebody wrote behind it, which does as well
-                    quiet += await self._log.put([Out(message.subject, rows.header(about), b"", sequence)])
+                    quiet += await self._log.patiently(partial(self._log.put, [mark]))
             await self._log.erase(range(sequence - message.about.parts, sequence + 1))
         if quiet:
             await self._hush(quiet)

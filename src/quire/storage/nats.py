@@ -33,7 +33,7 @@ from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _nats_rows as rows
 from quire.storage import _nats_writer as writing
 from quire.storage._nats_log import Log
-from quire.storage._nats_shelf import GONE, Shelf
+from quire.storage._nats_shelf import GONE, Out, Shelf
 from quire.storage._nats_wire import Address, Moved, Refusal, Wire
 from quire.storage._nats_writer import Places, Writer
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats
@@ -145,10 +145,9 @@ class NatsBackend:
                 supported=FORMAT,
             )
         if not found["state"]["last_seq"]:
+            anchor = Out(shelf.anchor, {}, b"the first message of a store of Quire", 0)
             with suppress(Moved):  # somebody else was first
-                headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
-                answer = await self._reading.ask(shelf.anchor, b"the first message of a store of Quire", headers)
-                self._reading.judged(answer[0])
+                await shelf.patiently(lambda: shelf.put([anchor]))
         return config
 
     async def _make(self, shelf: Shelf, replicas: int) -> dict[str, Any]:

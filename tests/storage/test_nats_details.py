@@ -280,7 +280,31 @@ async def test_the_same_batch_lands_where_nobody_recovered(url):
         )
         assert [r.body for r in await backend.read("s/1")] == [b"1", b"late"]
         with pytest.raises(StorageUnavailable, match="session"):
-            await backend.commit([following("s/1", 2)])
+            await backend.commit([begun("s/2", b"1")])
+
+
+async def test_a_message_alone_that_arrives_after_recovery_is_refused(url):
+    async with opened(url) as backend:
+        await backend.commit([begun("s/1", b"1")])
+        sent, put = [], backend._own.put
+
+        async def lost(out):
+            sent.extend(out)
+            raise StorageUnavailable("the connection broke")
+
+        backend._own.put = lost
+        with pytest.raises(StorageUnavailable):
+            await backend.commit([following("s/1", 1, b"late")])
+        backend._own.put = put
+        assert len(sent) == 1
+        await backend.recover()
+        assert len(await backend.read("s/1")) == 1
+        with pytest.raises(Moved):
+            await backend._shelf.put(sent)
+        assert await backend.heads(["s/1"]) == [Head("s/1", 1, chain("s/1", 1), "change")]
+        assert isinstance((await backend.commit([following("s/1", 1)]))[0], Committed)
+        assert await backend.check() == []
+        assert [r.version for r in await backend.feed()] == [1, 2]
 
 
 async def test_after_a_call_that_failed_none_of_those_behind_it_takes_effect(url):
@@ -479,7 +503,7 @@ async def test_a_record_that_is_missing_is_found(url):
         await backend.commit([following("s/1", 1)])
         await backend.commit([following("s/1", 2)])
         (_, newest) = (await backend._log.newest(["s/1"]))[0]
-        await stream.delete_msg(name_of(url), newest - 2)  # each batch is a mark and a record
+        await stream.delete_msg(name_of(url), newest - 1)
         assert any("s/1" in problem for problem in await backend.check())
 
 

@@ -2,7 +2,8 @@
 
 1. Each stream and cell has a subject. A message is taken only if the newest on its subject is the one that was seen.
 2. Each batch also moves a subject of this session on by one, from where the batch before it left it. So batches land
-   in their order or not at all, and once `fence` has moved that subject, nothing that is still on its way can land.
+   in their order or not at all, and once `fence` has moved that subject, nothing that is still on its way can land. A
+   single message on a stream that is there goes without: `fence` moves its own subject on.
 3. What is remembered of heads only saves questions: a wrong memory fails at rule 1, and is asked for anew.
 4. Items of a call that touch different subjects share a batch. Where it is refused, each goes alone.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from quire.errors import LimitExceeded, StorageTimeout, StorageUnavailable
@@ -76,6 +78,8 @@ class Writer:
         self._heads: dict[str, tuple[Head, int]] = {}
         self._session = secrets.token_hex(10)
         self._mark = 0
+        self._lone: tuple[Out, Head] | None = None
+        """A message that was sent without a mark and not answered, and the head that it was to follow."""
 
     def forget(self, stream: str | None = None) -> None:
         """Know nothing of a stream's head any more; without one, of none."""
@@ -91,6 +95,13 @@ class Writer:
     async def fence(self) -> None:
         """End the session: what was sent in it and has not landed never will."""
         await self._shelf.patiently(self._move_mark)
+        if self._lone is not None:
+            out, head = self._lone
+            about = About(first=head.version + 1, head=(head.version, head.chain.hex(), head.kind), quiet=True)
+            stand_in = out._replace(headers=rows.header(about), data=b"")
+            with suppress(Moved):  # it landed, or somebody else wrote: it cannot land any more either
+                await self._shelf.patiently(lambda: self._shelf.put([stand_in]))
+            self._lone = None
         self._session, self._mark = secrets.token_hex(10), 0
         self.forget()
 
@@ -215,13 +226,28 @@ class Writer:
                 allowed=BATCH_MAX,
                 found=len(out),
             )
-        sequences = await self._shelf.put(out)
-        self._mark = sequences[0]
+        first = writing[0][1]
+        if len(out) == 2 and first.records and out[1].expected:
+            # One message on a stream that is there is its own fence: it lands behind the one it expects, or never.
+            self._lone = (out[1], self._heads[first.expect[0].stream][0])
+            sequences = [0, *await self._alone(out[1])]
+        else:
+            sequences = await self._shelf.put(out)
+            self._mark = sequences[0]
         for place, stream, head in ends:
             self._heads[stream] = (head, sequences[place])
         for number, item in writing:
             base = sequences[firsts[number]] * rows.PLACES
             outcomes[number] = Committed(base, base + len(item.records) - 1) if item.records else Committed(0, 0)
+
+    async def _alone(self, out: Out) -> list[int]:
+        try:
+            sequences = await self._shelf.put([out])
+        except (Moved, Again):
+            self._lone = None
+            raise
+        self._lone = None
+        return sequences
 
     def _add(self, out: list[Out], item: Item, cells: dict[str, Stored], ends: list[tuple[int, str, Head]]) -> int:
         """Add the messages of an item; return which of all is that of its first run."""

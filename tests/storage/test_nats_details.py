@@ -385,6 +385,31 @@ async def test_a_long_stream_among_others_is_found_in_few_questions(url):
         assert len(await backend.feed(limit=5000)) == 3030
 
 
+async def test_an_item_over_more_streams_than_a_page_is_one_in_the_feed(url):
+    streams = [f"s/{i:03}" for i in range(600)]
+    records = tuple(entry(s, v) for v in (1, 2) for s in streams)  # all first ones, then all second ones
+    async with opened(url) as backend:
+        await backend.commit([begun("before", b"1")])
+        (done,) = await backend.commit([Item(tuple(Expect(s, 0, GENESIS) for s in streams), records)])
+        await backend.commit([begun("zafter", b"1")])
+        feed = await backend.feed(limit=5000)
+        assert bare(feed)[1:-1] == list(records)
+        assert [r.position for r in feed][1:-1] == list(range(done.first, done.last + 1))
+        for place in (1, 599, 600, 1100):
+            assert await backend.feed(feed[place].position, limit=700) == feed[place + 1 : place + 701]
+
+
+async def test_heads_of_large_records_come_in_several_answers(url):
+    async with opened(url) as backend:
+        for i in range(12):
+            await backend.commit([begun(f"s/{i:02}", os.urandom(900_000))])
+        streams = [f"s/{i:02}" for i in (*range(11, -1, -1), 99)]
+        assert await backend.heads(streams) == [Head(s, 1, chain(s, 1), "change") for s in streams[:-1]] + [
+            Head("s/99")
+        ]
+        assert len(await backend.feed()) == 12
+
+
 async def test_many_streams_in_one_call(url):
     async with opened(url) as backend:
         items = [begun(f"s/{i:04}", b"1", b"2") for i in range(1500)]

@@ -144,17 +144,15 @@ class Log:
     async def feed(self, after: int, limit: int) -> list[Record]:
         """Return records of all streams in the order of their positions."""
         found: list[Record] = []
-        start, more, count = max(1, after // PLACES), True, _PAGE
+        held: list[Run] = []
+        start, more = max(1, after // PLACES), True
         while more and len(found) < limit:
-            page, end, more = await self._page(self._places.records(), start, count, None)
-            held = page[-1].item if page and more else 0  # the rest of that item may be on the next page
-            done = [run for run in page if run.item != held]
-            if more and page and not done:
-                count *= 2
-                continue
-            whole = (r for run in done for r in run.records if r.position > after)
+            page, start, more = await self._page(self._places.records(), start, _PAGE, None)
+            runs = held + page
+            last = runs[-1].item if runs and more else 0
+            held = [run for run in runs if run.item == last]  # the rest of that item may be on the next page
+            whole = (r for run in runs if run.item != last for r in run.records if r.position > after)
             found += sorted(whole, key=lambda r: r.position)
-            start = held or end
         return found[:limit]
 
     async def streams(self, kind: str | None) -> list[str]:

@@ -121,20 +121,25 @@ class Shelf:
         found: dict[str, Stored] = {}
         moment = 0
         for start in range(0, len(subjects), _LAST_MAX):
-            asked: dict[str, Any] = {"multi_last": [self.anchor, *subjects[start : start + _LAST_MAX]]}
-            messages, moment = await self._current(asked | ({"up_to_seq": moment} if moment else {}), floor)
-            found |= {m.subject: m for m in messages}
+            asked: dict[str, Any] = {"multi_last": [self.anchor, *subjects[start : start + _LAST_MAX]], "seq": 1}
+            more = True
+            while more:
+                upto = {"up_to_seq": moment} if moment else {}
+                messages, moment, more = await self._current(asked | upto, floor)
+                found |= {m.subject: m for m in messages}
+                asked["seq"] = messages[-1].sequence + 1  # they come in their order, up to some bytes
         found.pop(self.anchor, None)
         return found
 
-    async def _current(self, request: dict[str, Any], floor: int) -> tuple[list[Stored], int]:
-        """Ask until who answers knows all up to `floor`; return also which sequence it is as of."""
+    async def _current(self, request: dict[str, Any], floor: int) -> tuple[list[Stored], int, bool]:
+        """Ask until who answers knows all up to `floor`; return also as of which sequence, and whether there is more."""
         until = asyncio.get_running_loop().time() + self._patience_s
         while True:
-            *messages, end = await self._direct(request | {"max_bytes": _PAGE_BYTES * 64})
-            moment = int((end.headers or {}).get("Nats-UpTo-Sequence", "0"))
-            if moment >= floor:
-                return [stored(m) for m in messages], moment
+            *messages, end = await self._direct(request | {"max_bytes": _PAGE_BYTES})
+            about = end.headers or {}
+            moment = int(about.get("Nats-UpTo-Sequence", "0"))
+            if moment >= floor and messages:  # the anchor, or what was announced before
+                return [stored(m) for m in messages], moment, int(about.get("Nats-Num-Pending", "0")) > 0
             if asyncio.get_running_loop().time() > until:
                 raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
             await asyncio.sleep(_PAUSE_MIN_S)

@@ -131,7 +131,7 @@ class Wire:
                         disconnected_cb=self._disconnected,
                     )
                     self._inbox = f"_INBOX.{secrets.token_hex(8)}"
-                    await client.subscribe(self._inbox + ".*", cb=self._answered)
+                    await client.subscribe(self._inbox + ".*", cb=self._answered, pending_bytes_limit=0)  # drop nothing
                     await client.flush()
             except (NatsError, OSError, TimeoutError) as error:
                 await _closed(client)

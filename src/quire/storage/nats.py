@@ -23,7 +23,6 @@ from quire.errors import (
     Closed,
     CorruptRecord,
     Denied,
-    IncompatibleFormat,
     StorageError,
     StorageTimeout,
     StorageUnavailable,
@@ -31,14 +30,13 @@ from quire.errors import (
 )
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _nats_rows as rows
+from quire.storage import _nats_server as server
 from quire.storage import _nats_writer as writing
 from quire.storage._nats_log import Log
-from quire.storage._nats_shelf import GONE, Out, Shelf
-from quire.storage._nats_wire import Address, Moved, Refusal, Wire
+from quire.storage._nats_shelf import Shelf
+from quire.storage._nats_wire import Address, Moved, Wire
 from quire.storage._nats_writer import Places, Writer
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats
-
-FORMAT = "1"
 
 _OLDEST = (2, 12)
 _TIMEOUT_S = 10.0
@@ -48,9 +46,6 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 _LOOK_S = 1.0
 """`changed` looks by itself this often: who commits tells of it afterwards, and may die before."""
 _PAGE = 500
-_IN_USE, _OVERLAPS = 10058, 10065
-_NO_PEERS = (10005, 10074)
-_MAY_LOSE = "may lose acknowledged writes"
 
 
 async def open_nats(
@@ -119,69 +114,12 @@ class NatsBackend:
         version = self._reading.client.connected_server_version
         if (version.major, version.minor) < _OLDEST:
             raise Unsupported(f"{self._shown} is NATS {version}; 2.12 or newer is needed", capability="nats>=2.12")
-        configs = [await self._claim(shelf, replicas) for shelf in (self._shelf, self._side)]
+        configs = [await server.claim(shelf, replicas, self._shown) for shelf in (self._shelf, self._side)]
         for shelf, config in zip((self._shelf, self._side), configs, strict=True):
             shelf.replicas = config["num_replicas"]
         self._own.replicas = self._shelf.replicas
         await self._writing.open()
-        self.capabilities = _promised(configs[0], synced=synced)
-
-    async def _claim(self, shelf: Shelf, replicas: int) -> dict[str, Any]:
-        """Return the configuration of a stream of ours, made if it is not there."""
-        try:
-            found = await shelf.ask("STREAM.INFO")
-        except Refusal as error:
-            if error.number != GONE:
-                raise
-            found = await self._make(shelf, replicas)
-        config = found["config"]
-        known = (config.get("metadata") or {}).get("quire")
-        if known != FORMAT:
-            raise IncompatibleFormat(
-                f"{self._shown}: the stream {shelf.name} is "
-                + ("none of ours" if known is None else f"of format {known}, which this version cannot read")
-                + "; choose another with ?stream=, or upgrade quire",
-                found=known,
-                supported=FORMAT,
-            )
-        if not found["state"]["last_seq"]:
-            anchor = Out(shelf.anchor, {}, b"the first message of a store of Quire", 0)
-            with suppress(Moved):  # somebody else was first
-                await shelf.patiently(lambda: shelf.put([anchor]))
-        return config
-
-    async def _make(self, shelf: Shelf, replicas: int) -> dict[str, Any]:
-        wanted: dict[str, Any] = {
-            "name": shelf.name,
-            "subjects": [f"{shelf.name}.>"],
-            "description": "a store of Quire: do not publish here",
-            "retention": "limits",
-            "discard": "new",
-            "storage": "file",
-            "num_replicas": replicas,
-            "max_msgs": -1,
-            "max_bytes": -1,
-            "allow_direct": True,
-            "allow_rollup_hdrs": True,
-            "allow_atomic": True,
-            "allow_msg_ttl": True,
-            "metadata": {"quire": FORMAT},
-        }
-        try:
-            return await shelf.ask("STREAM.CREATE", wanted)
-        except Refusal as error:
-            if error.number == _IN_USE:  # made by somebody else meanwhile
-                return await shelf.api("STREAM.INFO")
-            if error.number == _OVERLAPS:
-                raise IncompatibleFormat(
-                    f"{self._shown}: another stream has the subjects {shelf.name}.>; choose another with ?stream="
-                ) from error
-            if error.number in _NO_PEERS:
-                raise Unsupported(
-                    f"{self._shown} has no {replicas} servers with room for replicas; start more, or say ?replicas=1",
-                    capability="replicas",
-                ) from error
-            raise
+        self.capabilities = server.promised(configs[0], synced=synced)
 
     def _alive(self) -> None:
         if self._closed:
@@ -540,18 +478,3 @@ def _with_body(record: Record, body: bytes) -> Record:
         *(record.stream, record.version, record.time, record.author, record.message, record.kind),
         *(body, record.chain, record.position),
     )
-
-
-def _promised(config: dict[str, Any], *, synced: bool) -> Capabilities:
-    replicas = config["num_replicas"]
-    if config["storage"] != "file":
-        durability, note = "none", f"{_MAY_LOSE}: the stream is kept in memory"
-    elif synced:
-        durability, note = "power", f"{replicas} on disk; that the servers sync always is what the URL says"
-    else:
-        durability = "process"
-        note = (
-            f"{_MAY_LOSE}: NATS writes to the disk every two minutes unless sync_interval is always, and does not tell; "
-            "set it and say ?sync=always"
-        )
-    return Capabilities(backend="nats", durability=durability, multi_process=True, backup=False, note=note)

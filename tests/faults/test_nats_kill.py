@@ -12,13 +12,13 @@ from quire.testing.servers.fixtures import started
 from quire.testing.servers.nats import NatsCluster, NatsServer, program
 
 
-def strike(times, seed, memory=False):
+def strike(times, seed, forgetful=False):
     server = started(NatsServer())
 
     def outage():
         server.kill()
-        if memory:
-            (server.folder / "data").rename(server.folder / f"lost {server.pid if server.running else seed}")
+        if forgetful:
+            (server.folder / "data").rename(server.folder / "lost")
         server.restart()
 
     try:
@@ -46,7 +46,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_in_a_hundred_kills(seed):
 
 def test_the_checker_catches_a_server_that_lost_its_data():
     """The control: what was acknowledged is gone with the folder it was in."""
-    _, lost = strike(1, seed=1, memory=True)
+    _, lost = strike(1, seed=1, forgetful=True)
     assert lost
 
 

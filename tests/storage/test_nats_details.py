@@ -580,3 +580,30 @@ async def test_a_full_server_is_told(url):
         wire.judged(message)
     with suppress(StorageError):
         await wire.close()
+
+
+RIVAL = """
+import asyncio, sys, quire
+async def main(url, who):
+    async with quire.open(url) as store:
+        wf = store.workflow("w")
+        async def one(k):
+            for i in range(5):
+                async with wf.edit(author=who) as state:
+                    state.increment("n")
+                    state["log"].append(f"{who}-{k}-{i}")
+        await asyncio.gather(*(one(k) for k in range(4)))
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_two_processes_write_to_one_workflow_and_lose_nothing():
+    with server() as running:
+        with quire.sync.open(running.url) as store:
+            store.create("w", {"n": 0, "log": []})
+        rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, running.url, f"p{i}"]) for i in range(2)]
+        assert [rival.wait(60) for rival in rivals] == [0, 0]
+        with quire.sync.open(running.url) as store:
+            state = store.workflow("w").state()
+            assert state["n"] == len(set(state["log"])) == 40
+            assert store.verify().ok

@@ -592,3 +592,30 @@ async def test_a_handle_from_before_a_fork_is_closed_in_the_child(place):
         with pytest.raises(Closed, match="fork"):
             await backend.streams()
         backend._pid -= 1
+
+
+RIVAL = """
+import asyncio, sys, quire
+async def main(url, who):
+    async with quire.open(url) as store:
+        wf = store.workflow("w")
+        async def one(k):
+            for i in range(5):
+                async with wf.edit(author=who) as state:
+                    state.increment("n")
+                    state["log"].append(f"{who}-{k}-{i}")
+        await asyncio.gather(*(one(k) for k in range(4)))
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_two_processes_write_to_one_workflow_and_lose_nothing():
+    with server() as running:
+        with quire.sync.open(running.url) as store:
+            store.create("w", {"n": 0, "log": []})
+        rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, running.url, f"p{i}"]) for i in range(2)]
+        assert [rival.wait(60) for rival in rivals] == [0, 0]
+        with quire.sync.open(running.url) as store:
+            state = store.workflow("w").state()
+            assert state["n"] == len(set(state["log"])) == 40
+            assert store.verify().ok

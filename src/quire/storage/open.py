@@ -9,17 +9,19 @@ import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.core.names import check_id, check_namespace
 from quire.errors import InvalidKey, Unsupported
 from quire.storage.base import Backend
 
-_HERE = ("sqlite", "memory", "redis", "rediss", "nats", "tls")
-_PLANNED = ("file", "postgresql", "rocksdb")
+_HERE = ("sqlite", "memory", "postgresql", "redis", "rediss", "nats", "tls")
+_PLANNED = ("file", "rocksdb")
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
+_POSTGRES = ("schema", "host", "port", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile", "service")
+_SCHEMA = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key|credential|auth)[^=&]*=)[^&#]*", re.IGNORECASE)
 
 
@@ -42,10 +44,11 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
     """Return the open backend that a URL names.
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
-    `memory:` (private), `memory:name` (shared within the process), `redis://user:password@host:6379/0` (`rediss://`
-    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`;
-    Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where
-    the servers are set so, `?creds=/path/of/credentials`.
+    `memory:` (private), `memory:name` (shared within the process), `postgresql://user@host:port/db`,
+    `redis://user:password@host:6379/0` (`rediss://` with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with
+    TLS). Options: SQLite `?durability=relaxed`; PostgreSQL `?schema=quire` and those of libpq for TLS; Redis
+    `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where the
+    servers are set so, `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, and what the backend raises when it opens.
@@ -72,6 +75,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
         return await _open_redis(query, namespace, url)
     if scheme in ("nats", "tls"):
         return await _open_nats(place, query, namespace, url)
+    if scheme == "postgresql":
+        return await _open_postgres(url, query, namespace)
     if scheme in _PLANNED:
         raise Unsupported(
             f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
@@ -176,6 +181,25 @@ def _server(url: str, form: str, port: int) -> tuple[str, int, str, str | None, 
         raise InvalidKey(f"{redact_url(url)}: this is no URL of a server; write {form}")
     user, password = (None if part is None else _plain(part, url) for part in (parts.username, parts.password))
     return (*found, _plain(parts.path, url), user or None, password, parts.scheme in ("rediss", "tls"))
+
+
+async def _open_postgres(url: str, query: str, namespace: str) -> Backend:
+    options = _options(query, _POSTGRES, url)
+    schema = options.pop("schema", "quire")
+    if not _SCHEMA.fullmatch(schema):
+        raise InvalidKey(
+            f"{redact_url(url)}: schema={schema!r}; it is 1 to 63 lower case letters, digits and _, "
+            "does not begin with a digit, nor with pg_"
+        )
+    try:
+        from quire.storage.postgres import open_postgres
+    except ModuleNotFoundError as cause:
+        raise Unsupported(
+            f"{redact_url(url)}: the driver {cause.name} is not installed: pip install 'quire[postgres]'",
+            capability="backend:postgresql",
+        ) from cause
+    plain = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
+    return await open_postgres(plain, schema=schema, shown=redact_url(url), namespace=namespace)
 
 
 def _check_path(path: str, url: str) -> None:

@@ -60,7 +60,11 @@ class PostgresServer(Server):
 
     def place(self, key: object) -> str:
         """Return a URL for a store of its own: the same for equal keys, in a schema that is made at opening."""
-        return f"{self.url}?schema=t_{sha256(str(key).encode()).hexdigest()[:20]}"
+        return f"{self.url}?schema={self.schema(key)}"
+
+    def schema(self, key: object) -> str:
+        """Return the name of that schema."""
+        return f"t_{sha256(str(key).encode()).hexdigest()[:20]}"
 
     def kill(self) -> None:
         """End it at once, and wait until its children saw that: while one of them lives, no other server may start."""

@@ -1,1 +1,1 @@
-"""Stores on servers, each beside its bare driver on the same server in the same run."""
+"""Each backend beside the limit of its own driver, in the same run: `python -m benchmarks.backends.NAME`."""

@@ -145,16 +145,15 @@ class Line:
         self.waiting += 1
         try:
             async with self._turn:
-                known = self._db is not None and not self._db.is_closed()
-                db = await self._session()
+                begun = self._db
                 try:
-                    return await job(db)
+                    return await self._run(job)
                 except Exception as error:
-                    if not (again and known and db.is_closed()):
+                    lost = begun is not None and self._db is None
+                    if not (again and lost):
                         raise ours(error, self._place) from error
-                db = await self._session()
                 try:
-                    return await job(db)
+                    return await self._run(job)
                 except Exception as error:
                     raise ours(error, self._place) from error
         finally:
@@ -173,11 +172,18 @@ class Line:
         if db is not None:
             db.terminate()
 
-    async def _session(self) -> Db:
+    async def _run(self, job: Callable[[Db], Awaitable[T]]) -> T:
         db = self._db
         if db is None or db.is_closed():
             db = self._db = await connect(self._place)
-        return db
+        try:
+            return await job(db)
+        except BaseException as error:
+            if not refused(error):
+                db.terminate()
+                if self._db is db:
+                    self._db = None
+            raise
 
 
 class Lines:
@@ -211,6 +217,11 @@ class Lines:
             await asyncio.gather(*(line.close() for line in self._lines))
 
 
+def refused(error: BaseException) -> bool:
+    """Whether the server itself said no and the session goes on; after anything else it is of no use any more."""
+    return isinstance(error, asyncpg.PostgresError) and not sqlstate(error).startswith(("08", "57P"))
+
+
 def sqlstate(error: BaseException) -> str:
     """Return the code that the server gave an error, "" where the driver made it."""
     return str(getattr(error, "sqlstate", None) or "")
@@ -231,7 +242,7 @@ def ours(error: BaseException, place: object) -> BaseException:
             return InvalidState(f"{place}: a value cannot be stored ({error}); nothing of this commit was")
         case asyncpg.ClientConfigurationError():
             return InvalidState(f"{place}: the URL is not one that the driver understands ({error})")
-        case asyncpg.PostgresError() | asyncpg.InterfaceError() | OSError() | EOFError():
+        case asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError():
             said = f"{type(error).__name__}: {error}"
             return StorageUnavailable(f"{place}: {said}; see that the server runs and can be reached, then try again")
         case _:

@@ -1,0 +1,154 @@
+"""PostgreSQL: the bare driver inserting the same rows, our backend alone, and the store that users call.
+
+python -m benchmarks.backends.postgres [--quick]
+"""
+
+import asyncio
+import itertools
+import sys
+import time
+
+import asyncpg
+
+import quire
+from benchmarks.measure import Row, in_turns
+from quire.model import GENESIS, Record
+from quire.storage.base import Expect, Item
+from quire.storage.open import open_backend
+from quire.testing.servers.postgres import PostgresServer
+
+BODY = b'[["set",["n"],12]]'
+ROWS = (
+    "INSERT INTO records (position, stream, version, time, author, message, kind, body, chain)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+)
+_places = itertools.count()
+
+
+def link(stream, version):
+    return GENESIS if version == 0 else f"{stream}@{version}".encode().ljust(32, b".")
+
+
+async def raw(server, batch, total):
+    """Rows per second of the bare driver: our table with its indexes, `batch` rows to a transaction, fsync on."""
+    place = f"raw{next(_places)}"
+    await (await open_backend(server.place(place), namespace="bench")).close()
+    db = await asyncpg.connect(server.url, server_settings={"search_path": server.schema(place)})
+    start, position = time.perf_counter(), 0
+    for _ in range(total // batch):
+        rows = []
+        for i in range(batch):
+            position += 1
+            said = ("agent", "step", "change", BODY.decode())
+            rows.append((position, i, position, 1_700_000_000_000, *said, link(str(i), position)))
+        async with db.transaction():
+            await db.executemany(ROWS, rows)
+    rate = position / (time.perf_counter() - start)
+    await db.close()
+    return rate
+
+
+async def alone(server, flows, each, records=1):
+    """Versions per second of `commit` with ready records: one call at a time, an item for each of `flows` streams."""
+    backend = await open_backend(server.place(f"alone{next(_places)}"), namespace="bench")
+    calls = []
+    for turn in range(each):
+        items = []
+        for flow in range(flows):
+            name, after = f"workflows/w{flow}", turn * records
+            made = tuple(
+                Record(name, v, 1_700_000_000_000, "agent", "step", "change", BODY, link(name, v))
+                for v in range(after + 1, after + records + 1)
+            )
+            items.append(Item((Expect(name, after, link(name, after)),), made))
+        calls.append(items)
+    await backend.commit(calls[0])  # the session's plans are made
+    start = time.perf_counter()
+    for items in calls[1:]:
+        await backend.commit(items)
+    rate = flows * records * (each - 1) / (time.perf_counter() - start)
+    await backend.close()
+    return rate
+
+
+async def used(server, flows, writers, each):
+    """Versions per second of the public API."""
+    async with quire.open(server.place(f"used{next(_places)}")) as store:
+        made = await asyncio.gather(*(store.create(f"w{i}", {"n": 0}) for i in range(flows)))
+
+        async def write(wf, k):
+            for i in range(each):
+                await wf.set("/n", i * writers + k + 1, author="agent", message="step")
+
+        start = time.perf_counter()
+        await asyncio.gather(*(write(wf, k) for wf in made for k in range(writers)))
+        return flows * writers * each / (time.perf_counter() - start)
+
+
+async def fed(server, count):
+    """Records per second of the feed, in pages of 1,000; bytes of the store for each version."""
+    backend = await open_backend(server.place(f"fed{next(_places)}"), namespace="bench")
+    for turn in range(count // 1000):
+        items = []
+        for flow in range(100):
+            name, after = f"workflows/w{flow}", turn * 10
+            made = tuple(
+                Record(name, v, 1_700_000_000_000, "agent", "step", "change", BODY, link(name, v))
+                for v in range(after + 1, after + 11)
+            )
+            items.append(Item((Expect(name, after, link(name, after)),), made))
+        await backend.commit(items)
+    size = (await backend.stats()).size_bytes / count
+    start, seen = time.perf_counter(), 0
+    while page := await backend.feed(seen):
+        seen = page[-1].position
+    rate = count / (time.perf_counter() - start)
+    await backend.close()
+    return rate, size
+
+
+async def asked(server, readers):
+    """Seconds of `latest`, asked by so many at once."""
+    backend = await open_backend(server.place(f"asked{next(_places)}"), namespace="bench")
+    await backend.latest()
+    start = time.perf_counter()
+    for _ in range(100):
+        await asyncio.gather(*(backend.latest() for _ in range(readers)))
+    took = (time.perf_counter() - start) / 100
+    await backend.close()
+    return took
+
+
+def postgres(quick):
+    """Versions per second on PostgreSQL, beside the bare driver."""
+    n, repeats = (30, 3) if quick else (100, 5)
+    with PostgresServer() as server:
+
+        def run(work, *args):
+            return lambda: asyncio.run(work(server, *args))
+
+        bare, ours, many, hot, crowd = in_turns(
+            run(raw, 100, 10_000),
+            run(alone, 100, n),
+            run(used, 100, 1, n),
+            run(used, 1, 100, n),
+            run(used, 1000, 1, n // 5),
+            repeats=repeats,
+        )
+        what = "of raw batches of 100"
+        yield Row(f"commit of 100 ready items, {what}", ours.mid / bare.mid, ">=", 0.4, note=f"{ours}/s, raw {bare}/s")
+        yield Row(f"100 workflows at once, {what}", many.mid / bare.mid, ">=", 0.4, note=f"{many}/s")
+        yield Row("one hot workflow, 100 writers, of the row above", hot.mid / many.mid, ">=", 1.0, note=f"{hot}/s")
+        yield Row(f"1,000 workflows at once, {what}", crowd.mid / bare.mid, ">=", 0.4, note=f"{crowd}/s")
+        single, one = in_turns(run(raw, 1, 500), run(used, 1, 1, 5 * n), repeats=repeats)
+        yield Row("one sequential writer, of the bare driver", one.mid / single.mid, ">=", 0.4, note=f"{one}/s")
+        rate, size = asyncio.run(fed(server, 20_000))
+        yield Row("feed", rate, ">=", 10_000, "/s")
+        yield Row("bytes of a version with its indexes, body 18", size, "<=", 400, "B")
+        yield Row("latest, one reader", asyncio.run(asked(server, 1)) * 1e3, "<=", 2, "ms")
+        yield Row("latest, 100 readers at once", asyncio.run(asked(server, 100)) * 1e3, "<=", 20, "ms")
+
+
+if __name__ == "__main__":
+    for row in postgres("--quick" in sys.argv):
+        print(f"{row.what:<58} {row.measured:>9,.2f} {row.unit:<2} bar {row.sign} {row.bar:g}  {row.note}", flush=True)

@@ -242,7 +242,9 @@ def ours(error: BaseException, place: object) -> BaseException:
             return InvalidState(f"{place}: a value cannot be stored ({error}); nothing of this commit was")
         case asyncpg.ClientConfigurationError():
             return InvalidState(f"{place}: the URL is not one that the driver understands ({error})")
-        case asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError():
+        case (
+            asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError()
+        ):
             said = f"{type(error).__name__}: {error}"
             return StorageUnavailable(f"{place}: {said}; see that the server runs and can be reached, then try again")
         case _:

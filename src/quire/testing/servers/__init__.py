@@ -9,6 +9,6 @@ and ends with the process that started it. `fixtures` shares one between the tes
 
 from __future__ import annotations
 
-from quire.testing.servers._process import Server, ServerFailed, ServerMissing
+from quire.testing.servers._process import Server, ServerFailed, ServerMissing, free_port
 
-__all__ = ["Server", "ServerFailed", "ServerMissing"]
+__all__ = ["Server", "ServerFailed", "ServerMissing", "free_port"]

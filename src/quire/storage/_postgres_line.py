@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import asyncpg
@@ -18,6 +18,7 @@ from quire.errors import (
     CorruptRecord,
     Denied,
     IncompatibleFormat,
+    InvalidKey,
     InvalidState,
     NotFound,
     QuireError,
@@ -116,10 +117,11 @@ class Place(NamedTuple):
 async def connect(place: Place) -> Db:
     """Begin a session with our settings. Raises our errors."""
     settings = {**_SETTINGS, "search_path": f"{place.schema}, pg_temp"}
-    try:
-        return cast("Db", await asyncpg.connect(place.url, timeout=CONNECT_S, server_settings=settings))
-    except Exception as error:
-        raise ours(error, place) from error
+    with translated(place):
+        session = await asyncpg.connect(
+            place.url, timeout=CONNECT_S, server_settings=settings, max_cached_statement_lifetime=0
+        )
+    return cast("Db", session)
 
 
 async def end(db: Db) -> None:
@@ -146,16 +148,14 @@ class Line:
         try:
             async with self._turn:
                 begun = self._db
-                try:
+                with translated(self._place):
+                    try:
+                        return await self._run(job)
+                    except Exception:
+                        lost = begun is not None and self._db is None
+                        if not (again and lost):
+                            raise
                     return await self._run(job)
-                except Exception as error:
-                    lost = begun is not None and self._db is None
-                    if not (again and lost):
-                        raise ours(error, self._place) from error
-                try:
-                    return await self._run(job)
-                except Exception as error:
-                    raise ours(error, self._place) from error
         finally:
             self.waiting -= 1
 
@@ -227,11 +227,40 @@ def sqlstate(error: BaseException) -> str:
     return str(getattr(error, "sqlstate", None) or "")
 
 
+@contextmanager
+def translated(place: object) -> Generator[None]:
+    """Turn the driver's exceptions into ours."""
+    try:
+        yield
+    except Exception as error:
+        said = ours(error, place)
+        if said is error:
+            raise
+        raise said from error
+
+
 def ours(error: BaseException, place: object) -> BaseException:
-    """Return our exception for one of the driver's; any other comes back as it is."""
+    """Return our exception for one of the driver's, with it as the cause; any other comes back as it is."""
+    said = _meaning(error, place)
+    if said is not error:
+        said.__cause__ = error
+    return said
+
+
+def refusal(error: StorageUnavailable) -> Exception:
+    """Return what it is that the server refused at opening: then it is for the caller to change something.
+
+    Later it is not: a server that took us before and does not now is out of order, not we.
+    """
+    state = sqlstate(error.__cause__) if error.__cause__ else ""
+    kind = next((kind for prefix, kind in _REFUSALS if state.startswith(prefix)), None)
+    return kind(str(error)) if kind else error
+
+
+def _meaning(error: BaseException, place: object) -> BaseException:
     state = sqlstate(error)
     for prefix, kind, said in _MEANINGS:
-        if state.startswith(prefix) and state:
+        if state and state.startswith(prefix):
             return kind(f"{place}: {said} ({error})")
     match error:
         case QuireError():
@@ -241,7 +270,7 @@ def ours(error: BaseException, place: object) -> BaseException:
         case asyncpg.DataError() | UnicodeEncodeError() | OverflowError():
             return InvalidState(f"{place}: a value cannot be stored ({error}); nothing of this commit was")
         case asyncpg.ClientConfigurationError():
-            return InvalidState(f"{place}: the URL is not one that the driver understands ({error})")
+            return InvalidKey(f"{place}: the driver does not understand this URL ({error})")
         case (
             asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError()
         ):
@@ -262,9 +291,13 @@ def incompatible(message: str) -> IncompatibleFormat:
 
 
 _MEANINGS: tuple[tuple[str, Callable[[str], Exception], str], ...] = (
-    ("28", Denied, "the server refuses user or password; see the URL, or the server's pg_hba.conf"),
-    ("3D000", NotFound, "there is no such database; make it with `createdb`"),
-    ("42501", Denied, "this role may not do that; GRANT it CREATE on the database, or let it own the schema"),
+    ("28", StorageUnavailable, "the server refuses user or password; see the URL, or the server's pg_hba.conf"),
+    ("3D000", StorageUnavailable, "there is no such database; make it with `createdb`"),
+    (
+        "42501",
+        StorageUnavailable,
+        "this role may not do that; GRANT it CREATE on the database, or let it own the schema",
+    ),
     ("25006", StorageUnavailable, "the server can only be read; give the URL of the primary"),
     ("53100", StorageFull, "the server's disk is full; free some space and write again"),
     ("53300", StorageUnavailable, "the server has no connection free; close some, or raise max_connections"),
@@ -281,3 +314,6 @@ _MEANINGS: tuple[tuple[str, Callable[[str], Exception], str], ...] = (
     ("23", corrupt, "the tables hold what cannot be there; run `quire verify`, restore a backup"),
 )
 """What a code of the server means, the first that fits: the beginning of the code, our error, what to say."""
+
+_REFUSALS: tuple[tuple[str, Callable[[str], Exception]], ...] = (("28", Denied), ("42501", Denied), ("3D000", NotFound))
+"""The same for what is refused at opening."""

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quire.errors import Closed, Denied, InvalidState, NotFound, StorageUnavailable
+from quire.errors import Closed, InvalidState, StorageUnavailable
 from quire.failpoints import hit
 from quire.storage._postgres_items import Round, arguments, outcomes, rounds
-from quire.storage._postgres_line import ANSWER_S, Db, Place, connect, end, ours
+from quire.storage._postgres_line import ANSWER_S, Db, Place, connect, end, ours, translated
 from quire.storage._postgres_schema import LOCK_SESSION, Server, prepare
 from quire.storage.base import Item, Outcome
 
@@ -80,18 +80,18 @@ class CommitLine:
         self._round = Round()
         """What is on its way."""
         self._task: asyncio.Task[None] | None = None
+        self._settling = asyncio.Lock()
 
     async def start(self) -> Server:
         """Begin the session; make, upgrade or refuse the store. Raises our errors."""
         db = await connect(self._place)
         try:
-            server = await prepare(db, self._place)
-            mark = secrets.randbelow(2**31)
-            await db.execute(_MARK, LOCK_SESSION, mark)
-        except BaseException as error:
+            with translated(self._place):
+                server = await prepare(db, self._place)
+                mark = secrets.randbelow(2**31)
+                await db.execute(_MARK, LOCK_SESSION, mark)
+        except BaseException:
             await end(db)
-            if isinstance(error, Exception):
-                raise ours(error, self._place) from error
             raise
         self._db, self._mark, self.server = db, mark, server
         return server
@@ -106,22 +106,21 @@ class CommitLine:
 
     async def settle(self) -> None:
         """After a failure: end the session that it happened on, and begin another. Raises StorageError if it cannot."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
-        old, mark = self._db, self._mark
-        if old is not None:
-            old.terminate()
-        try:
+        async with self._settling:
+            while self._task is not None:
+                await asyncio.wait([self._task])
+            old, mark = self._db, self._mark
+            if old is not None:
+                old.terminate()
             await self._begin_again(mark)
-        except Exception as error:
-            raise _worldly(error) from error
-        self.broken = False
+            self.broken = False
 
     async def close(self) -> None:
         """Finish what is queued and end the session."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
-        db, self._db = self._db, None
+        async with self._settling:
+            while self._task is not None:
+                await asyncio.wait([self._task])
+            db, self._db = self._db, None
         if db is not None:
             await end(db)
 
@@ -140,13 +139,14 @@ class CommitLine:
         db = self._db
         assert db is not None
         try:
-            await db.fetch(_END, LOCK_SESSION, mark)
-            await db.execute(_MARK, LOCK_SESSION, mark, timeout=ANSWER_S)
-            await db.execute(_UNMARK, LOCK_SESSION, mark)
-        except Exception as error:
+            with translated(self._place):
+                await db.fetch(_END, LOCK_SESSION, mark)
+                await db.execute(_MARK, LOCK_SESSION, mark, timeout=ANSWER_S)
+                await db.execute(_UNMARK, LOCK_SESSION, mark)
+        except BaseException:
             db.terminate()
             self._mark = mark  # the old one is still to be settled
-            raise ours(error, self._place) from error
+            raise
 
     async def _drain(self) -> None:
         try:
@@ -155,7 +155,7 @@ class CommitLine:
                 try:
                     await self._send(taken)
                 except BaseException as error:  # whoever waits has to be told, whatever it was
-                    said = _worldly(ours(error, self._place))
+                    said = ours(error, self._place)
                     if isinstance(said, InvalidState):
                         self.broken = False  # refused before anything of it was stored, and the session is well
                     self._fail(taken, said if isinstance(said, Exception) else Closed("the store is shutting down"))
@@ -208,8 +208,3 @@ class CommitLine:
             call.fail(error)
             if self._calls and self._calls[0] is call:  # the rest of it is not sent
                 self._calls.popleft()
-
-
-def _worldly(error: BaseException) -> BaseException:
-    """Return a refusal by a server that took us before as what it is: not the caller's fault any more."""
-    return StorageUnavailable(str(error)) if isinstance(error, Denied | NotFound) else error

@@ -42,9 +42,12 @@ LATEST = (
     "SELECT greatest((SELECT max(position) FROM records), (SELECT value FROM meta WHERE key = 'position_floor'), 0)"
 )
 REWRITE = (
-    "UPDATE records r SET body = w.body, packed = w.packed"
+    # a stream that is being dropped or trimmed is waited for, so that nobody waits in a circle for its rows
+    "WITH s AS MATERIALIZED (SELECT id, name FROM streams WHERE namespace = $1 AND name = ANY ($2) ORDER BY id"
+    " FOR KEY SHARE)"
+    " UPDATE records r SET body = w.body, packed = w.packed"
     " FROM unnest($2::text[], $3::bigint[], $4::bytea[], $5::text[], $6::bytea[])"
-    " AS w(name, version, chain, body, packed) JOIN streams s ON s.namespace = $1 AND s.name = w.name"
+    " AS w(name, version, chain, body, packed) JOIN s ON s.name = w.name"
     " WHERE r.stream = s.id AND r.version = w.version AND r.chain = w.chain RETURNING r.version"
 )
 PUT_KEYFRAME = (

@@ -199,7 +199,7 @@ DECLARE
     found bigint;
     removed bigint;
 BEGIN
-    SELECT id INTO found FROM streams WHERE namespace = space AND name = old;
+    SELECT id INTO found FROM streams WHERE namespace = space AND name = old FOR UPDATE;  -- one at a time
     DELETE FROM records WHERE stream = found AND version <= upto
         AND version < (SELECT max(version) FROM records WHERE stream = found);
     GET DIAGNOSTICS removed = ROW_COUNT;

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from quire.storage import _postgres_read as ask
-from quire.storage._postgres_line import Db, Lines, Place, connect, end, ours
+from quire.storage._postgres_line import Db, Lines, Place, connect, end, translated
 from quire.storage._postgres_schema import LOCK_WATCH
 
 _STORE = "SELECT hashtext(current_schema())"
@@ -85,13 +85,14 @@ class Listener:
                 return
             db = await connect(self._place)
             try:
-                store: Any = await db.fetchval(_STORE)
-                await db.execute(_SHARE, LOCK_WATCH, store)
-                await db.add_listener(f"quire_{store}", self.wake)
-                db.add_termination_listener(self.wake)
-            except Exception as error:
+                with translated(self._place):
+                    store: Any = await db.fetchval(_STORE)
+                    await db.execute(_SHARE, LOCK_WATCH, store)
+                    await db.add_listener(f"quire_{store}", self.wake)
+                    db.add_termination_listener(self.wake)
+            except BaseException:
                 db.terminate()
-                raise ours(error, self._place) from error
+                raise
             self._db = db
 
     def hang_up(self) -> None:

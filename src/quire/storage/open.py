@@ -20,7 +20,18 @@ _PLANNED = ("file", "rocksdb")
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
-_POSTGRES = ("schema", "host", "port", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile", "service")
+_POSTGRES = (
+    "schema",
+    "host",
+    "port",
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslrootcert",
+    "sslcrl",
+    "passfile",
+    "target_session_attrs",
+)
 _SCHEMA = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key|credential|auth)[^=&]*=)[^&#]*", re.IGNORECASE)
 

@@ -14,11 +14,11 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from quire.errors import Closed, QuireError, Unsupported
+from quire.errors import Closed, QuireError, StorageUnavailable, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _postgres_read as ask
 from quire.storage._postgres_items import beyond
-from quire.storage._postgres_line import Db, Line, Lines, Place
+from quire.storage._postgres_line import Db, Line, Lines, Place, refusal
 from quire.storage._postgres_log import CommitLine
 from quire.storage._postgres_scrub import scrub
 from quire.storage._postgres_watch import Listener, Newest
@@ -44,6 +44,9 @@ async def open_postgres(
     backend = PostgresBackend(Place(url, schema, shown), namespace, now_ms)
     try:
         await backend.start()
+    except StorageUnavailable as error:
+        await backend.close()
+        raise refusal(error) from error.__cause__
     except BaseException:
         await backend.close()
         raise
@@ -172,7 +175,7 @@ class PostgresBackend:
 
     async def rewrite(self, records: Sequence[Record]) -> int:
         """Give records that are there another body, in one statement; return how many were found."""
-        wanted = {(r.stream, r.version, r.chain): pack(r.body) for r in records}
+        wanted = {(r.stream, r.version, r.chain): pack(r.body) for r in sorted(records, key=_place)}
         names, versions, chains = zip(*wanted, strict=True) if wanted else ((), (), ())
         texts = [body if type(body) is str else None for body in wanted.values()]
         packed = [body if type(body) is bytes else None for body in wanted.values()]
@@ -286,3 +289,8 @@ class PostgresBackend:
         await self._listener.close()
         await self._log.close()
         await self._lines.close()
+
+
+def _place(record: Record) -> tuple[str, int]:
+    """Sort by this whatever is locked row by row, so that two who do it never wait in a circle."""
+    return record.stream, record.version

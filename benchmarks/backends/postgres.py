@@ -5,6 +5,7 @@ python -m benchmarks.backends.postgres [--quick]
 
 import asyncio
 import itertools
+import subprocess
 import sys
 import time
 
@@ -23,6 +24,8 @@ ROWS = (
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 )
 _places = itertools.count()
+SLOW_DISK = {"commit_delay": "5000", "commit_siblings": "0"}
+"""Settings that make each flush of the log take 5 ms more; transactions that flush meanwhile share one."""
 
 
 def link(stream, version):
@@ -119,6 +122,49 @@ async def asked(server, readers):
     return took
 
 
+async def one_of_a_crowd(url, name, each):
+    """Commit `each` times 100 versions, beginning when told; run in a process of its own by `crowded`."""
+    backend = await open_backend(url, namespace=name)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for turn in range(each):
+        names = [f"w{i}" for i in range(100)]
+        await backend.commit(
+            [
+                Item(
+                    (Expect(n, turn, link(n, turn)),),
+                    (Record(n, turn + 1, 0, "agent", "step", "change", BODY, link(n, turn + 1)),),
+                )
+                for n in names
+            ]
+        )
+    await backend.close()
+
+
+def crowded(server, processes, each, *, apart):
+    """Versions per second of several processes that commit 100 at a time; apart: each to a store of its own."""
+    key = f"crowd{next(_places)}"
+    code = "import asyncio, sys; from benchmarks.backends.postgres import one_of_a_crowd as one"
+    code += "; asyncio.run(one(sys.argv[1], sys.argv[2], int(sys.argv[3])))"
+    crowd = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.place(f"{key} {i if apart else ''}"), f"n{i}", str(each)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for i in range(processes)
+    ]
+    for process in crowd:
+        process.stdout.readline()
+    start = time.perf_counter()
+    for process in crowd:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in crowd:
+        process.wait()
+    return processes * each * 100 / (time.perf_counter() - start)
+
+
 def postgres(quick):
     """Versions per second on PostgreSQL, beside the bare driver."""
     n, repeats = (30, 3) if quick else (100, 5)
@@ -147,6 +193,20 @@ def postgres(quick):
         yield Row("bytes of a version with its indexes, body 18", size, "<=", 400, "B")
         yield Row("latest, one reader", asyncio.run(asked(server, 1)) * 1e3, "<=", 2, "ms")
         yield Row("latest, 100 readers at once", asyncio.run(asked(server, 100)) * 1e3, "<=", 20, "ms")
+    with PostgresServer(SLOW_DISK) as server:
+        alone_s, together, parted = in_turns(
+            lambda: crowded(server, 1, n, apart=False),
+            lambda: crowded(server, 4, n, apart=False),
+            lambda: crowded(server, 4, n, apart=True),
+            repeats=repeats,
+        )
+        yield Row(
+            "4 processes, one store, of 4 on stores apart; flush 5 ms",
+            together.mid / parted.mid,
+            ">=",
+            0.2,
+            note=f"{together}/s, apart {parted}/s, one process {alone_s}/s",
+        )
 
 
 if __name__ == "__main__":

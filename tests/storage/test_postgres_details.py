@@ -126,8 +126,8 @@ async def test_an_unreachable_server_says_so_without_the_password():
 
 async def test_a_wrong_password_is_denied(server):
     async with session(server) as db:
-        await db.execute("DROP ROLE IF EXISTS locked_out")
-        await db.execute("CREATE ROLE locked_out LOGIN PASSWORD 'right'")
+        await db.execute("DROP ROLE IF EXISTS locked_out; DROP ROLE IF EXISTS locked; CREATE ROLE locked")
+        await db.execute("CREATE ROLE locked_out LOGIN PASSWORD 'right' IN ROLE locked")
     for given_password in ("locked_out:wr0ng", "locked_out"):
         with pytest.raises(Denied, match="password") as caught:
             await open_backend(server.url.replace("postgres@", f"{given_password}@"), namespace="n")

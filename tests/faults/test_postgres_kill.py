@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -18,7 +19,7 @@ from quire.storage import _postgres_line
 from quire.testing.servers import Server, ServerFailed, ServerMissing
 from quire.testing.servers import fixtures as servers
 from quire.testing.servers._process import gone
-from quire.testing.servers.fixtures import started
+from quire.testing.servers.fixtures import shared, started
 from quire.testing.servers.postgres import PostgresServer
 
 # the harness itself
@@ -228,6 +229,28 @@ async def all_of(store, count):
             count -= 1
             if count == 0:
                 return
+
+
+CLIENT = str(Path(__file__).parent / "crash_writer.py")
+
+
+@pytest.mark.parametrize("point", ["commit:before", "commit:after"])
+async def test_nothing_acknowledged_is_lost_by_kills_of_a_client(tmp_path, point):
+    """A client that dies before its commit has left, or after it was answered, again and again on one store."""
+    url, acked = shared(PostgresServer).place(tmp_path), {}
+    for number in (1, 2, 7, 20, 60):
+        env = {**os.environ, "QUIRE_FAILPOINT": f"{point}:{number}"}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, CLIENT, url, str(WRITERS), "honest", stdout=subprocess.PIPE, env=env
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        for line in said.decode().split("\n")[:-1]:
+            if line != "ready":
+                workflow, version, mark = line.split(" ")
+                acked[(int(workflow), int(version))] = mark
+    assert len(acked) > 50
+    assert not await losses(url, acked, None)
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,9 @@ from quire.storage._postgres_items import arguments, beyond, escaped, rounds, un
 from quire.storage._postgres_schema import LOCK_COMMIT, LOCK_WATCH
 from quire.storage.base import CellWrite, Committed, Expect, Item
 from quire.storage.open import open_backend
+from quire.storage.postgres import open_postgres
+from quire.testing import _conformance_base
+from quire.testing.conformance import BackendConformance, broken_promises
 from quire.testing.servers import free_port
 from quire.testing.servers.fixtures import shared, started
 from quire.testing.servers.postgres import PostgresServer
@@ -348,6 +351,43 @@ async def test_calls_that_wait_go_together(server, schema, url):
         assert [type(o) for o in await again] == [Committed] * 2
         written = await db.fetchval("SELECT count(DISTINCT xmin::text) FROM records")
     assert written == 4  # the first, the fifty that waited, and two that each needed the one before
+
+
+# the function that commits: with one mistake in it the suite notices
+
+MISTAKES = [
+    ("PERFORM pg_advisory_xact_lock(1364543826, store)", "NULL", "test_one_of_many_writers_wins_each_version"),
+    ("(coalesce(r.version, 0), coalesce(r.chain, genesis)) <> (e.version, e.chain)",
+     "coalesce(r.version, 0) <> e.version", "test_refused_where_the_chain_is_another"),
+    ("(coalesce(r.version, 0), coalesce(r.chain, genesis)) <> (e.version, e.chain)",
+     "coalesce(r.chain, genesis) <> e.chain", "test_refused_where_the_version_is_another"),
+    ("WHERE refused IS NULL OR e_item[r.x] <> ALL (refused)", "", "test_item_refused_for_one_cell_stores_nothing"),
+    ("refused, c_item, c_name", "NULL, c_item, c_name", "test_item_refused_for_one_stream_stores_nothing"),
+    ("e_item[n] FROM unnest(moved)", "i FROM unnest(moved) AS n, unnest(e_item) AS i UNION SELECT e_item[n] FROM unnest(moved)",
+     "test_refused_item_does_not_stop_the_others_of_its_call"),
+    (" AND (k.expires IS NULL OR k.expires > now_ms)", "", "test_cell_expires_by_the_clock_of_the_backend"),
+    ("s.namespace = space AND s.name", "s.name", "test_namespaces_see_nothing_of_each_other"),
+    (", (SELECT value FROM meta WHERE key = 'position_floor')", "", "test_positions_are_not_reused_after_drop"),
+    ("OVER (ORDER BY r.n)", "OVER (ORDER BY r.n DESC)", "test_committed_records_read_back_as_they_were"),
+    ("PERFORM pg_notify", "PERFORM concat", "test_changed_wakes_on_a_commit_of_another_handle"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong", "promise"), MISTAKES, ids=[promise for *_, promise in MISTAKES])
+def test_the_suite_notices_a_mistake(right, wrong, promise, monkeypatch):
+    class Suite(BackendConformance):
+        async def open(self, namespace="default"):
+            server = shared(PostgresServer)
+            return await open_postgres(
+                server.url, schema=server.schema(self.place), shown="db", namespace=namespace, now_ms=self.now_ms
+            )
+
+    assert broken_promises(Suite, [promise]) == []
+    monkeypatch.setattr(_conformance_base, "LIMIT_S", 2.0)
+    text = _postgres_schema._COMMIT
+    assert right in text
+    monkeypatch.setattr(_postgres_schema, "_COMMIT", text.replace(right, wrong))
+    assert broken_promises(Suite, [promise]) == [promise]
 
 
 # time

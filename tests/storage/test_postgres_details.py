@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -30,7 +31,7 @@ from quire.errors import (
     Unsupported,
 )
 from quire.model import GENESIS, Keyframe, Record
-from quire.storage import _postgres_line, _postgres_log, _postgres_schema, _postgres_scrub
+from quire.storage import _postgres_line, _postgres_log, _postgres_read, _postgres_schema, _postgres_scrub
 from quire.storage._postgres_items import arguments, beyond, escaped, rounds, unescaped
 from quire.storage._postgres_schema import LOCK_COMMIT, LOCK_WATCH
 from quire.storage.base import CellWrite, Committed, Expect, Item
@@ -365,8 +366,8 @@ MISTAKES = [
     ("refused, c_item, c_name", "NULL, c_item, c_name", "test_item_refused_for_one_stream_stores_nothing"),
     ("e_item[n] FROM unnest(moved)", "i FROM unnest(moved) AS n, unnest(e_item) AS i UNION SELECT e_item[n] FROM unnest(moved)",
      "test_refused_item_does_not_stop_the_others_of_its_call"),
-    (" AND (k.expires IS NULL OR k.expires > now_ms)", "", "test_cell_expires_by_the_clock_of_the_backend"),
-    ("s.namespace = space AND s.name", "s.name", "test_namespaces_see_nothing_of_each_other"),
+    (" AND (expires IS NULL OR expires > now_ms)", "", "test_cell_expires_by_the_clock_of_the_backend"),
+    ("namespace = space AND name = e", "name = e", "test_namespaces_see_nothing_of_each_other"),
     (", (SELECT value FROM meta WHERE key = 'position_floor')", "", "test_positions_are_not_reused_after_drop"),
     ("OVER (ORDER BY r.n)", "OVER (ORDER BY r.n DESC)", "test_committed_records_read_back_as_they_were"),
     ("PERFORM pg_notify", "PERFORM concat", "test_changed_wakes_on_a_commit_of_another_handle"),
@@ -408,6 +409,37 @@ async def test_cells_expire_by_the_clock_of_the_server(server, url):
 # order
 
 
+@pytest.mark.parametrize(
+    ("query", "types", "values", "rows"),
+    [
+        (_postgres_read.RECORDS, "text, text, bigint, bigint, bigint", "'n', 'w/a', 5, 7, NULL", 2),
+        (_postgres_read.RECORDS, "text, text, bigint, bigint, bigint", "'n', 'w/a', 5, NULL, 3", 3),
+        (_postgres_read.KEYFRAME, "text, text, bigint", "'n', 'w/a', 2", 1),
+        (_postgres_read.HEADS, "text, text[]", "'n', '{w/a,none}'", 2),
+        (_postgres_read.LATEST, "", "", 1),
+        (_postgres_read.FEED, "text, bigint, bigint", "'n', 1000, 2", 2),
+        (_postgres_read.CELL, "text, text, bigint", "'n', 'c', NULL", 0),
+        (_postgres_read.STREAMS, "text, text, text, text, bigint", "'n', 'w/', 'w0', '', 5", 1),
+    ],
+)
+async def test_a_question_touches_no_more_rows_than_it_answers(server, schema, url, query, types, values, rows):
+    """With the plan that sessions keep, made while the planner knows nothing of the tables."""
+    async with opened(url) as backend:
+        await backend.commit([writing("w/a", 0), writing("v/a", 0)])
+        for first in (1, 801):
+            records = [writing("w/a", first + i).records[0] for i in range(800)]
+            await backend.commit([Item((Expect("w/a", first, link(first)),), records)])
+        for version in range(1, 40):
+            await backend.put_keyframe(Keyframe("w/a", version, bytes(32), 2, bytes(32), b"{}"))
+        db = backend._log._db
+        await db.execute(f"PREPARE ours{f' ({types})' if types else ''} AS {query}")
+        plan = [line for (line,) in await db.fetch(f"EXPLAIN (ANALYZE) EXECUTE ours{f' ({values})' if values else ''}")]
+    touched = [int(float(n)) * int(k) for n, k in re.findall(r"actual .*?rows=([\d.]+) loops=(\d+)", "\n".join(plan))]
+    assert touched[0] == rows, plan
+    assert max(touched) <= 2 * max(rows, 1), plan
+    assert not re.search("Seq Scan|Removed by Filter: [1-9]", "\n".join(plan)), plan
+
+
 async def test_a_commit_waits_for_the_one_that_has_positions_already(server, schema, url):
     """What a feed rests on: who comes later in the order is not there before."""
     async with opened(url) as backend, opened(url) as reader, session(server, schema) as db, session(server) as eye:
@@ -431,6 +463,28 @@ async def test_a_position_that_was_given_and_not_committed_is_given_again(server
         await transaction.rollback()
         assert await backend.commit([writing("w/a", 0)]) == [Committed(1, 1)]
         assert await backend.check() == []
+
+
+async def test_a_commit_looks_up_what_it_touches_and_nothing_else(server, schema, url):
+    """Whatever the planner believed of tables that were empty when it made its plan."""
+    read = (
+        "SELECT sum(idx_tup_read)::int FROM pg_stat_user_indexes"
+        " WHERE schemaname = $1 AND relname IN ('streams', 'cells')"
+    )
+
+    def items(count, turn):
+        cells = [CellWrite(f"c{i}", b"1" if turn else None, b"1") for i in range(count)]
+        return [writing(f"w/{i}", turn, cells=[cell]) for i, cell in enumerate(cells)]
+
+    async with opened(url) as backend:
+        db = backend._log._db
+        await backend.commit(items(1000, 0))
+        for turn in range(1, 4):
+            await db.fetch("SELECT pg_stat_force_next_flush()")
+            before = await db.fetchval(read, schema)
+            await backend.commit(items(5, turn))
+            await db.fetch("SELECT pg_stat_force_next_flush()")
+            assert await db.fetchval(read, schema) - before <= 5 * 6, turn
 
 
 CROWD = """

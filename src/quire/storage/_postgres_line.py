@@ -49,8 +49,12 @@ _SETTINGS = {
     # empty and unknown to the planner, until the last, without being planned again.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_material": "off",
+    "enable_memoize": "off",
     "jit": "off",
 }
 

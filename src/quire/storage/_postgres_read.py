@@ -17,15 +17,16 @@ from quire.storage.codec import checksum, unpack
 
 _RECORD = "version, time, author, message, kind, body, packed, chain, position"
 _STREAM = "(SELECT id FROM streams WHERE namespace = $1 AND name = $2)"
+_ENDLESS = 2**62  # a bound, where none is given: with "or null" the index would be read to its end
 _NOW = "coalesce($3, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
 
 RECORDS = (
     f"SELECT {_RECORD} FROM records WHERE stream = {_STREAM}"  # noqa: S608 - constants only, as in all below
-    " AND version > $3 AND ($4::bigint IS NULL OR version <= $4) ORDER BY version LIMIT $5"
+    f" AND version > $3 AND version <= coalesce($4, {_ENDLESS}) ORDER BY version LIMIT $5"
 )
 HEADS = (
     "SELECT r.version, r.chain, r.kind FROM unnest($2::text[]) WITH ORDINALITY AS w(name, n)"
-    " LEFT JOIN streams s ON s.namespace = $1 AND s.name = w.name"
+    " LEFT JOIN LATERAL (SELECT id FROM streams WHERE namespace = $1 AND name = w.name OFFSET 0) s ON true"
     " LEFT JOIN LATERAL"
     " (SELECT version, chain, kind FROM records WHERE stream = s.id ORDER BY version DESC LIMIT 1) r ON true"
     " ORDER BY w.n"
@@ -35,8 +36,9 @@ STREAMS = (
     " AND starts_with(name, $2) ORDER BY name LIMIT $5"
 )
 FEED = (
-    f"SELECT name, {_RECORD} FROM records JOIN streams ON streams.id = stream"  # noqa: S608
-    " WHERE position > $2 AND namespace = $1 ORDER BY position LIMIT $3"
+    f"SELECT name, {_RECORD} FROM records CROSS JOIN LATERAL"  # noqa: S608
+    " (SELECT name FROM streams WHERE id = stream AND namespace = $1 OFFSET 0) s"  # one by one, in the order of the log
+    " WHERE position > $2 ORDER BY position LIMIT $3"
 )
 LATEST = (
     "SELECT greatest((SELECT max(position) FROM records), (SELECT value FROM meta WHERE key = 'position_floor'), 0)"
@@ -59,7 +61,7 @@ PUT_KEYFRAME = (
 )
 KEYFRAME = (
     f"SELECT version, chain, size, digest, body, sum FROM keyframes WHERE stream = {_STREAM}"  # noqa: S608
-    " AND ($3::bigint IS NULL OR version <= $3) ORDER BY version DESC LIMIT 1"
+    f" AND version <= coalesce($3, {_ENDLESS}) ORDER BY version DESC LIMIT 1"
 )
 KEYFRAMES = f"SELECT version FROM keyframes WHERE stream = {_STREAM} ORDER BY version"  # noqa: S608
 DROP_KEYFRAMES = f"DELETE FROM keyframes WHERE stream = {_STREAM} AND version = ANY ($3::bigint[])"  # noqa: S608

@@ -258,6 +258,7 @@ def quiet(caplog):
     caplog.set_level(logging.ERROR)
 
 
+@pytest.mark.timeout(600)
 async def test_nothing_acknowledged_is_lost_by_ten_kills_of_the_server(tmp_path):
     server = started(PostgresServer())
     try:
@@ -280,6 +281,7 @@ async def test_nothing_acknowledged_is_lost_by_a_hundred_kills_of_the_server(tmp
     assert not lost
 
 
+@pytest.mark.timeout(600)
 async def test_the_checker_catches_an_early_acknowledgement(tmp_path):
     server = started(PostgresServer())
     try:
@@ -292,6 +294,7 @@ async def test_the_checker_catches_an_early_acknowledgement(tmp_path):
     pytest.fail("20 dishonest runs lost their server and nothing was found missing: the checker does not check")
 
 
+@pytest.mark.timeout(600)
 async def test_the_checker_catches_a_server_that_does_not_wait_for_its_disk(tmp_path, monkeypatch):
     monkeypatch.setitem(_postgres_line._SETTINGS, "synchronous_commit", "off")
     server = started(PostgresServer({"wal_writer_delay": "10s"}))

@@ -15,8 +15,8 @@ from quire.core.names import check_id, check_namespace
 from quire.errors import InvalidKey, Unsupported
 from quire.storage.base import Backend
 
-_HERE = ("sqlite", "memory", "postgresql", "redis", "rediss", "nats", "tls")
-_PLANNED = ("file", "rocksdb")
+_HERE = ("sqlite", "memory", "file", "postgresql", "redis", "rediss", "nats", "tls")
+_PLANNED = ("rocksdb",)
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
@@ -55,11 +55,11 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
     """Return the open backend that a URL names.
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
-    `memory:` (private), `memory:name` (shared within the process), `postgresql://user@host:port/db`,
-    `redis://user:password@host:6379/0` (`rediss://` with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with
-    TLS). Options: SQLite `?durability=relaxed`; PostgreSQL `?schema=quire` and those of libpq for TLS; Redis
-    `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where the
-    servers are set so, `?creds=/path/of/credentials`.
+    `memory:` (private), `memory:name` (shared within the process), `file:///folder` (relative), `file:////var/folder`
+    (absolute), `postgresql://user@host:port/db`, `redis://user:password@host:6379/0` (`rediss://` with TLS),
+    `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`; PostgreSQL
+    `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS
+    `?stream=quire&replicas=1`, `?sync=always` where the servers are set so, `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, and what the backend raises when it opens.
@@ -88,6 +88,8 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
         return await _open_nats(place, query, namespace, url)
     if scheme == "postgresql":
         return await _open_postgres(url, query, namespace)
+    if scheme == "file":
+        return await _open_files(_folder(scheme, place, url), query, namespace, url)
     if scheme in _PLANNED:
         raise Unsupported(
             f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
@@ -211,6 +213,27 @@ async def _open_postgres(url: str, query: str, namespace: str) -> Backend:
         ) from cause
     plain = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
     return await open_postgres(plain, schema=schema, shown=redact_url(url), namespace=namespace)
+
+
+async def _open_files(path: str, query: str, namespace: str, url: str) -> Backend:
+    from quire.storage.files import open_files
+
+    _options(query, (), url)
+    return await open_files(path, namespace=namespace)
+
+
+def _folder(scheme: str, place: str, url: str) -> str:
+    """Return the path of a store that is a folder."""
+    path = _plain(place[3:], url) if place.startswith("///") else ""
+    if not path.strip():
+        raise InvalidKey(
+            f"{redact_url(url)}: write {scheme}:///folder for one here, {scheme}:////var/folder for an absolute path"
+        )
+    if "\0" in path or not _encodes(path):
+        raise InvalidKey(f"the path {path!r} holds a character that no file name can have; leave it out")
+    if not Path(path).parent.exists() and Path("/", path).parent.exists():
+        raise InvalidKey(f"{redact_url(url)}: for the absolute path /{path} write {scheme}:////{path}")
+    return path
 
 
 def _check_path(path: str, url: str) -> None:

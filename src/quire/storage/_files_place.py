@@ -1,0 +1,240 @@
+"""The folder of a store: how it is made, recognised, opened by several processes, and what the world's errors mean.
+
+1. A folder that is not ours is never changed: ours has `quire.json`, which is written last when it is made.
+2. `quire.lock` is held by whoever writes; opening and closing count as writing.
+3. `quire.json` is held, shared, by everyone who has the store open. Who opens it and finds nobody else does the journal
+   again: what lay in memory only may have been lost with the power since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from quire.errors import (
+    Closed,
+    CorruptRecord,
+    IncompatibleFormat,
+    InvalidKey,
+    InvalidState,
+    QuireError,
+    StorageFull,
+    StorageUnavailable,
+)
+from quire.storage import _files_journal as journals
+from quire.storage import _files_names as names
+from quire.storage._files_disk import TEMP, Disk, Lock, sync_folder
+from quire.storage._files_feed import FEED, last_position, whose_feed
+from quire.storage._files_journal import Journal, State
+from quire.storage._files_lines import LineFile
+
+MARK, LOCK = "quire.json", "quire.lock"
+NAMESPACES = "namespaces"
+DEFAULT = "default"
+KEYFRAMES, BLOBS = "keyframes", "blobs"
+FORMAT = 1
+_NAME = "namespace.json"
+"""Says the name of a namespace that is too long for the folder's."""
+_AREAS = (*names.FOLDERS, KEYFRAMES, BLOBS)
+_BEGUN = {LOCK, TEMP, NAMESPACES, journals.JOURNAL, journals.STATE}
+"""What a store has whose making was cut off before its mark."""
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def ours(error: BaseException, path: str) -> BaseException:
+    """Return our exception for one of the operating system's; any other comes back as it is."""
+    said = _meaning(error, path)
+    if said is not error:
+        said.__cause__ = error
+    return said
+
+
+def _meaning(error: BaseException, path: str) -> BaseException:
+    match error:
+        case QuireError():
+            return error
+        case UnicodeEncodeError() | OverflowError():
+            return InvalidState(f"{path}: a value cannot be stored ({error}); nothing of this commit was")
+        case msgspec.MsgspecError() | UnicodeDecodeError() | ValueError():
+            return CorruptRecord(f"{path} is damaged ({error}); run `quire verify`, restore a backup", at=path)
+        case OSError():
+            said = f"{error.filename or path}: {error.strerror or error}"
+            if error.errno in _FULL:
+                return StorageFull(f"{said}; free some space and write again")
+            if error.errno in _DENIED:
+                return StorageUnavailable(f"{said}; check the rights of the folder {path} and of what is in it")
+            if error.errno == errno.ELOOP:
+                return IncompatibleFormat(f"{said}; a store holds no symbolic links", found="a symbolic link")
+            return StorageUnavailable(f"{said}; see that disk and folder {path} are well, then try again")
+        case _:
+            return error
+
+
+def claim(path: str) -> None:
+    """Make the folder of a store if it is absent, for its owner only; refuse one that holds anything else.
+
+    path: absolute, without symbolic links.
+    Raises InvalidKey, IncompatibleFormat, StorageUnavailable, StorageFull.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(0o700)
+        sync_folder(str(folder.parent))
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise StorageUnavailable(f"{path}: the folder {folder.parent} does not exist; make it first") from None
+    if not stat.S_ISDIR(folder.stat().st_mode):
+        raise InvalidKey(f"{path} is a file; file:///FOLDER names a folder, sqlite:///FILE a file")
+    there = {entry.name for entry in folder.iterdir()}
+    if MARK in there:
+        _recognise(folder / MARK)
+    elif not there <= _BEGUN:
+        raise IncompatibleFormat(
+            f"{path} holds other things ({min(there - _BEGUN)}) and is not a Quire store; nothing was changed",
+            found="other",
+            supported="an empty folder or a store",
+        )
+
+
+def _recognise(mark: Path) -> None:
+    text = mark.read_bytes()[:4096]
+    try:
+        said = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.MsgspecError:
+        said = {}
+    if said.get("quire") != "files" or type(said.get("format")) is not int:
+        raise IncompatibleFormat(
+            f"{mark} is damaged or of another program; nothing was changed: restore it from a backup",
+            found=text[:40],
+            supported=FORMAT,
+        )
+    if said["format"] != FORMAT:
+        raise IncompatibleFormat(
+            f"{mark.parent} has format {said['format']}, this Quire reads {FORMAT}: upgrade quire to open it",
+            found=said["format"],
+            supported=FORMAT,
+        )
+
+
+def mark() -> bytes:
+    """Return what says that a folder is a store."""
+    return msgspec.json.encode({"quire": "files", "format": FORMAT}) + b"\n"
+
+
+def base_of(namespace: str) -> str:
+    """Return where a namespace lies in the store: "" or a path that ends with a slash."""
+    return "" if namespace == DEFAULT else f"{NAMESPACES}/{names.escape(namespace)}/"
+
+
+class Place:
+    """An open store and one namespace of it."""
+
+    def __init__(self, path: str, namespace: str) -> None:
+        """path: what `claim` let pass."""
+        self.path = path
+        self.namespace = namespace
+        self.base = base_of(namespace)
+        self.disk = Disk(path)
+        self._lock = Lock(self.disk.at(LOCK))
+        self._presence: Lock | None = None
+        self._journal: Journal | None = None
+
+    @property
+    def journal(self) -> Journal:
+        """The journal. Raises Closed."""
+        if self._journal is None:
+            raise Closed("the store is closed; open it again")
+        return self._journal
+
+    def open(self) -> None:
+        """Make what is missing, finish what was begun. Blocks."""
+        self._lock.take()
+        try:
+            if not Path(self.disk.at(MARK)).exists():
+                self._make()
+            _recognise(Path(self.disk.at(MARK)))
+            self._presence = Lock(self.disk.at(MARK))
+            self._journal = Journal(self.disk)
+            if self._presence.take_now():
+                self._journal.restart(unfinished=self._unfinished)
+                self._clear()
+            self._presence.share()
+            self._furnish()
+        finally:
+            self._lock.give()
+
+    def _make(self) -> None:
+        for folder in (TEMP, NAMESPACES):
+            self.disk.make_folder(folder)
+        journals.create(self.disk)
+        self.disk.publish(self.disk.write_temp([mark()]), MARK)
+
+    def _furnish(self) -> None:
+        for folder in (self.base.rstrip("/"), *(f"{self.base}{area}" for area in _AREAS)):
+            if folder:
+                self.disk.make_folder(folder)
+        name = f"{self.base}{_NAME}"
+        if names.hashed(self.base) and not Path(self.disk.at(name)).exists():
+            self.disk.publish(self.disk.write_temp([msgspec.json.encode(self.namespace)]), name)
+
+    def _clear(self) -> None:
+        for entry in list(os.scandir(self.disk.at(TEMP))):
+            self.disk.remove(f"{TEMP}/{entry.name}")
+
+    def _unfinished(self, position: int) -> str | None:
+        """Return a feed that holds more than there is up to a position: the journal must have said so once."""
+        for namespace in self.namespaces():
+            path = self.disk.at(f"{base_of(namespace)}{FEED}")
+            file = LineFile.open(path, whose_feed(namespace))
+            if file is not None:
+                with file:
+                    last = next((last_position(line) for _, line in file.backward()), 0)
+                    if last > position:
+                        return path
+        return None
+
+    def namespaces(self) -> list[str]:
+        """Return all namespaces of the store; one whose making was cut off holds nothing yet."""
+        others = (self._namespace(entry.name) for entry in os.scandir(self.disk.at(NAMESPACES)))
+        found = [DEFAULT, *sorted(name for name in others if name is not None)]
+        return [name for name in found if Path(self.disk.at(f"{base_of(name)}{_AREAS[-1]}")).exists()]
+
+    def _namespace(self, folder: str) -> str | None:
+        if not names.hashed(folder):
+            return names.unescape(folder)
+        file = Path(self.disk.at(f"{NAMESPACES}/{folder}/{_NAME}"))
+        return msgspec.json.decode(file.read_bytes(), type=str) if file.exists() else None
+
+    @contextmanager
+    def held(self, *, within_s: float | None = None) -> Generator[State]:
+        """Hold the store's lock; yield where it stands, with everything finished that anyone had begun."""
+        with self.locked(within_s=within_s):
+            yield self.journal.enter()
+
+    @contextmanager
+    def locked(self, *, within_s: float | None = None) -> Generator[None]:
+        """Hold the store's lock, and look at nothing."""
+        if within_s is None:
+            self._lock.take()
+        else:
+            self._lock.take(within_s=within_s)
+        try:
+            yield
+        finally:
+            self._lock.give()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.disk.forget_all()
+        for thing in (self._journal, self._presence, self._lock):
+            if thing is not None:
+                thing.close()
+        self._journal = self._presence = None

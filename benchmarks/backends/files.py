@@ -76,7 +76,9 @@ def files(quick):
     yield Row("one hot workflow, 100 writers, of the row above", hot.mid / many.mid, ">=", 1.0, note=f"{hot}/s")
     yield Row(f"1,000 workflows at once, {what}", crowd.mid / bare.mid, ">=", 0.4, note=f"{crowd}/s")
     single, one = in_turns(lambda: raw_append(1, 1000), run(used, 1, 1, 5 * n), repeats=repeats)
-    yield Row("one sequential writer, of raw appends of 1", one.mid / single.mid, ">=", 0.4, note=f"{one}/s, {single}/s")
+    yield Row(
+        "one sequential writer, of raw appends of 1", one.mid / single.mid, ">=", 0.4, note=f"{one}/s, {single}/s"
+    )
     with folder() as place:
         rate, asked, size = asyncio.run(back(f"file:///{place}/s", 20_000))
     yield Row("feed", rate, ">=", 10_000, "/s")
@@ -86,7 +88,9 @@ def files(quick):
     for flows in (10, 5000):
         with folder() as place:
             times.append(asyncio.run(opening(f"file:///{place}/s", flows)))
-    yield Row("opening with 5,000 workflows / with 10", times[1][0] / times[0][0], "<=", 2, note=f"{times[1][0]:.1f} ms")
+    yield Row(
+        "opening with 5,000 workflows / with 10", times[1][0] / times[0][0], "<=", 2, note=f"{times[1][0]:.1f} ms"
+    )
     yield Row("one cold head of 5,000", times[1][1], "<=", 5, "ms")
 
 

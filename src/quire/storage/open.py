@@ -9,11 +9,16 @@ import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.core.names import check_id, check_namespace
-from quire.errors import InvalidKey, Unsupported
+from quire.errors import Denied, InvalidKey, Unsupported
 from quire.storage.base import Backend
+from quire.storage.wrap import BOOK, KEYRING
+
+if TYPE_CHECKING:
+    from quire.storage.wrap.compressed import Compression
 
 _HERE = ("sqlite", "memory", "file", "postgresql", "redis", "rediss", "nats", "tls")
 _PLANNED = ("rocksdb",)
@@ -51,8 +56,10 @@ def redact_url(url: str) -> str:
     return _SECRET.sub(r"\1***", url)
 
 
-async def open_backend(url: str, *, namespace: str) -> Backend:
-    """Return the open backend that a URL names.
+async def open_backend(
+    url: str, *, namespace: str, encryption_key: bytes | None = None, compression: Compression | str | None = None
+) -> Backend:
+    """Return the open backend that a URL names, in the wrappers that are asked for or that the namespace was begun with.
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process), `file:///folder` (relative), `file:////var/folder`
@@ -61,9 +68,38 @@ async def open_backend(url: str, *, namespace: str) -> Backend:
     `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS
     `?stream=quire&replicas=1`, `?sync=always` where the servers are set so, `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
+    encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
+    compression: zstd, gzip, lz4 or settings of wrap/compressed.py; a namespace begun so is read so without being asked.
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
-    this build, and what the backend raises when it opens.
+    this build, Denied for a wrong encryption key or none where there is one, and what the backend raises when it opens.
     """
+    backend = await _open_bare(url, namespace)
+    try:
+        return await _wrapped(backend, namespace, encryption_key, compression)
+    except BaseException:
+        await backend.close()
+        raise
+
+
+async def _wrapped(
+    backend: Backend, namespace: str, encryption_key: bytes | None, compression: Compression | str | None
+) -> Backend:
+    there = {cell.name for cell in await backend.cells("quire:")}
+    if encryption_key is not None:
+        from quire.storage.wrap.encrypted import open_encrypted
+
+        backend = await open_encrypted(backend, namespace=namespace, key=encryption_key)
+    elif KEYRING in there:
+        raise Denied(f"namespace {namespace} is encrypted: give the key it was begun with")
+    if compression is not None or BOOK in there:
+        from quire.storage.wrap.compressed import open_compressed
+
+        backend = await open_compressed(backend, compression)
+    return backend
+
+
+async def _open_bare(url: str, namespace: str) -> Backend:
+    """Return the backend alone."""
     if not isinstance(url, str) or not url.strip():
         raise InvalidKey(f"a store is named by a URL such as sqlite:///state.db or memory:, not {url!r}")
     check_namespace(namespace)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ class Jobs:
         """Jobs asked for and not answered yet."""
         self._translate = translate
         self._rest = rest
-        self._queue: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -43,6 +43,22 @@ class Jobs:
         self.waiting += 1
         self._queue.put((job, future))
         return future
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Wait until the job at work is done, and keep the next from beginning. Not from this thread itself."""
+        idle, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            idle.set()
+            go_on.wait()
+
+        self._queue.put((wait, None))
+        idle.wait()
+        try:
+            yield
+        finally:
+            go_on.set()
 
     def stop(self) -> None:
         """Finish what is queued and end the thread. Blocks."""
@@ -67,13 +83,15 @@ class Jobs:
             quiet = self._rest is None
             del asked  # a result must not live until the next job comes
 
-    def _answer(self, job: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+    def _answer(self, job: Callable[[], Any], future: asyncio.Future[Any] | None) -> None:
         result: Any = None
         error: BaseException | None = None
         try:
             result = job()
         except BaseException as caught:  # noqa: BLE001 - handed to whoever asked
             error = self._translate(caught)
+        if future is None:
+            return
         with suppress(RuntimeError):  # the loop is gone, and with it everybody who could be told
             future.get_loop().call_soon_threadsafe(self._settle, future, result, error)
 

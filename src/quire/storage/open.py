@@ -20,8 +20,7 @@ from quire.storage.wrap import BOOK, KEYRING
 if TYPE_CHECKING:
     from quire.storage.wrap.compressed import Compression
 
-_HERE = ("sqlite", "memory", "file", "postgresql", "redis", "rediss", "nats", "tls")
-_PLANNED = ("rocksdb",)
+_HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
@@ -63,10 +62,11 @@ async def open_backend(
 
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process), `file:///folder` (relative), `file:////var/folder`
-    (absolute), `postgresql://user@host:port/db`, `redis://user:password@host:6379/0` (`rediss://` with TLS),
-    `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`; PostgreSQL
-    `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS `?ca=/path/of/certificates.pem`; NATS
-    `?stream=quire&replicas=1`, `?sync=always` where the servers are set so, `?creds=/path/of/credentials`.
+    (absolute), `rocksdb:///folder`, `postgresql://user@host:port/db`, `redis://user:password@host:6379/0` (`rediss://`
+    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`;
+    PostgreSQL `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS
+    `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where the servers are set so,
+    `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
     compression: zstd, gzip, lz4 or settings of wrap/compressed.py; a namespace begun so is read so without being asked.
@@ -126,13 +126,10 @@ async def _open_bare(url: str, namespace: str) -> Backend:
         return await _open_postgres(url, query, namespace)
     if scheme == "file":
         return await _open_files(_folder(scheme, place, url), query, namespace, url)
-    if scheme in _PLANNED:
-        raise Unsupported(
-            f"{redact_url(url)}: this build has no {scheme} backend; use sqlite:///PATH or memory:",
-            capability=f"backend:{scheme}",
-        )
+    if scheme == "rocksdb":
+        return await _open_rocksdb(_folder(scheme, place, url), query, namespace, url)
     raise InvalidKey(
-        f"{redact_url(url)}: unknown scheme {scheme!r}{_nearest(scheme, (*_HERE, *_PLANNED))}; known are "
+        f"{redact_url(url)}: unknown scheme {scheme!r}{_nearest(scheme, _HERE)}; known are "
         f"{', '.join(_HERE)}, and a bare path for SQLite (./a:b.db for one with a colon)"
     )
 
@@ -256,6 +253,13 @@ async def _open_files(path: str, query: str, namespace: str, url: str) -> Backen
 
     _options(query, (), url)
     return await open_files(path, namespace=namespace)
+
+
+async def _open_rocksdb(path: str, query: str, namespace: str, url: str) -> Backend:
+    from quire.storage.rocksdb import open_rocksdb
+
+    _options(query, (), url)
+    return await open_rocksdb(path, namespace=namespace)
 
 
 def _folder(scheme: str, place: str, url: str) -> str:

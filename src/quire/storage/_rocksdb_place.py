@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,6 +98,7 @@ class Place:
         self._families: dict[str, Any] = {}
 
     def _ours(self, error: BaseException) -> BaseException:
+        traceback.clear_frames(error.__traceback__)  # an error that is kept would keep the database open: rule 3
         return ours(error, self.path)
 
     def open(self) -> None:

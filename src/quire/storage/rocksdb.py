@@ -392,10 +392,10 @@ class RocksdbBackend:
                 for _ in self._scan(self._place.family(family).snapshot(), self._keys.begin(b"")):
                     pass
         except Exception as error:
-            damage = places.ours(error, self._place.path)
-            if not isinstance(damage, CorruptRecord):
+            said = str(places.ours(error, self._place.path))
+            if not isinstance(places.ours(error, self._place.path), CorruptRecord):
                 raise
-            found.append(str(damage))
+            found.append(said)
         return found
 
     async def stats(self) -> StorageStats:
@@ -421,8 +421,13 @@ class RocksdbBackend:
         return await self._read(job)
 
     async def scrub(self) -> None:
-        """Write everything anew without what was removed."""
-        await self._change(self._place.compact)
+        """Write everything anew without what was removed, and open it anew: the list of tables names keys too."""
+
+        def job() -> None:
+            self._place.compact()
+            self._place.reopen()
+
+        await self._change(job)
 
     async def backup(self, path: str) -> None:
         """Write a copy to a new folder while writers go on. Raises InvalidKey if there is something of that name."""

@@ -438,3 +438,44 @@ def test_no_key_is_in_what_is_shown(tmp_path):
 
     assert not [s for s in asyncio.run(main()) if KEY.hex() in s or repr(KEY)[2:-1] in s]
     assert Path(tmp_path / "s.db").exists()
+
+
+# in a URL
+
+
+async def test_a_url_turns_wrappers_on_and_names_where_the_key_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text(KEY.hex() + "\n")
+    monkeypatch.setenv("THE_KEY", KEY.hex())
+    for url in ("s.db?durability=full&", "sqlite:///t.db?", "file:///f?", "rocksdb:///r?"):
+        async with quire.open(f"{url}compression=gzip&encryption_key_file=key") as store:
+            await store.create("w", {"text": "tides " * 1000})
+            assert "gzip" in store.capabilities.note
+        async with quire.open(f"{url}encryption_key_env=THE_KEY") as store:
+            assert (await store.workflow("w").state())["text"].startswith("tides")
+            assert (await store.verify()).ok
+            assert "gzip" in store.capabilities.note
+        with pytest.raises(Denied):
+            await quire.open(url.rstrip("?&"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("encryption_key_file=none", "cannot be read"),
+        ("encryption_key_env=NOT_SET_ANYWHERE", "not set"),
+        ("encryption_key_file=short", "64 hex digits"),
+        ("encryption_key_file=short&encryption_key_env=HOME", "named twice"),
+        ("encryption_key_env=A&encryption_key_env=B", "twice"),
+        ("encryption_key=00", "unknown option"),
+        ("compression=brotli", "zstd, gzip, lz4"),
+        ("compression=", "zstd, gzip, lz4"),
+    ],
+)
+async def test_a_mistake_about_wrappers_in_a_url_is_named(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("abc")
+    with pytest.raises((InvalidKey, Invalid)) as caught:
+        await quire.open(f"s.db?{options}")
+    assert said in str(caught.value)
+    assert "abc" not in str(caught.value)

@@ -5,7 +5,9 @@ Each backend is imported when it is asked for, so that `import quire` stays fast
 
 from __future__ import annotations
 
+import asyncio
 import difflib
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
+_WRAPPING = ("compression", "encryption_key_file", "encryption_key_env")
+_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 section 3.1
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
 _POSTGRES = (
@@ -70,15 +74,53 @@ async def open_backend(
     namespace: what is seen of the store; keeps the rule of ids.
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
     compression: zstd, gzip, lz4 or settings of wrap/compressed.py; a namespace begun so is read so without being asked.
+    Options of any URL say the same: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
+    file or variable holds 64 hex digits).
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, Denied for a wrong encryption key or none where there is one, and what the backend raises when it opens.
     """
+    if isinstance(url, str):
+        url, options = _wrapping(url)
+        compression = options.get("compression", compression)
+        encryption_key = encryption_key or await asyncio.to_thread(_key, options)
     backend = await _open_bare(url, namespace)
     try:
         return await _wrapped(backend, namespace, encryption_key, compression)
     except BaseException:
         await backend.close()
         raise
+
+
+def _wrapping(url: str) -> tuple[str, dict[str, str]]:
+    """Return a URL without the options that are for wrappers, and those. Raises InvalidKey for one given twice."""
+    place, _, query = url.partition("?")
+    ours: list[str] = []
+    others: list[str] = []
+    for part in query.split("&") if query else []:
+        (ours if part.partition("=")[0] in _WRAPPING else others).append(part)
+    return "?".join(filter(None, (place, "&".join(others)))), _options("&".join(ours), _WRAPPING, url)
+
+
+def _key(options: dict[str, str]) -> bytes | None:
+    """Return the encryption key that options point to, None where none does."""
+    file, variable = options.get("encryption_key_file"), options.get("encryption_key_env")
+    if file is not None and variable is not None:
+        raise InvalidKey("the encryption key is named twice, by encryption_key_file and encryption_key_env: use one")
+    try:
+        text = os.environ.get(variable) if variable is not None else Path(file).read_text() if file is not None else ""
+    except (OSError, ValueError) as cause:
+        raise InvalidKey(f"the encryption key cannot be read from the file {file}: {cause}") from cause
+    where = f"the variable {variable}" if variable is not None else f"the file {file}"
+    if text is None:
+        raise InvalidKey(f"the encryption key is to be in {where}, which is not set")
+    if file is None and variable is None:
+        return None
+    if _KEY.fullmatch(text.strip()) is None:
+        raise InvalidKey(
+            f"{where} does not hold an encryption key: 64 hex digits, as `python -c 'import secrets; "
+            "print(secrets.token_hex(32))'` prints"
+        )
+    return bytes.fromhex(text.strip())
 
 
 async def _wrapped(

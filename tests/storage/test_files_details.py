@@ -260,6 +260,25 @@ async def test_the_journal_begins_anew_when_it_is_full(tmp_path, monkeypatch):
     await backend.close()
 
 
+async def test_a_round_whose_beginning_was_torn_leaves_the_one_before(tmp_path):
+    backend = await open_files(str(tmp_path / "s"), namespace="default")
+    await appended(backend, "s/1", b"1", b"2")
+    await backend.close()
+    journal = (tmp_path / "s/quire.journal").read_bytes()
+    feed = (tmp_path / "s/feed.log").read_bytes()
+    newest = max((0, 1), key=lambda slot: journal[slot * 4096 + 8 : slot * 4096 + 16])
+    torn = bytearray(journal)
+    torn[newest * 4096 + 10 : newest * 4096 + 40] = bytes(30)
+    (tmp_path / "s/quire.journal").write_bytes(torn)
+    backend = await open_files(str(tmp_path / "s"), namespace="default")
+    assert [r.body for r in await backend.read("s/1")] == [b"1", b"2"]
+    assert (tmp_path / "s/feed.log").read_bytes() == feed
+    (record,) = await appended(backend, "s/1", b"3")
+    assert record.position == 3
+    assert await backend.check() == []
+    await backend.close()
+
+
 # processes
 
 COUNTER = """

@@ -39,6 +39,8 @@ _FRAME = struct.Struct(">4sQQQ16s")
 _FRAME_MAGIC = b"\x00QJ1"
 """No line of ours holds a zero byte, so no content of a frame looks like one."""
 _STATE_BYTES = 256
+_FIRST_ROUND = 2
+"""It lies in the first slot; the next one goes into the second, so that one that is torn leaves the other."""
 _TRIES = 200
 _FAR = 1_000_000
 """How far generations jump where nobody knows what they were."""
@@ -101,7 +103,7 @@ def _frame(round_: int, seq: int, work: Work, data: bytes) -> bytes:
 
 def create(root: Disk, after: State | None = None) -> None:
     """Make an empty journal, durably. after: where the store stands already, for a copy."""
-    start = State(1, 0, 0, 0, 0) if after is None else after
+    start = (after or State(0, 0, 0, 0, 0))._replace(round=_FIRST_ROUND)
     handle = disk.open_to_write(root.at(JOURNAL))
     try:
         disk.pwrite(handle, _slot(start) + bytes(_FRAMES_AT - _SLOT_BYTES), 0)
@@ -251,6 +253,8 @@ class Journal:
 
     def _begin_round(self, state: State) -> State:
         state = state._replace(round=state.round + 1, end=_FRAMES_AT)
+        if os.fstat(self._handle).st_size > 2 * JOURNAL_MAX_BYTES:  # after one commit that was very large
+            os.ftruncate(self._handle, JOURNAL_MAX_BYTES)
         disk.pwrite(self._handle, _slot(state), state.round % 2 * _SLOT_BYTES)
         disk.sync(self._handle)
         hit("checkpoint:round")

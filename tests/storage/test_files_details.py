@@ -312,6 +312,52 @@ async def test_four_processes_lose_no_update_and_are_seen_at_once(tmp_path):
         assert (await store.verify()).ok
 
 
+WRITER = """
+import asyncio, sys
+from quire.storage.files import open_files
+from quire.testing._conformance_base import accepted, after, together
+async def main(path, count):
+    backend = await open_files(path, namespace="n")
+    streams = [f"s/{i}" for i in range(10)]
+    for number in range(count):
+        heads = await backend.heads(streams)
+        await accepted(backend, together(*(after(head, b"[%d]" % number) for head in heads)))
+        if number % 40 == 20:
+            await backend.trim(streams[number % 10], number - 10)
+            await backend.scrub()
+    await backend.close()
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+async def test_a_reader_beside_a_writing_process_never_sees_half_of_a_commit(tmp_path):
+    path, count = str(tmp_path / "s"), 300
+    backend = await open_files(path, namespace="n")
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path, str(count)])
+    streams, seen, stages = [f"s/{i}" for i in range(10)], [], set()
+    while True:
+        ended = process.poll() is not None
+        heads = await backend.heads(streams)
+        assert len({head.version for head in heads}) == 1, heads
+        stages.add(heads[0].version)
+        page = await backend.feed(seen[-1].position if seen else 0, limit=37)
+        seen += page
+        if max(stages):
+            assert await backend.streams() == streams
+        if ended and not page:
+            break
+    assert process.returncode == 0
+    assert [r.position for r in seen] == sorted({r.position for r in seen})
+    there = {r.position for r in await backend.feed(limit=1_000_000)}
+    found = {r.position: (r.stream, r.version) for r in seen}
+    every = {10 * (v - 1) + i + 1: (s, v) for v in range(1, count + 1) for i, s in enumerate(streams)}
+    assert found.items() <= every.items()
+    assert there <= set(found)  # the rest was removed before we came to it
+    assert len(stages) > 20
+    assert await backend.check() == []
+    await backend.close()
+
+
 async def test_who_waits_too_long_for_the_lock_is_told(tmp_path, monkeypatch):
     backend = await open_files(str(tmp_path / "s"), namespace="default")
     holder = _files_disk.Lock(str(tmp_path / "s/quire.lock"))

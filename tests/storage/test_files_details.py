@@ -245,6 +245,21 @@ async def test_cells_that_come_and_go_do_not_pile_up(tmp_path, monkeypatch):
     await backend.close()
 
 
+async def test_who_began_to_read_before_cells_were_written_anew_finds_them(tmp_path):
+    backend = await open_files(str(tmp_path / "s"), namespace="default")
+    other = await open_files(str(tmp_path / "s"), namespace="default")
+    await set_cell(backend, "lease", b"1")
+    before = other._place.journal.published()
+    await set_cell(backend, "cursor", b"2")
+    await backend.scrub()  # which writes them anew
+    assert other._cells.at(before)["lease"].value == b"1"
+    assert [c.name for c in await other.cells()] == ["cursor", "lease"]
+    await accepted(other, Item(cells=(CellWrite("lease", b"1", b"3"),)))
+    assert (await backend.cell("lease")).value == b"3"
+    await backend.close()
+    await other.close()
+
+
 async def test_the_journal_begins_anew_when_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(_files_journal, "JOURNAL_MAX_BYTES", 20_000)
     backend = await open_files(str(tmp_path / "s"), namespace="default")

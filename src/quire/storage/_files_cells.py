@@ -23,7 +23,7 @@ _SPARE = 1000
 
 
 class _Line(msgspec.Struct, gc=False, omit_defaults=True):
-    """seq: the commit it came with. A value that is text stands there as such, any other in base64; None removes."""
+    """seq: the commit it came with, 0 in a file written anew. A value that is text stands there as such, any other in base64; None removes."""
 
     cell: str = ""
     seq: int = 0
@@ -104,7 +104,7 @@ class Cells:
                 if found.seq > seq:
                     break
                 self._offset = start + len(line) + 1
-                if found.cell or found.seq:  # not the first line of the file
+                if start:  # not the first line of the file
                     self._lines += 1
                     value = _value(found)
                     if value is None:

@@ -363,7 +363,8 @@ class Writer:
         held = [cell for cell in cells.at(state).values() if not expired(cell, now)]
         whose, path = whose_cells(cells.namespace), f"{base_of(cells.namespace)}{CELLS}"
         lines = [first_line(whose, cells.namespace, CELLS, "file")]
-        lines += [cell_line(whose, c.name, state.seq, c.value, c.expires) for c in held]
+        # 0: who began to read before this commit must find them too
+        lines += [cell_line(whose, c.name, 0, c.value, c.expires) for c in held]
         temp = self._disk.write_temp(lines)
         work = Work(state.position, state.generation + 1, renames=[(temp, path)])
         return self._place.journal.commit(state, work, b"")

@@ -96,26 +96,18 @@ class Actor:
         if before is not None:
             plan = write.hooked = before(write, plan, working.state)
         changes = self._apply(working, plan, write)
+        start = self._start
         if write.start is not None:
             self._start = write.start
             working = self._working = Working(write.start)
         if not changes and not write.allow_empty:
             return None
-        if changes and self._schemas:
-            self._check(write, working.state)
-        body = record.encode(changes)
-        if len(body) > self._settings.write_bytes_max:
+        try:
+            sealed = self._sealed(write, changes, working.state, tip, now_ms)
+        except BaseException:  # what was applied has no record
+            self._start = start
             self._rebuild()
-            raise LimitExceeded(
-                f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "
-                f"{self._settings.write_bytes_max:,}; split it, or keep large bytes in a blob",
-                limit="write_bytes_max",
-                allowed=self._settings.write_bytes_max,
-                found=len(body),
-            )
-        sealed = record.seal(
-            write.stream, version + 1, now_ms, write.author, write.message, write.kind, body, tip.chain
-        )
+            raise
         self.pending.append(sealed)
         return sealed
 
@@ -192,13 +184,24 @@ class Actor:
         if write.if_version is not None and write.if_version != version:
             raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
 
-    def _check(self, write: Write, state: dict[str, Any]) -> None:
-        """Refuse a state that its schema does not allow."""
-        try:
+    def _sealed(
+        self, write: Write, changes: Sequence[Change | Fork], state: dict[str, Any], tip: Record | Head, now_ms: int
+    ) -> Record:
+        """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
+        if changes and self._schemas:
             self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
-        except BaseException:
-            self._rebuild()
-            raise
+        body = record.encode(changes)
+        if len(body) > self._settings.write_bytes_max:
+            raise LimitExceeded(
+                f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "
+                f"{self._settings.write_bytes_max:,}; split it, or keep large bytes in a blob",
+                limit="write_bytes_max",
+                allowed=self._settings.write_bytes_max,
+                found=len(body),
+            )
+        return record.seal(
+            write.stream, tip.version + 1, now_ms, write.author, write.message, write.kind, body, tip.chain
+        )
 
     def _rebased(self, write: Write, base: Base, head: dict[str, Any]) -> Sequence[Change]:
         """Return the write's changes as they go onto the head; what they met is left in `write.met`."""
@@ -241,10 +244,10 @@ class Actor:
             for change in changes:
                 if type(change) is Fork or working.apply(cast("Change", change)):
                     kept.append(change)  # noqa: PERF401 - what was kept when one fails has to be known
-        except ChangeError as error:
+        except BaseException as error:
             if kept:
                 self._rebuild()
-            if write.met:  # it builds on something of its own that gave way
+            if isinstance(error, ChangeError) and write.met:  # it builds on something of its own that gave way
                 raise MergeConflict(
                     f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
                     "nothing was written: read the state again and decide",

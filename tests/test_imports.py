@@ -1,6 +1,7 @@
 """Imports go down only."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "quire"
@@ -23,9 +24,17 @@ LEVEL = {
     "testing": 8,
     "cli": 9,
 }
-BACKENDS = {"memory", "sqlite", "_sqlite_file", "_sqlite_read", "_sqlite_write", "_sqlite_worker"}
+BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
+SHARED = {"base", "codec", "open", "_jobs"}
 DRIVERS = {
     "apsw": "storage",
+    "asyncpg": "storage",
+    "redis": "storage",
+    "hiredis": "storage",
+    "nats": "storage",
+    "rocksdict": "storage",
+    "cryptography": "storage",
+    "lz4": "storage",
     "click": "cli",
     "rich": "cli",
     "hypothesis": "testing",
@@ -49,6 +58,17 @@ def files():
     return [(f, f.relative_to(ROOT).with_suffix("").parts) for f in sorted(ROOT.rglob("*.py"))]
 
 
+def backend_of(module):
+    """The backend a module of the storage room belongs to: `_nats_wire` to nats; "" for what they share."""
+    return next((b for b in BACKENDS if re.fullmatch(rf"{b}|_{b}_\w+", module)), "")
+
+
+def test_every_file_of_the_storage_room_is_shared_or_belongs_to_a_backend():
+    names = {parts[1] for _, parts in files() if parts[0] == "storage" and len(parts) > 1} - {"__init__"}
+    assert {n for n in names if not backend_of(n)} == SHARED
+    assert {backend_of(n) for n in names} - {""} == BACKENDS
+
+
 def test_rooms_import_only_what_lies_below():
     wrong = []
     for file, parts in files():
@@ -60,14 +80,9 @@ def test_rooms_import_only_what_lies_below():
                 continue
             if LEVEL[target[1]] > LEVEL[parts[0]]:
                 wrong.append(f"{'/'.join(parts)} imports {name}")
-            if (
-                len(target) > 2
-                and target[1] == "storage"
-                and target[2] in BACKENDS
-                and parts != ("storage", "open")
-                and not parts[-1].lstrip("_").startswith("sqlite")
-                and parts[0] != "testing"
-            ):
+            backend = backend_of(target[2]) if len(target) > 2 and target[1] == "storage" else ""
+            own = parts[0] == "storage" and len(parts) > 1 and backend_of(parts[1]) == backend
+            if backend and not own and parts != ("storage", "open") and parts[0] != "testing":
                 wrong.append(f"{'/'.join(parts)} chooses a backend: {name}")
             if parts[0] == "engine" and target[1] == "storage" and len(target) > 2 and target[2] != "base":
                 wrong.append(f"{'/'.join(parts)} knows more than the protocol: {name}")

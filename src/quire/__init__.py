@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quire.api.workflow import Workflow as Workflow
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
+    from quire.config import Compression as Compression
     from quire.config import Settings as Settings
     from quire.core.schema import Schema as Schema
     from quire.engine.correlation import correlation as correlation
@@ -65,7 +66,7 @@ _HOMES = {
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
-    "quire.config": ("Settings",),
+    "quire.config": ("Compression", "Settings"),
     "quire.core.schema": ("Schema",),
     "quire.engine.correlation": ("correlation", "correlation_of"),
     "quire.errors": ("QuireError",),
@@ -103,6 +104,7 @@ __all__ = [
     "CentralizedStateStore",
     "Changed",
     "Checkpoint",
+    "Compression",
     "Conflict",
     "Delete",
     "DictDraft",

@@ -5,9 +5,24 @@ Every queue, cache, retry and batch of the engine is bounded here; the comment s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from quire.errors import Invalid
+
+Algorithm = Literal["zstd", "gzip", "lz4"]
+
+
+class Compression(msgspec.Struct, frozen=True):
+    """How to compress what is stored. algorithm: zstd, gzip or lz4.  level: of the algorithm, None for its usual one.
+
+    threshold_bytes: what is smaller stays plain, but where there is a trained dictionary.
+    """
+
+    algorithm: Algorithm = "zstd"
+    level: int | None = None
+    threshold_bytes: int = 1024
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
-from quire.config import Settings
+from quire.config import Compression, Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
@@ -62,13 +63,19 @@ class Opening:
         self,
         url: str,
         namespace: str,
+        encryption_key: bytes | None,
+        compression: Compression | str | None,
         settings: Settings,
         clock: Clock,
         ids: Callable[[], str],
         policy: Policy,
         schemas: Schemas,
     ) -> None:
-        self._arguments = (url, namespace, settings, clock, ids, policy, schemas)
+        self._backend = partial(
+            open_backend, url, namespace=namespace, encryption_key=encryption_key, compression=compression
+        )
+        self._arguments = (settings, clock, ids, policy, schemas)
+        self._namespace = namespace
         self._store: Store | None = None
 
     def __await__(self) -> Generator[Any, None, Store]:
@@ -87,14 +94,14 @@ class Opening:
         await self._store.close()
 
     async def _open(self) -> Store:
-        url, namespace, settings, clock, ids, policy, schemas = self._arguments
-        backend = await open_backend(url, namespace=namespace)
+        settings, clock, ids, policy, schemas = self._arguments
+        backend = await self._backend()
         try:
             seen = await backend.latest()
         except BaseException:
             await backend.close()
             raise
-        return Store(Engine(backend, settings, clock, ids, seen, policy, schemas), namespace)
+        return Store(Engine(backend, settings, clock, ids, seen, policy, schemas), self._namespace)
 
 
 def open(  # noqa: A001 - reads as quire.open(...), like the built-in
@@ -106,14 +113,22 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     ids: Callable[[], str] | None = None,
     on_conflict: Policy = "last",
     schemas: Sequence[Schema] = (),
+    encryption_key: bytes | None = None,
+    compression: Compression | str | None = None,
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
+    Others are `file:///folder`, `rocksdb:///folder`, `postgresql://user@host/db`, `redis://host/0`, `nats://host`; their
+    options are in docs/backends.
     namespace: stores in one place that see nothing of each other.  settings: see quire.config.  clock, ids: where
     time and ids come from, for tests.  on_conflict: what becomes of writes that cannot both stand, unless a write says
     otherwise: see `Writing`.  schemas: what states look like, how they merge, and how older ones are migrated.
-    Raises InvalidKey for a URL or namespace that is not allowed, IncompatibleFormat for a file that is not a store or
-    of a newer format, StorageUnavailable, Unsupported for a backend that is not there.
+    encryption_key: 32 random bytes; what a new namespace holds is encrypted with them (AES-256-GCM), and it is opened
+    with the same from then on.  compression: zstd, gzip, lz4 or a `Compression`, for what is written from now on; None for
+    what the namespace was begun with. In a URL: `?encryption_key_file=PATH`, `?encryption_key_env=NAME`, `?compression=zstd`.
+    Raises InvalidKey for a URL, namespace or key that is not allowed, Invalid for no such compression, IncompatibleFormat
+    for a file that is not a store or of a newer format, Denied for a wrong key, none where one is needed, or one for a
+    namespace that holds plain data, StorageUnavailable, Unsupported where a driver is not installed.
     Cost: independent of what the store holds.
 
     >>> async with quire.open("sqlite:///state.db") as store:            # doctest: +SKIP
@@ -122,6 +137,8 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     return Opening(
         url,
         namespace,
+        encryption_key,
+        compression,
         settings or Settings(),
         clock or SystemClock(),
         ids or system_ids(),

@@ -31,7 +31,7 @@ from quire.api.trigger_desk import TriggerState
 from quire.api.triggers import Trigger
 from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
-from quire.config import Settings
+from quire.config import Compression, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
@@ -105,6 +105,8 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     ids: Callable[[], str] | None = None,
     on_conflict: Policy = "last",
     schemas: Sequence[Schema] = (),
+    encryption_key: bytes | None = None,
+    compression: Compression | str | None = None,
 ) -> Store:
     loop = _Loop()
     try:
@@ -116,6 +118,8 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
             ids=ids,
             on_conflict=on_conflict,
             schemas=schemas,
+            encryption_key=encryption_key,
+            compression=compression,
         )
 
         async def opened() -> _store.Store:

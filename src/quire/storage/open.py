@@ -11,16 +11,13 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from quire.config import Compression
 from quire.core.names import check_id, check_namespace
 from quire.errors import Denied, InvalidKey, Unsupported
 from quire.storage.base import Backend
 from quire.storage.wrap import BOOK, KEYRING
-
-if TYPE_CHECKING:
-    from quire.storage.wrap.compressed import Compression
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
@@ -73,7 +70,7 @@ async def open_backend(
     `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
-    compression: zstd, gzip, lz4 or settings of wrap/compressed.py; a namespace begun so is read so without being asked.
+    compression: zstd, gzip, lz4 or settings; a namespace begun so is read so without being asked.
     Options of any URL say the same: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
     file or variable holds 64 hex digits).
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
@@ -81,8 +78,12 @@ async def open_backend(
     """
     if isinstance(url, str):
         url, options = _wrapping(url)
+        for name, given in (("compression", compression), ("encryption_key", encryption_key)):
+            if given is not None and any(option.startswith(name) for option in options):
+                raise InvalidKey(f"{redact_url(url)}: {name} is given in the URL and beside it; give it once")
         compression = options.get("compression", compression)
-        encryption_key = encryption_key or await asyncio.to_thread(_key, options)
+        if encryption_key is None:
+            encryption_key = await asyncio.to_thread(_key, options)
     backend = await _open_bare(url, namespace)
     try:
         return await _wrapped(backend, namespace, encryption_key, compression)
@@ -248,13 +249,13 @@ async def _open_nats(place: str, query: str, namespace: str, url: str) -> Backen
     return await open_nats(address, namespace=namespace, stream=stream, replicas=int(replicas), synced=sync == "always")
 
 
-def _extra(name: str, cause: ModuleNotFoundError) -> Exception:
+def _extra(name: str, cause: ModuleNotFoundError, *, scheme: str = "") -> Exception:
     """Say which extra brings a driver that is not installed; one of our own files that is missing is a mistake."""
     if cause.name is None or cause.name.split(".")[0] == "quire":
         return cause
     return Unsupported(
-        f"{name}:// needs a driver that is not installed ({cause.name}): pip install 'quire[{name}]'",
-        capability=f"backend:{name}",
+        f"{scheme or name}:// needs a driver that is not installed ({cause.name}): pip install 'quire[{name}]'",
+        capability=f"backend:{scheme or name}",
     )
 
 
@@ -282,10 +283,7 @@ async def _open_postgres(url: str, query: str, namespace: str) -> Backend:
     try:
         from quire.storage.postgres import open_postgres
     except ModuleNotFoundError as cause:
-        raise Unsupported(
-            f"{redact_url(url)}: the driver {cause.name} is not installed: pip install 'quire[postgres]'",
-            capability="backend:postgresql",
-        ) from cause
+        raise _extra("postgres", cause, scheme="postgresql") from cause
     plain = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
     return await open_postgres(plain, schema=schema, shown=redact_url(url), namespace=namespace)
 

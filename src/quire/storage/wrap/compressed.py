@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 import zstandard
 from blake3 import blake3
 
+from quire.config import Algorithm, Compression
 from quire.errors import CorruptRecord, Invalid, Unsupported
 from quire.model import Record
 from quire.storage.base import Backend, CellWrite, Committed, Item
 from quire.storage.wrap import BOOK
 from quire.storage.wrap._around import Around, claim_cell
 
-Algorithm = Literal["zstd", "gzip", "lz4"]
 FORMAT = 1
-THRESHOLD_BYTES = 1024
 _TRAINED_BYTES = 48
 """The threshold where there is a dictionary."""
 _WORTH = 0.9
@@ -43,17 +42,6 @@ _LEVELS: dict[str, tuple[int, int, int]] = {"zstd": (1, 22, 3), "gzip": (0, 9, 6
 """Lowest, highest and usual level."""
 
 _json = msgspec.json.Encoder().encode
-
-
-class Compression(msgspec.Struct, frozen=True):
-    """How to compress. algorithm: zstd, gzip or lz4.  level: of the algorithm, None for its usual one.
-
-    threshold_bytes: what is smaller stays plain, but where there is a trained dictionary.
-    """
-
-    algorithm: Algorithm = "zstd"
-    level: int | None = None
-    threshold_bytes: int = THRESHOLD_BYTES
 
 
 class _Book(msgspec.Struct, frozen=True):
@@ -77,6 +65,8 @@ class Gain(msgspec.Struct, frozen=True):
 def checked(compression: Compression | str) -> Compression:
     """Return settings that make sense. Raises Invalid, Unsupported without the package lz4 for that."""
     said = Compression(cast("Algorithm", compression)) if isinstance(compression, str) else compression
+    if type(said) is not Compression:
+        raise Invalid(f"compression {said!r}: it is {', '.join(get_args(Algorithm))}, or a Compression with settings")
     if said.algorithm not in get_args(Algorithm):
         raise Invalid(f"compression {said.algorithm!r}: it is {', '.join(get_args(Algorithm))}")
     low, high, usual = _LEVELS[said.algorithm]

@@ -1,6 +1,7 @@
 # Everything starts here, on a machine with Python 3.11 or newer, pip and make.
 #   make demo    the main job: survey this machine's standard library with a team of agents, killed and resumed
 #   make test    every test, with private servers of PostgreSQL, Redis and NATS that pip brings; a missing one fails
+#   make stores  the table of all stores, and how many promises each keeps
 #   make check   lint, types, import directions, sync/async parity
 #   make bench   the table and plot of docs/benchmarks
 #   make soak    the long attacks (an hour)
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS   ?= auto
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test stores check bench soak clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -34,6 +35,9 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	QUIRE_REQUIRE_SERVERS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not soak'
+
+stores: $(VENV)/.dev
+	$(BIN)/python tests/stores.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

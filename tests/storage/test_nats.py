@@ -14,7 +14,7 @@ from quire.testing.servers.nats import NatsServer
 async def opened(place, namespace, now_ms=None):
     address = Address([f"127.0.0.1:{shared(NatsServer).port}"], None, None)
     stream = "t" + sha256(str(place).encode()).hexdigest()[:20]
-    return await open_nats(address, namespace=namespace, stream=stream, now_ms=now_ms)
+    return await open_nats(address, namespace=namespace, stream=stream, synced=True, now_ms=now_ms)
 
 
 class TestNats(BackendConformance):

@@ -31,7 +31,7 @@ class TestNatsCluster(BackendConformance):
         first = self.turn % 3
         address = Address(self.hosts[first:] + self.hosts[:first], None, None)
         stream = "t" + sha256(str(self.place).encode()).hexdigest()[:20]
-        return await open_nats(address, namespace=namespace, stream=stream, replicas=3)
+        return await open_nats(address, namespace=namespace, stream=stream, replicas=3, synced=True)
 
     async def pass_time(self, ms):
         await asyncio.sleep(ms / 1000)

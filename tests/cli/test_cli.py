@@ -92,7 +92,7 @@ def test_a_day_with_it(quire, tmp_path):
         (["checkpoint", "w", "5"], 2, "reads like"),
         (["import", "none"], 3, "none"),
         (["spam"], 2, "No such command"),
-        (["--store", "postgresql://u:pw@h/d", "ls"], 6, "no postgresql backend"),
+        (["--store", "postgresql://u:pw@h/d?schema=A", "ls"], 2, "schema='A'"),
         (["--store", "no/such/folder/s.db", "init"], 6, "folder"),
         (["--store", "mistyped.db", "ls"], 3, "there is no store at mistyped.db"),
         (["--namespace", "a/b", "ls"], 2, "namespace"),

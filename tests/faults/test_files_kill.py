@@ -22,10 +22,9 @@ POINTS = [
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", range(2))
-def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path, seed):
-    acked, lost = tools.attack(f"file:///{tmp_path}/store", 40, seed)
-    assert len(acked) > 40
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
+    acked, lost = tools.attack(f"file:///{tmp_path}/store", 30, 0)
+    assert len(acked) > 30
     assert not lost
 
 
@@ -67,7 +66,7 @@ def side_by_side(url, cycles, seed, processes=2):
 
 @pytest.mark.timeout(300)
 def test_who_dies_in_a_commit_harms_nobody_beside(tmp_path):
-    acked, lost = side_by_side(f"file:///{tmp_path}/store", 12, 1)
+    acked, lost = side_by_side(f"file:///{tmp_path}/store", 8, 1)
     assert len(acked) > 100
     assert not lost
 

@@ -75,7 +75,7 @@ def leader_killed(times, seed):
 
 @pytest.mark.timeout(300)
 def test_writers_continue_when_the_leader_of_a_cluster_is_killed():
-    ledger, lost = leader_killed(2, seed=1)
+    ledger, lost = leader_killed(1, seed=1)
     assert not ledger.wrong
     assert not lost
 

@@ -1,5 +1,8 @@
 """PostgreSQL keeps the protocol and answers as the reference does."""
 
+import pytest
+from hypothesis import settings
+
 from quire.storage.postgres import open_postgres
 from quire.testing.conformance import BackendConformance
 from quire.testing.machine import MACHINE, BackendMachine
@@ -19,5 +22,10 @@ class PostgresMachine(BackendMachine):
     open = TestPostgres.open
 
 
-TestPostgresMachine = PostgresMachine.TestCase
-TestPostgresMachine.settings = MACHINE
+class TestPostgresMachine(PostgresMachine.TestCase):
+    settings = settings(MACHINE, max_examples=6)
+
+
+@pytest.mark.soak
+class TestPostgresMachineForLong(PostgresMachine.TestCase):
+    settings = settings(MACHINE, max_examples=500)

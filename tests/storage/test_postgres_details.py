@@ -244,7 +244,8 @@ async def test_a_database_of_another_encoding_is_refused(server):
         await db.execute("DROP DATABASE latin")
 
 
-async def test_a_server_that_can_only_be_read_is_refused_at_once_or_when_it_turns_so(server, url):
+async def test_a_server_that_can_only_be_read_is_refused_at_once_or_when_it_turns_so(server, url, monkeypatch):
+    monkeypatch.setattr(_postgres_log, "PATIENCE_S", 0.5)
     async with session(server) as db:
         await db.execute("DROP ROLE IF EXISTS reader")
         await db.execute("CREATE ROLE reader LOGIN SUPERUSER")
@@ -388,7 +389,8 @@ def test_the_suite_notices_a_mistake(right, wrong, promise, monkeypatch):
     text = _postgres_schema._COMMIT
     assert right in text
     monkeypatch.setattr(_postgres_schema, "_COMMIT", text.replace(right, wrong))
-    assert broken_promises(Suite, [promise]) == [promise]
+    # where it is a race that the mistake opens, not every run loses it
+    assert any(broken_promises(Suite, [promise]) == [promise] for _ in range(20))
 
 
 # time

@@ -3,6 +3,9 @@
 import asyncio
 from hashlib import sha256
 
+import pytest
+from hypothesis import settings
+
 from quire.storage._redis_line import Address
 from quire.storage.redis import open_redis
 from quire.testing.conformance import BackendConformance
@@ -30,5 +33,10 @@ class RedisMachine(BackendMachine):
         return await opened(self.place, namespace, self.now_ms)
 
 
-TestRedisMachine = RedisMachine.TestCase
-TestRedisMachine.settings = MACHINE
+class TestRedisMachine(RedisMachine.TestCase):
+    settings = settings(MACHINE, max_examples=10)
+
+
+@pytest.mark.soak
+class TestRedisMachineForLong(RedisMachine.TestCase):
+    settings = settings(MACHINE, max_examples=500)

@@ -1,6 +1,7 @@
 """RocksDB keeps the protocol, and answers as the reference does."""
 
 import pytest
+from hypothesis import settings
 
 pytest.importorskip("rocksdict")
 
@@ -21,5 +22,10 @@ class RocksdbMachine(BackendMachine):
     open = TestRocksdb.open
 
 
-TestRocksdbMachine = RocksdbMachine.TestCase
-TestRocksdbMachine.settings = MACHINE
+class TestRocksdbMachine(RocksdbMachine.TestCase):
+    settings = settings(MACHINE, max_examples=10)
+
+
+@pytest.mark.soak
+class TestRocksdbMachineForLong(RocksdbMachine.TestCase):
+    settings = settings(MACHINE, max_examples=500)

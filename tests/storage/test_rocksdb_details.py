@@ -218,8 +218,8 @@ def test_a_missing_package_is_named():
 
 @pytest.mark.timeout(300)
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
-    acked, lost = tools.attack(f"rocksdb:///{tmp_path}/s", 25, 1)
-    assert len(acked) > 25
+    acked, lost = tools.attack(f"rocksdb:///{tmp_path}/s", 15, 1)
+    assert len(acked) > 15
     assert not lost
 
 

@@ -748,7 +748,7 @@ async def test_closing_ends_a_recovery_that_is_under_way(tmp_path):
         closing = asyncio.ensure_future(db.close())
         await asyncio.sleep(0)
         gate.set()
-        db._writer._thread.join(60)  # the loop is held meanwhile: recovery goes on when the writer is gone
+        db._writer._jobs._thread.join(60)  # the loop is held meanwhile: recovery goes on when the writer is gone
         await asyncio.gather(closing, *held)
         async with asyncio.timeout(10):
             with pytest.raises(Closed):

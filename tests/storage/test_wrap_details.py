@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -258,6 +259,22 @@ def test_changing_the_key_survives_kill_9(tmp_path):
         seen.add(now)
         assert bodies == [b"1"]
     assert seen == {"key", "other"}
+
+
+async def test_who_looks_while_another_begins_to_encrypt_takes_its_key():
+    async def other_first(cell, name):
+        found = await cell(name)
+        if not others:
+            others.append(await open_encrypted(await open_memory("looks", namespace="n"), namespace="n", key=KEY))
+            await appended(others[0], "s/1", b"1")
+        return found
+
+    others, inner = [], await open_memory("looks", namespace="n")
+    inner.cell = partial(other_first, inner.cell)
+    ours = await open_encrypted(inner, namespace="n", key=KEY)
+    assert [r.body for r in await ours.feed()] == [b"1"]
+    for handle in (ours, *others):
+        await handle.close()
 
 
 async def test_many_who_open_a_new_namespace_agree_on_its_key(tmp_path):

@@ -115,12 +115,14 @@ async def open_encrypted(inner: Backend, *, namespace: str, key: bytes) -> Encry
     """
     _checked(key)
     found = await inner.cell(KEYRING)
-    if found is None:
-        if await inner.streams(limit=1) or await inner.blobs(limit=1) or await inner.cells(limit=1):
+    if found is None and (await inner.streams(limit=1) or await inner.blobs(limit=1) or await inner.cells(limit=1)):
+        found = await inner.cell(KEYRING)  # what is there may be of somebody who began to encrypt it meanwhile
+        if found is None:
             raise Denied(
                 f"namespace {namespace} holds data that is not encrypted: open it without a key, "
                 "or copy it to a new store that has one"
             )
+    if found is None:
         stored = await claim_cell(inner, KEYRING, _wrap(key, namespace, os.urandom(KEY_BYTES)))
     else:
         stored = found.value

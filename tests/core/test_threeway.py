@@ -103,6 +103,15 @@ def test_what_commutes():
         assert merged.state == state
 
 
+def test_taking_away_inside_what_the_other_replaced_is_met_under_every_policy():
+    base = {"o": {"x": {"y": 1}, "k": None}}
+    a = branch("a", [Set(("o", "k"), None), Set(("o",), None)], base)
+    b = branch("b", [Delete(("o", "k"))], base, [9])
+    for policy in ("ours", "theirs", "last", "both", "queue"):
+        assert three_way(base, a, b, policy).met
+        assert three_way(base, b, a, policy).met
+
+
 @pytest.mark.parametrize("names", ["ab", "ba"])
 def test_a_number_that_is_set_and_added_to_gets_both_whatever_the_names(names):
     a, b = branch(names[0], [Set(("n",), 100)]), branch(names[1], [Increment(("n",), 7)])

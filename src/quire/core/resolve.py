@@ -152,10 +152,13 @@ def settle(
 
 
 def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Change], head: dict[str, Any]) -> bool:
-    """Tell whether both sides ended with nothing at a path, whatever each did there on the way."""
-    if any(isinstance(c, Insert | Remove) for c in changes) or get(head, path, ABSENT) is not ABSENT:
+    """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
+    if not path or any(isinstance(c, Insert | Remove) for c in changes):
         return False  # where ours moved places, what is there is not theirs
-    return get(apply(base, changes), path, ABSENT) is ABSENT
+    return all(
+        type(get(state, path[:-1])) is dict and get(state, path, ABSENT) is ABSENT
+        for state in (head, apply(base, changes))
+    )
 
 
 def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands

@@ -6,7 +6,9 @@ import random
 import pytest
 
 import quire
+from quire.core import keyframes
 from quire.errors import HeadMoved, Invalid, InvalidKey, MergeConflict, QuireError, WorkflowNotFound
+from quire.model import Head
 
 
 async def parted(store):
@@ -251,9 +253,6 @@ async def test_what_is_not_kept_any_more_is_said_and_nothing_is_lost(store):
         await w.set("/n", i)
     fork = await w.fork("f", at=2)
     await fork.set("/f", 1)
-    from quire.core import keyframes
-    from quire.model import Head
-
     backend = store.engine.backend
     chain = (await w.version(4)).record.chain
     await backend.put_keyframe(keyframes.make(Head(w.stream, 4, chain), await w.state(4)))

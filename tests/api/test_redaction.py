@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import quire
 from quire import Append, Increment, Schema, Set, Splice
 from quire.core import keyframes, record
+from quire.core.changes import apply
 from quire.core.redact import MARK, ByPath, ByText
 from quire.core.values import same
 from quire.errors import Invalid, InvalidState
@@ -93,8 +94,6 @@ def histories(draw):
     for _ in range(draw(st.integers(1, 8))):
         changes = draw(changes_for(state, 4))
         made.append(changes)
-        from quire.core.changes import apply
-
         state = apply(state, changes)
     return first, made
 

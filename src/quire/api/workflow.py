@@ -20,7 +20,7 @@ from quire.core.diff import diff
 from quire.core.names import check_id
 from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
-from quire.core.resolve import Policy
+from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import KEY
 from quire.core.values import clean, same
 from quire.engine.actor import DELETED
@@ -227,7 +227,8 @@ class Workflow(Reader):
         options: Writing = {"message": f"reverted version {number}", "kind": "revert", "on_conflict": "reject", **how}
         base = Base(number, after)
         head = await self.snapshot()
-        if all(same(get(after, c.path, RUN), get(head.state, c.path, RUN)) for c in changes):
+        places = [(get(after, c.path, ABSENT), get(head.state, c.path, ABSENT)) for c in changes]
+        if all(a is b or same(a, b) for a, b in places):
             base = head  # whatever was done to these places since was undone again
         try:
             return await self._write(changes, ["revert", number], options, base=base)

@@ -87,12 +87,15 @@ class Engine:
 
     async def write(self, write: Write, cells: Sequence[CellWrite] = ()) -> Version | None:
         """Write to one stream; None when nothing changed and no version was asked for."""
-        await self._prepare((write,))
+        if self.schemas:
+            await self.live(write.stream)
         return (await self.committer.submit((write,), cells))[0]
 
     async def write_all(self, writes: Sequence[Write]) -> list[Version | None]:
         """Write to several streams, all or none, durable together."""
-        await self._prepare(writes)
+        if self.schemas:
+            for write in writes:
+                await self.live(write.stream)
         return await self.committer.submit(writes)
 
     @asynccontextmanager
@@ -218,12 +221,6 @@ class Engine:
         await self.backend.close()
 
     # inside
-
-    async def _prepare(self, writes: Sequence[Write]) -> None:
-        """Migrate what is to be written to."""
-        if self.schemas:
-            for write in writes:
-                await self.live(write.stream)
 
     def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""

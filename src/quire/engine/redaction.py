@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -86,7 +85,7 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
             await work.beside(name)
         await work.done(workflow_id, write, what)
         for name in family:  # also what an interrupted one left
-            for frame in await reframed(engine, WORKFLOWS + name, rule):
+            for frame in (await _reframed(engine, WORKFLOWS + name, rule))[1]:
                 await engine.backend.put_keyframe(frame)
         snapshots = await _snapshots(engine, family, rule, write)
         await engine.backend.scrub()
@@ -267,10 +266,11 @@ class _Work:
         backend = self._engine.backend
         new: list[Keyframe] = []
         for stream in self.versions:  # what is derived goes first: whatever stops us here, nothing tells of what was
-            new += await reframed(self._engine, stream, self._rule, upto=upto)
+            gone, left = await _reframed(self._engine, stream, self._rule, upto=upto)
             first = (await backend.read(stream, limit=1))[0].version
-            kept = await backend.keyframes(stream)
-            await backend.drop_keyframes(stream, [v for v in kept if v >= first and (upto is None or v <= upto)])
+            trimmed = first if first > 1 else 0  # such a log begins with that keyframe: it is replaced, never absent
+            await backend.drop_keyframes(stream, [v for v in gone if v != trimmed])
+            new += left
         await backend.rewrite(self._records)
         hit("redact:rewritten")
         for frame in new:
@@ -300,19 +300,29 @@ class _Work:
         return Set(change.path, {**kept, **sides})
 
 
-async def reframed(engine: Engine, stream: str, rule: Rule, *, upto: int | None = None) -> list[Keyframe]:
-    """Return what is left of the keyframes of a workflow's log, of those that had it. The log may begin with one."""
-    found: list[Keyframe] = []
+async def _reframed(
+    engine: Engine, stream: str, rule: Rule, *, upto: int | None = None
+) -> tuple[list[int], list[Keyframe]]:
+    """Return which keyframes of a stream must go, and what is left of those: of a workflow's log, the ones that had it."""
+    gone = [v for v in await engine.backend.keyframes(stream) if upto is None or v <= upto]
     if not stream.startswith(WORKFLOWS):
-        return found
-    for version in await engine.backend.keyframes(stream):
-        frame = await engine.backend.keyframe(stream, version)
-        if frame is None or frame.version != version or (upto is not None and version > upto):
+        return gone, []
+    had: list[int] = []
+    new: list[Keyframe] = []
+    for version in gone:
+        try:
+            frame = await engine.backend.keyframe(stream, version)
+            state = None if frame is None or frame.version != version else keyframes.state_of(frame)
+        except CorruptRecord:
+            had.append(version)  # nobody can say what is in it
             continue
-        with suppress(CorruptRecord):  # it is passed over by whoever reads
-            left = rule.value((), keyframes.state_of(frame))
-            found.append(await asyncio.to_thread(keyframes.make, Head(stream, version, chain=frame.chain), left))
-    return found
+        if frame is None or state is None:
+            continue
+        left = rule.value((), state)
+        if left is not state:
+            had.append(version)
+            new.append(await asyncio.to_thread(keyframes.make, Head(stream, version, chain=frame.chain), left))
+    return had, new
 
 
 async def _snapshots(engine: Engine, family: list[str], rule: Rule, write: Write) -> list[str]:

@@ -1,0 +1,115 @@
+"""Objects as files of a folder, each synced before it has its name. Needs nothing that does not come with Python."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quire.errors import Denied, InvalidKey, QuireError, StorageFull, StorageUnavailable
+from quire.storage._objects_names import checked, oversized
+
+T = TypeVar("T")
+
+
+class Folder:
+    """A folder, made when something is put there, for its owner's eyes only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = f"file:///{self.root}"
+
+    async def put(self, name: str, data: bytes) -> bool:
+        """Keep bytes: written aside, synced, linked to their name, the folders synced."""
+        return await self._do(self._put, checked(name), data)
+
+    async def get(self, name: str, *, max_bytes: int) -> bytes | None:
+        """The bytes, or None."""
+        return await self._do(self._get, checked(name), max_bytes)
+
+    async def names(self, prefix: str = "") -> list[str]:
+        """Names below a folder, sorted."""
+        return await self._do(self._names, prefix)
+
+    async def delete(self, name: str) -> None:
+        """Remove it."""
+        await self._do(self._delete, checked(name))
+
+    async def _do(self, work: Callable[..., T], *args: Any) -> T:
+        try:
+            return await asyncio.to_thread(work, *args)
+        except QuireError:
+            raise
+        except OSError as cause:
+            raise _translated(self.url, cause) from cause
+
+    def _put(self, name: str, data: bytes) -> bool:
+        target = self.root / name
+        self._make(target.parent)
+        part = target.parent / f".part-{secrets.token_hex(8)}"
+        try:
+            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(part, target)
+                new = True
+            except FileExistsError:
+                new = False  # whoever made it may not have come to syncing the folder
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+        return new
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, durably."""
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(each.parent)
+
+    def _get(self, name: str, max_bytes: int) -> bytes | None:
+        try:
+            with (self.root / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > max_bytes:
+                    raise oversized(name, self.url, size, max_bytes)
+                return file.read(max_bytes)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _names(self, prefix: str) -> list[str]:
+        top = self.root / prefix
+        found = [Path(folder, file) for folder, _, files in os.walk(top) for file in files if file[0] != "."]
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def _delete(self, name: str) -> None:
+        target = self.root / name
+        with suppress(FileNotFoundError, NotADirectoryError):
+            target.unlink()
+            _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _translated(url: str, cause: OSError) -> QuireError:
+    said = f"{url}: {cause.strerror or cause}"
+    if isinstance(cause, PermissionError):
+        return Denied(f"{said}: archives and backups need a folder that can be written and read")
+    if isinstance(cause, (NotADirectoryError, FileExistsError, IsADirectoryError)):
+        return InvalidKey(f"{said}: name a folder")
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{said}: nothing was kept; make room there")
+    return StorageUnavailable(said)

@@ -25,7 +25,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "_jobs"}
+SHARED = {"base", "codec", "open", "objects", "_jobs"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",
@@ -35,6 +35,7 @@ DRIVERS = {
     "rocksdict": "storage",
     "cryptography": "storage",
     "lz4": "storage",
+    "obstore": "storage",
     "click": "cli",
     "rich": "cli",
     "hypothesis": "testing",

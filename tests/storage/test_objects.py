@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from quire.errors import CorruptRecord, Denied, InvalidKey, NotFound, StorageFull, StorageUnavailable, Unsupported
-from quire.storage._objects_folder import Folder
+from quire.storage.objects.folder import Folder
 from quire.storage.objects import open_objects, probe
 from quire.testing.servers.s3 import S3Server
 
@@ -162,9 +162,9 @@ async def test_bad_urls_are_refused_and_secrets_not_repeated(url, error, said):
 
 
 async def test_without_the_driver_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "quire.storage._objects_bucket", None)
+    monkeypatch.setitem(sys.modules, "quire.storage.objects.bucket", None)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.delitem(sys.modules, "quire.storage._objects_bucket")
+    monkeypatch.delitem(sys.modules, "quire.storage.objects.bucket")
     with pytest.raises(Unsupported, match=r"pip install 'quire\[archive\]'"):
         await open_objects("s3://bucket/x")
 

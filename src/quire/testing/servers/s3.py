@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import urllib.request
+from http.client import HTTPConnection
 from importlib.util import find_spec
 from typing import Any
 
 from quire.testing.servers._process import ServerMissing
+
+_SIGNED = "AWS4-HMAC-SHA256 Credential=testing/20200101/us-east-1/s3/aws4_request"
 
 
 class S3Server:
@@ -49,10 +51,9 @@ class S3Server:
     def url(self, bucket: str, prefix: str = "", *, make: bool = True) -> str:
         """Return the URL of a prefix in a bucket, which is made unless told otherwise."""
         if make:
-            request = urllib.request.Request(f"{self.endpoint}/{bucket}", method="PUT")
-            request.add_header(
-                "Authorization", "AWS4-HMAC-SHA256 Credential=testing/20200101/us-east-1/s3/aws4_request"
-            )
-            with urllib.request.urlopen(request, timeout=10):
-                pass
+            host, port = self._server.get_host_and_port()
+            line = HTTPConnection(host, port, timeout=10)
+            line.request("PUT", f"/{bucket}", headers={"Authorization": _SIGNED})
+            line.getresponse().read()
+            line.close()
         return f"s3://{bucket}/{prefix}?endpoint={self.endpoint}&allow_http=true&region=us-east-1"

@@ -16,7 +16,7 @@ from obstore import exceptions as said
 from obstore.store import MemoryStore, from_url
 
 from quire.errors import Denied, InvalidKey, NotFound, QuireError, StorageUnavailable
-from quire.storage._objects_names import checked, oversized, shown
+from quire.storage.objects.names import checked, oversized, shown
 
 T = TypeVar("T")
 

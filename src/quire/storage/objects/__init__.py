@@ -16,7 +16,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
 from quire.errors import InvalidKey, StorageUnavailable, Unsupported
-from quire.storage._objects_names import shown
+from quire.storage.objects.names import shown
 
 SCHEMES = ("file", "memory", "s3", "gs", "az")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
@@ -83,7 +83,7 @@ def _opened(url: str) -> Objects:
     if scheme not in SCHEMES:
         raise InvalidKey(f"{shown(url)}: unknown scheme {scheme!r}; known are a path, {', '.join(SCHEMES)}")
     if scheme == "file":
-        from quire.storage._objects_folder import Folder
+        from quire.storage.objects.folder import Folder
 
         path = unquote(rest[3:]) if rest.startswith("///") else ""
         if not path.strip():
@@ -92,7 +92,7 @@ def _opened(url: str) -> Objects:
             )
         return Folder(Path(path))
     try:
-        from quire.storage._objects_bucket import OPTIONS, open_bucket
+        from quire.storage.objects.bucket import OPTIONS, open_bucket
     except ModuleNotFoundError as cause:
         if cause.name != "obstore":
             raise

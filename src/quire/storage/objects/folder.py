@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quire.errors import Denied, InvalidKey, QuireError, StorageFull, StorageUnavailable
-from quire.storage._objects_names import checked, oversized
+from quire.storage.objects.names import checked, oversized
 
 T = TypeVar("T")
 

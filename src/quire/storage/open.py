@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.config import Compression
 from quire.core.names import check_id, check_namespace
 from quire.errors import Denied, InvalidKey, Unsupported
-from quire.storage.base import Backend
+from quire.storage.base import Archive, Backend
 from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
@@ -63,6 +64,7 @@ async def open_backend(
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
     archive: str | None = None,
+    keeps: bool = False,
 ) -> Backend:
     """Return the open backend that a URL names, in the wrappers that are asked for or that the namespace was begun with.
 
@@ -77,6 +79,7 @@ async def open_backend(
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
     compression: zstd, gzip, lz4 or settings; a namespace begun so is read so without being asked.
     archive: where old versions go and are read from, see wrap/archived.py; a namespace that has one finds it by itself.
+    keeps: without one, old versions are packed within the store.
     Options of any URL say the same of the two before: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
     file or variable holds 64 hex digits).
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
@@ -92,10 +95,21 @@ async def open_backend(
             encryption_key = await asyncio.to_thread(_key, options)
     backend = await _open_bare(url, namespace)
     try:
-        return await _wrapped(backend, namespace, encryption_key, compression, archive)
+        return await _wrapped(backend, namespace, encryption_key, compression, archive, keeps=keeps)
     except BaseException:
         await backend.close()
         raise
+
+
+def archive_of(backend: Backend) -> Archive | None:
+    """Return the archive of an open namespace, None where it has none."""
+    from quire.storage.wrap._around import Around
+
+    while isinstance(backend, Around):
+        if backend.own == ARCHIVE:
+            return cast("Archive", backend)
+        backend = backend.inner
+    return None
 
 
 def _wrapping(url: str) -> tuple[str, dict[str, str]]:
@@ -136,11 +150,13 @@ async def _wrapped(
     encryption_key: bytes | None,
     compression: Compression | str | None,
     archive: str | None,
+    *,
+    keeps: bool,
 ) -> Backend:
     names = (ARCHIVE, KEYRING, BOOK)
     cells = await asyncio.gather(*map(backend.cell, names))
     there = {name for name, cell in zip(names, cells, strict=True) if cell is not None}
-    if archive is not None or ARCHIVE in there:
+    if archive is not None or keeps or ARCHIVE in there:
         from quire.storage.wrap.archived import open_archived
 
         backend = await open_archived(backend, namespace=namespace, place=archive)

@@ -45,6 +45,8 @@ _HEADS_MAX = 100_000
 """Heads remembered; beyond that all are forgotten and asked for again."""
 _AT_ONCE = 16
 _PAGE = 1000
+_PAGE_MIN = 16
+"""Of the first page, when nobody knows how large records are."""
 _WHY = "a placeholder: what was here had been removed before the copy"
 
 Base = Callable[[str, int], Awaitable[Keyframe | None]]
@@ -342,6 +344,16 @@ async def pages(backend: Backend, stream: str, after: int = 0, upto: int | None 
         for entry in page:
             yield entry
         after = page[-1].version
+
+
+async def feed(backend: Backend, after: int) -> AsyncGenerator[list[Record]]:
+    """Yield the records after a position in commit order, in pages that are bounded by what records weigh."""
+    limit = _PAGE_MIN
+    while page := await backend.feed(after, limit=limit):
+        yield page
+        after = page[-1].position
+        size = sum(len(entry.body) for entry in page)
+        limit = max(1, min(_PAGE, 2 * limit, limit * _BYTES_MAX // (size + 1)))
 
 
 async def at_once(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

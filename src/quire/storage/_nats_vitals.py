@@ -26,6 +26,7 @@ async def look(
     used = sum(info["state"]["bytes"] for info in infos)
     free, total = _room(infos, account)
     return Vitals(
+        place=shown,
         server=f"NATS {wire.client.connected_server_version}",
         promises=promises,
         clock_ms=_clock(infos[0]),

@@ -41,6 +41,7 @@ async def look(db: Db, place: Place) -> Vitals:
     row = await db.fetchrow(_SERVER, timeout=ANSWER_S)
     standbys = await db.fetch(_STANDBYS, timeout=ANSWER_S)
     return Vitals(
+        place=place.shown,
         server=f"PostgreSQL {row['named'].split(' ')[0]}",
         promises=promised(Server(row).risks),
         clock_ms=row["clock_ms"],

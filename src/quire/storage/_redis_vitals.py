@@ -33,6 +33,7 @@ async def look(ask: Ask, shown: str) -> Vitals:
     info = _fields(about)
     limit = _number(info, "maxmemory")
     return Vitals(
+        place=shown,
         server=f"Redis {info['redis_version']}" if "redis_version" in info else "Redis",
         promises=promised(settings),
         clock_ms=None if clock is None else int(clock[0]) * 1000 + int(clock[1]) // 1000,

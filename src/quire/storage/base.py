@@ -116,8 +116,9 @@ class Replica(msgspec.Struct, frozen=True):
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend knows of its surroundings. None, "" and () where it does not apply or may not be known.
 
-    server: product and release of what stores.  promises: the capabilities in force now, where a server's settings
-    decide them.  clock_ms: the server's clock when it answered, UTC milliseconds; None where it is ours.
+    place: where the store is, for people, without a password.  server: product and release of what stores.
+    promises: the capabilities in force now, where a server's settings decide them.
+    clock_ms: the server's clock when it answered, UTC milliseconds; None where it is ours.
     read_only: whether writing is refused now.  used_bytes: what the store takes, where that is cheap to say.
     disk_free_bytes, disk_total_bytes: of the disk it lies on, or of the room that the server gives it.
     file_system: its type, as the system calls it.  memory_used_bytes, memory_limit_bytes: of the server.
@@ -126,6 +127,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     warnings: what else is wrong: sentences that say what, where and what to do.
     """
 
+    place: str = ""
     server: str = ""
     promises: Capabilities | None = None
     clock_ms: int | None = None

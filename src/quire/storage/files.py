@@ -266,6 +266,7 @@ class FilesBackend:
         def job() -> Vitals:
             disk = disk_of(self._path)
             return Vitals(
+                place=self._path,
                 read_only=disk.read_only,
                 disk_free_bytes=disk.free_bytes,
                 disk_total_bytes=disk.total_bytes,

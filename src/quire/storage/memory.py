@@ -299,7 +299,7 @@ class MemoryBackend:
     async def vitals(self, *, timeout_s: float) -> Vitals:  # noqa: ARG002 - it answers at once
         """What its values take: there is nothing around them."""
         with self._held():
-            return Vitals(used_bytes=sum(map(_size, self._place.spaces.values())))
+            return Vitals(place="memory", used_bytes=sum(map(_size, self._place.spaces.values())))
 
     async def scrub(self) -> None:
         """What is gone is gone."""

@@ -430,6 +430,7 @@ class RocksdbBackend:
             disk = disk_of(place.path)
             used, logs = place.sizes()
             return Vitals(
+                place=place.path,
                 server=f"RocksDB of rocksdict {version('rocksdict')}",
                 read_only=disk.read_only,
                 used_bytes=used,

@@ -293,6 +293,7 @@ class SqliteBackend:
                 f"early); {'.'.join(map(str, files.SOUND))} or newer is needed: upgrade the package apsw"
             )
         return Vitals(
+            place=self._path,
             server=f"SQLite {release}",
             read_only=disk.read_only,
             used_bytes=None if file is None else file + (log or 0),

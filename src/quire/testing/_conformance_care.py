@@ -174,6 +174,7 @@ class CarePromises(Suite):
             (vitals.sessions, vitals.sessions_max),
         )
         assert all(part <= whole for part, whole in pairs if part is not None and whole is not None)
+        assert vitals.place
         assert vitals.used_bytes != 0
         assert vitals.read_only is not True
         assert vitals.promises is None or vitals.promises == backend.capabilities

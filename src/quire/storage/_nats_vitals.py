@@ -25,9 +25,10 @@ async def look(
     *infos, account = await asyncio.gather(*(shelf.api("STREAM.INFO") for shelf in shelves), _account(wire, timeout_s))
     used = sum(info["state"]["bytes"] for info in infos)
     free, total = _room(infos, account)
+    release = wire.client.connected_server_version
     return Vitals(
         place=shown,
-        server=f"NATS {wire.client.connected_server_version}",
+        server=f"NATS {release.major}.{release.minor}.{release.patch}",
         promises=promises,
         clock_ms=_clock(infos[0]),
         used_bytes=used,

@@ -112,8 +112,10 @@ async def _measured(engine: Engine, deadline_s: float, write: bool, limits: Heal
         found = judging.Findings(
             read_s=read_s, read_error=read_error, broken=engine.committer.broken, took_s=list(engine.committer.took_s)
         )
-        if read_error is not None:
-            return found  # what cannot be read need not be asked anything else
+        if read_error is not None:  # what cannot be read need not be asked anything else
+            if vitals.task.done():
+                found.vitals = (vitals.answer(deadline_s)[0] or (None,))[0]
+            return found
         writing = ask(_commit(engine), "a durable commit") if write else None
         watchers = ask(_watchers(engine, limits), "looking at cursors and triggers")
         await wait(probes)

@@ -64,15 +64,14 @@ def _clock(info: Mapping[str, Any]) -> int | None:
 
 
 def _replicas(infos: list[dict[str, Any]]) -> tuple[Replica, ...]:
-    """Return each other server, as of the stream in which it is worse."""
-    found: dict[str, Replica] = {}
-    for info in infos:
-        for peer in (info.get("cluster") or {}).get("replicas") or []:
-            follows = bool(peer.get("current")) and not peer.get("offline", False)
-            known = found.get(peer["name"])
-            if known is None or (known.in_sync and not follows):
-                found[peer["name"]] = Replica(peer["name"], follows, behind_s=peer.get("active", 0) / _NS)
-    return tuple(found[name] for name in sorted(found))
+    """Return the servers that follow a stream's leader, of the one of our streams that fewer follow."""
+    found = [[_replica(peer) for peer in (info.get("cluster") or {}).get("replicas") or []] for info in infos]
+    return tuple(min(found, key=lambda replicas: sum(replica.in_sync is True for replica in replicas)))
+
+
+def _replica(peer: Mapping[str, Any]) -> Replica:
+    follows = bool(peer.get("current")) and not peer.get("offline", False)
+    return Replica(peer["name"], follows, behind_s=peer.get("active", 0) / _NS)
 
 
 def _warnings(infos: list[dict[str, Any]], shown: str) -> list[str]:

@@ -280,6 +280,32 @@ async def test_each_watcher_is_told_with_how_far_it_is_behind(store):
     assert any("workflows/w/ui, store/all are behind by more than 4" in reason for reason in health.reasons)
 
 
+async def test_subscribers_of_every_face_are_among_the_watchers(store):
+    manager = quire.StateManager(store)
+    tried: dict[str, asyncio.Event] = {"agent": asyncio.Event(), "events": asyncio.Event()}
+
+    def refusing(name):
+        def take(_):
+            tried[name].set()
+            raise ValueError("not yet")
+
+        return take
+
+    await manager.persist_workflow_state("w", {"id": "w", "name": "w", "status": "running", "createdAt": 1})
+    manager.register_agent("agent", refusing("agent"))
+    await manager.subscribe_to_state_changes("w", "agent")
+    await manager.persist_workflow_state("w", {"id": "w", "name": "x", "status": "running", "createdAt": 1})
+    async with quire.AsyncEventStore(store, name="orders") as events:
+        await events.subscribe(None, refusing("events"), cursor="bills")
+        for _ in range(3):
+            await events.append("placed", {})
+        for heard in tried.values():
+            await heard.wait()
+        found = {lag.name: lag.behind for lag in (await store.health()).watchers}
+    assert found == {"agents/w/agent": 1, "events/orders/bills": 3}
+    await manager.close()
+
+
 async def test_positions_are_counted_in_versions_however_many_stand_where(store):
     wf = await store.create("w", {"n": 0})
     await wf.checkpoint("c")  # a record of the store, and no version of a workflow
@@ -340,3 +366,23 @@ async def test_a_parked_trigger_is_degraded_until_it_goes_on():
 
 async def test_the_clock_of_the_backend_is_compared_only_where_it_has_one(store):
     assert (await store.health()).clock_off_s is None
+
+
+async def test_a_store_that_another_process_keeps_locked_is_told_and_nothing_stays(tmp_path):
+    import apsw
+
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        other = apsw.Connection(path)
+        other.execute("BEGIN IMMEDIATE")
+        health = await store.health(deadline_s=0.2)
+        found = statuses(health)
+        assert (found["reading"], found["writing"]) == ("ok", "unhealthy")
+        assert health.reasons[0].startswith(path)
+        other.execute("ROLLBACK")
+        other.close()
+        await wf.inc("/n")
+        cells = await store.engine.backend.cells("health/")
+        assert len(cells) <= 1 and all(cell.expires for cell in cells)  # what landed late is gone by itself
+        assert (await store.health(limits=PATIENT)).ok

@@ -87,6 +87,14 @@ def test_folders_are_examined_too(quire, doctor, store):
 
 def test_a_url_that_is_none_is_a_mistake_of_the_caller(doctor):
     assert doctor(store="spam://x").returncode == 2
+    for deadline in ("0", "nan", "soon"):
+        assert doctor("--deadline", deadline, store="memory:").returncode == 2
+
+
+def test_a_deadline_that_is_too_short_is_met_all_the_same(quire, doctor):
+    quire("init")
+    done = doctor("--deadline", "0.000001")
+    assert done.returncode == 6 and "took longer than 1e-06 s" in " ".join(done.stdout.split())
 
 
 def test_a_driver_that_is_missing_is_named_with_what_brings_it(monkeypatch):

@@ -17,7 +17,7 @@ from quire.api.health import RANK, Check, Health, Status
 from quire.cli import environment
 from quire.cli.base import file_of, json_option, opened
 from quire.cli.lines import SCHEMA, columns, out, out_json, plain, printable, style
-from quire.errors import InvalidKey, QuireError
+from quire.errors import Invalid, QuireError
 from quire.storage._vitals import disk_of
 from quire.storage.base import Durability
 
@@ -57,7 +57,7 @@ def doctor(
         with opened(ctx) as store:
             health = store.health(deadline_s=deadline, write=write, expect_durability=expect_durability)
         checks += health.checks
-    except InvalidKey:  # no URL of a store: there is nothing to examine
+    except Invalid:  # the caller's mistake: a URL that is none, a deadline that is no time
         raise
     except QuireError as error:
         checks += [Check("store", "unhealthy", error.code, str(error)), *_disk(url)]

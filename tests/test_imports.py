@@ -25,7 +25,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs"}
+SHARED = {"base", "codec", "open", "objects", "_jobs", "_vitals"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from quire import errors as errors
     from quire import sync as sync
     from quire.api.draft import DictDraft as DictDraft
+    from quire.api.health import Health as Health
+    from quire.api.health import HealthLimits as HealthLimits
     from quire.api.hooks import Hook as Hook
     from quire.api.hooks import Proposed as Proposed
     from quire.api.manager import StateManager as StateManager
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "quire.api.draft": ("DictDraft",),
+    "quire.api.health": ("Health", "HealthLimits"),
     "quire.api.hooks": ("Hook", "Proposed"),
     "quire.api.manager": ("StateManager",),
     "quire.api.reactions": ("Changed",),
@@ -111,6 +114,8 @@ __all__ = [
     "Event",
     "EventSchema",
     "EventStore",
+    "Health",
+    "HealthLimits",
     "Hook",
     "Increment",
     "Insert",

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import moving, trigger_desk, triggers, views, writes
+from quire.api import measuring, moving, trigger_desk, triggers, views, writes
+from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
@@ -34,7 +35,7 @@ from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, InvalidKey
 from quire.model import WORKFLOWS, Version
-from quire.storage.base import Capabilities
+from quire.storage.base import Capabilities, Durability
 from quire.storage.open import archive_of, open_backend
 
 _PAGE = 1000
@@ -180,6 +181,7 @@ class Store:
             self._sweeper.start()
         self.reactions = Reactions(engine)
         self._before = BeforeHooks(engine)
+        self._looks = measuring.Looks()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -440,8 +442,48 @@ class Store:
             commits=engine.committer.commits,
         )
 
+    async def health(
+        self,
+        *,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Health:
+        """Say how the store is doing: ok, degraded or unhealthy, with reasons and figures. Never later than the deadline.
+
+        It reads, commits a cell of its own and removes it, asks the backend for disk, memory, replicas and settings, and
+        looks how far watchers and triggers are. One that does not answer by then is unhealthy, and says so.
+        write: False leaves the commit out; it makes no version, but costs what two durable writes cost.
+        expect_durability: what acknowledged writes have to survive (none, process, power); None for a loss of power where a
+        server's settings decide that, for what the URL says where it does.  limits: from where on a figure is not well.
+        Raises Closed, Invalid for arguments that make no sense. Cost: some round trips, and two durable commits.
+        """
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return await self._looks.through(measuring.health(self.engine, **how))
+
+    async def watch_health(
+        self,
+        *,
+        every_s: float = 10.0,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> AsyncGenerator[Health]:
+        """Yield how the store is doing: now, and whenever a check changes its status, until the store is closed.
+
+        every_s: the pause between two looks; the other arguments as for `health`. A failure is told `every_s` and the
+        deadline after it began, at most; what only moves a figure is not told. Raises Closed, Invalid.
+        """
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        async with aclosing(measuring.watch(self.engine, self._looks, every_s, **how)) as changes:
+            async for change in changes:
+                yield change
+
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""
+        await self._looks.end()
         await self.reactions.close()
         if self._sweeper is not None:
             await self._sweeper.close()

@@ -20,6 +20,7 @@ from quire.api import store as _store
 from quire.api import workflow as _workflow
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
+from quire.api.health import Health, HealthLimits
 from quire.api.hooks import Hook, Proposed
 from quire.api.merging import MergeResult
 from quire.api.migrating import Migrated
@@ -43,7 +44,7 @@ from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
 from quire.model import Checkpoint, Conflict, Version
-from quire.storage.base import Capabilities
+from quire.storage.base import Capabilities, Durability
 
 T = TypeVar("T")
 
@@ -289,6 +290,29 @@ class Store:
 
     def stats(self) -> Stats:
         return self._loop.run(self._store.stats())
+
+    def health(
+        self,
+        *,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Health:
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return self._loop.run(self._store.health(**how))
+
+    def watch_health(
+        self,
+        *,
+        every_s: float = 10.0,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Iterator[Health]:
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return self._loop.iterate(self._store.watch_health(every_s=every_s, **how))
 
     def close(self) -> None:
         try:

@@ -17,6 +17,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
 
 import msgspec
 
@@ -42,6 +43,9 @@ from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
 
 log = logging.getLogger("quire.engine")
+
+_TOOK_KEPT = 512
+"""Commits whose duration is remembered; older ones are forgotten."""
 
 _place = msgspec.structs.force_setattr
 """For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
@@ -146,6 +150,8 @@ class Committer:
         self.turn = asyncio.Lock()
         """Held while a commit is on its way, and until what became of it is known: for whoever else commits."""
         self.commits = 0
+        self.took_s: deque[float] = deque(maxlen=_TOOK_KEPT)
+        """How long the backend took for each of the newest commits that did not fail."""
         self.before: Before | None = None
         """Asked of every write as it is prepared; None while there is no hook."""
 
@@ -173,6 +179,11 @@ class Committer:
         if self._task is None:
             self._task = loop.create_task(self._drain())
         return await future
+
+    @property
+    def broken(self) -> bool:
+        """Whether a commit failed in a way that could not be cleared up yet: the next write tries to."""
+        return self._broken
 
     async def close(self) -> None:
         """Finish what is queued, refuse what comes later."""
@@ -457,7 +468,10 @@ class Committer:
     async def _send(self, bundles: Sequence[_Bundle], items: Sequence[Item]) -> Sequence[Outcome | QuireError]:
         try:
             try:
-                return await self._backend.commit(items)
+                begun = perf_counter()
+                outcomes = await self._backend.commit(items)
+                self.took_s.append(perf_counter() - begun)
+                return outcomes
             except (Exception, asyncio.CancelledError) as error:
                 if stops(error):
                     raise

@@ -47,6 +47,11 @@ _PART = "database"
 _POSITION = b"position"
 _WAL_MAX_BYTES = 64 * 1024 * 1024
 _LOGS_KEPT = 2
+_COMPLAINTS = (
+    ("background-errors", "RocksDB failed to write its tables; its LOG says why, see disk and folder"),
+    ("is-write-stopped", "RocksDB takes no writes until it has sorted its tables; see that the disk keeps up"),
+)
+"""Properties of RocksDB that are 0 where all is well, and what is said where they are not."""
 
 
 def ours(error: BaseException, path: str) -> BaseException:
@@ -179,6 +184,27 @@ class Place:
             _remove(part)
             raise
         _sync(target.parent)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of the database's files, and of those that are its logs."""
+        used = logs = 0
+        with os.scandir(f"{self.path}/{_PART}") as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # compacted away just now
+                    size = entry.stat(follow_symlinks=False).st_size
+                    used += size
+                    logs += size if entry.name.endswith(".log") else 0
+        return used, logs
+
+    def complaints(self) -> tuple[str, ...]:
+        """Say what RocksDB could not do in the background."""
+        if self._db is None:
+            return (f"{self.path} could not be opened again after a failed write; see its disk, then write again",)
+        found: list[str] = []
+        for name, said in _COMPLAINTS:
+            if self._db.property_int_value(f"rocksdb.{name}"):
+                found.append(f"{self.path}: {said}")
+        return tuple(found)
 
     def wake(self) -> None:
         """Let everybody who waits look again."""

@@ -102,6 +102,51 @@ class StorageStats(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class Replica(msgspec.Struct, frozen=True):
+    """A copy that a server keeps elsewhere. in_sync: whether it follows now; None where we may not know.
+
+    behind_bytes, behind_s: what it has not got yet, and how long it has not been heard of, where the server tells.
+    """
+
+    name: str
+    in_sync: bool | None
+    behind_bytes: int | None = None
+    behind_s: float | None = None
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend knows of its surroundings. None, "" and () where it does not apply or may not be known.
+
+    place: where the store is, for people, without a password.  server: product and release of what stores.
+    promises: the capabilities in force now, where a server's settings decide them.
+    clock_ms: the server's clock when it answered, UTC milliseconds; None where it is ours.
+    read_only: whether writing is refused now.  used_bytes: what the store takes, where that is cheap to say.
+    disk_free_bytes, disk_total_bytes: of the disk it lies on, or of the room that the server gives it.
+    file_system: its type, as the system calls it.  memory_used_bytes, memory_limit_bytes: of the server.
+    log_bytes: a write-ahead log that was not copied into the files yet.  sessions, sessions_max: of the server.
+    replicas: copies beside what answers; replicas_wanted: how many the settings ask for.
+    warnings: what else is wrong: sentences that say what, where and what to do.
+    """
+
+    place: str = ""
+    server: str = ""
+    promises: Capabilities | None = None
+    clock_ms: int | None = None
+    read_only: bool | None = None
+    used_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    disk_total_bytes: int | None = None
+    file_system: str = ""
+    memory_used_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    log_bytes: int | None = None
+    sessions: int | None = None
+    sessions_max: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    replicas_wanted: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """One open store in one namespace. All methods may be called concurrently from one event loop."""
 
@@ -213,6 +258,14 @@ class Backend(Protocol):
 
     async def stats(self) -> StorageStats:
         """Counts and size."""
+        ...
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How its surroundings are: disk, memory, replicas, settings. Cheap, and it changes nothing.
+
+        What cannot be known, or not by us, is left out. Raises StorageTimeout after `timeout_s`, StorageError where
+        nobody answers, Closed.
+        """
         ...
 
     async def scrub(self) -> None:

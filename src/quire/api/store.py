@@ -321,9 +321,10 @@ class Store:
             running.cancel()
 
     async def put_blob(self, data: bytes) -> str:
-        """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state."""
+        """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state. Raises LimitExceeded."""
         if not isinstance(data, bytes):
             raise Invalid(f"a blob is bytes, not {type(data).__name__}")
+        await self.engine.take_blob(len(data))
         name = blake3(data).hexdigest()
         await self.engine.backend.put_blob(name, data)
         return name

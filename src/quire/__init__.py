@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
+    from quire.backends import DatabaseStorageBackend as DatabaseStorageBackend
+    from quire.backends import FileStorageBackend as FileStorageBackend
+    from quire.backends import RedisStorageBackend as RedisStorageBackend
+    from quire.backends import StorageBackend as StorageBackend
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
     from quire.config import Compression as Compression
@@ -65,6 +69,7 @@ _HOMES = {
     "quire.api.triggers": ("Trigger",),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
+    "quire.backends": ("DatabaseStorageBackend", "FileStorageBackend", "RedisStorageBackend", "StorageBackend"),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
     "quire.config": ("Compression", "Settings"),
     "quire.core.schema": ("Schema",),
@@ -106,17 +111,20 @@ __all__ = [
     "Checkpoint",
     "Compression",
     "Conflict",
+    "DatabaseStorageBackend",
     "Delete",
     "DictDraft",
     "Event",
     "EventSchema",
     "EventStore",
+    "FileStorageBackend",
     "Hook",
     "Increment",
     "Insert",
     "Policy",
     "Proposed",
     "QuireError",
+    "RedisStorageBackend",
     "Remove",
     "Schema",
     "ScopeLimits",
@@ -128,6 +136,7 @@ __all__ = [
     "StateManager",
     "StateScope",
     "StateView",
+    "StorageBackend",
     "Store",
     "Trigger",
     "TriggerState",

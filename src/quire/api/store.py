@@ -31,9 +31,9 @@ from quire.engine.engine import Engine
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, InvalidKey
-from quire.model import WORKFLOWS, Version
+from quire.model import WORKFLOWS, Gain, Version
 from quire.storage.base import Capabilities
-from quire.storage.open import open_backend
+from quire.storage.open import open_backend, train
 
 _PAGE = 1000
 
@@ -348,6 +348,16 @@ class Store:
         One that fails is reported and does not stop the others. Cost: reads every workflow's state.
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
+
+    async def train(self, kind: str = "workflows") -> Gain:
+        """Train a zstd dictionary on the newest changes of a kind of stream, and compress with it from now on.
+
+        kind: what stands before the slash in the names of streams: workflows, events, checkpoints, ...
+        Returns what it saves on changes that it did not learn from. Raises Unsupported for a namespace that is not
+        compressed, Invalid for another algorithm, and where there are fewer than 50 changes.
+        Cost: reads up to 4,000 of them; a second or so.
+        """
+        return await train(self.engine.backend, kind)
 
     async def backup(self, path: str) -> None:
         """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""

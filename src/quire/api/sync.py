@@ -40,7 +40,7 @@ from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
-from quire.model import Checkpoint, Conflict, Version
+from quire.model import Checkpoint, Conflict, Gain, Version
 from quire.storage.base import Capabilities
 
 T = TypeVar("T")
@@ -260,6 +260,9 @@ class Store:
 
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
+
+    def train(self, kind: str = "workflows") -> Gain:
+        return self._loop.run(self._store.train(kind))
 
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))

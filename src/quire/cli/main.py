@@ -54,6 +54,8 @@ SECTIONS = {
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "stats": ("care:stats", "Count what the store holds."),
+        "train": ("secrets:train", "Learn from the changes there are how to store them smaller."),
+        "rotate": ("secrets:rotate", "Have an encrypted store open with another key."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from quire.config import Algorithm, Compression
 from quire.errors import CorruptRecord, Invalid, Unsupported
-from quire.model import Record
+from quire.model import Gain, Record
 from quire.storage.base import Backend, CellWrite, Committed, Item
 from quire.storage.wrap import BOOK
 from quire.storage.wrap._around import Around, claim_cell
@@ -50,16 +50,6 @@ class _Book(msgspec.Struct, frozen=True):
     format: int
     compression: Compression
     dictionaries: dict[str, str] = {}
-
-
-class Gain(msgspec.Struct, frozen=True):
-    """What a dictionary saves on the samples it was not trained on: bytes plain, compressed without it, and with it."""
-
-    kind: str
-    samples: int
-    plain_bytes: int
-    without_bytes: int
-    with_bytes: int
 
 
 def checked(compression: Compression | str) -> Compression:

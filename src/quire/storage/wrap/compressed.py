@@ -277,19 +277,29 @@ def _compressor(said: Compression) -> tuple[bytes, Callable[[bytes], bytes]]:
     return _LZ4, lambda data: lz4.compress(data, compression_level=level)
 
 
+def _claimed(size: int) -> int:
+    """Return a size that a frame claims, so that no more is expanded than that."""
+    if not 0 < size <= _PLAIN_MAX_BYTES:
+        raise _TooLarge(f"it claims {size} bytes")
+    return size
+
+
 def _expand_gzip(data: bytes) -> bytes:
+    size = _claimed(int.from_bytes(data[-4:], "little"))  # RFC 1952 section 2.3.1
     worker = zlib.decompressobj(wbits=31)
-    found = worker.decompress(data, _PLAIN_MAX_BYTES + 1)
-    if len(found) > _PLAIN_MAX_BYTES or worker.unconsumed_tail or worker.unused_data or not worker.eof:
-        raise _TooLarge("it is cut off, too large, or more than one")
+    found = worker.decompress(data, size + 1)
+    if len(found) != size or worker.unconsumed_tail or worker.unused_data or not worker.eof:
+        raise _TooLarge("it is cut off, of another size than it claims, or more than one")
     return found
 
 
 def _expand_lz4(data: bytes) -> bytes:
-    worker = _lz4().LZ4FrameDecompressor()
-    found = worker.decompress(data, max_length=_PLAIN_MAX_BYTES + 1)
-    if len(found) > _PLAIN_MAX_BYTES or worker.unused_data or not worker.eof:
-        raise _TooLarge("it is cut off, too large, or more than one")
+    lz4 = _lz4()
+    size = _claimed(lz4.get_frame_info(data)["content_size"])
+    worker = lz4.LZ4FrameDecompressor()
+    found = worker.decompress(data, max_length=size + 1)
+    if len(found) != size or worker.unused_data or not worker.eof:
+        raise _TooLarge("it is cut off, of another size than it claims, or more than one")
     return found
 
 

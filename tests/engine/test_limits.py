@@ -13,7 +13,7 @@ from quire.config import preset
 from quire.core import weigh as weighing
 from quire.core.changes import apply
 from quire.core.schema import Schemas
-from quire.engine import limits
+from quire.engine import actor as acting
 from quire.engine.actor import Actor
 from quire.engine.write import Write
 from quire.errors import ChangeError, Invalid, LimitExceeded, MigrationFailed
@@ -297,7 +297,7 @@ def weighed(monkeypatch):
         found.append(size(value))
         return weighing.weigh(value)
 
-    monkeypatch.setattr(limits, "weigh", counting)
+    monkeypatch.setattr(acting, "weigh", counting)
     return found
 
 
@@ -341,6 +341,20 @@ async def test_what_a_state_weighs_at_most_is_known_after_keyframes_forks_and_re
                     await store.workflow(name).append("/list", "x" * 3000)
             assert 97_000 < size(await store.workflow(name).state()) <= 100_000
     assert len(weighed) == 2
+
+
+async def test_a_transaction_that_fills_a_state_at_once_is_weighed_on_its_way(weighed):
+    async with quire.open("memory:", settings=Settings(state_bytes_max=100_000, **SMALL)) as store:
+        wf, other = await store.create("w", {"list": []}), await store.create("v", {})
+        parts = [wf.change([Append(("list",), ["x" * 3900])]) for _ in range(50)]
+        with pytest.raises(LimitExceeded) as caught:
+            await store.transact([*parts, other.change([Set(("n",), 1)])])
+        assert caught.value.found > 100_000
+        assert [await w.state() for w in (wf, other)] == [{"list": []}, {}]
+        made = await store.transact(parts[:25])
+        assert made[-1].number == 26
+        assert size(await wf.state()) > 95_000
+    assert len(weighed) < 5
 
 
 async def test_sums_that_outgrow_what_was_added_do_not_slip_through(weighed):

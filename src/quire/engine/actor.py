@@ -17,7 +17,7 @@ from quire.core import layout, record
 from quire.core.changes import Working
 from quire.core.layout import Stamps
 from quire.core.schema import Schemas
-from quire.core.weigh import Weighed, Weight
+from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
@@ -36,6 +36,7 @@ class Actor:
 
     __slots__ = (
         "_limits",
+        "_pending_bytes",
         "_schemas",
         "_settings",
         "_start",
@@ -75,6 +76,7 @@ class Actor:
         self._working: Working | None = None
         self._start: dict[str, Any] | None = None
         self._start_bytes = 0
+        self._pending_bytes = 0
         self.pending: list[Record] = []
         """Records sealed in this batch."""
 
@@ -93,8 +95,8 @@ class Actor:
         version = tip.version
         self._expect(write, version, present=version > 0 and tip.kind != DELETED)
         working = self._working
-        if working is None:
-            working = self._working = self._begun()
+        if working is None or (type(working) is Working and self._nears_a_limit()):
+            working = self._rebuilt()
         weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
@@ -119,18 +121,20 @@ class Actor:
             sealed = self._sealed(write, changes, working.state, tip, now_ms)
         except BaseException:  # what was applied has no record
             self._start, self._start_bytes = start
-            self._rebuild()
+            self._rebuilt()
             raise
         self.pending.append(sealed)
+        self._pending_bytes += len(sealed.body)
         return sealed
 
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
         if len(self.pending) > count:
             del self.pending[count:]
+            self._pending_bytes = sum(len(sealed.body) for sealed in self.pending)
             if not self.pending:
                 self._start, self._start_bytes = None, 0
-            self._rebuild()
+            self._rebuilt()
 
     def publish(self) -> None:
         """The batch is durable: it becomes the state."""
@@ -142,6 +146,7 @@ class Actor:
     def abandon(self) -> None:
         """Forget the batch; what is durable stays."""
         self.pending = []
+        self._pending_bytes = 0
         self._working = None
         self._start, self._start_bytes = None, 0
 
@@ -266,7 +271,7 @@ class Actor:
                     kept.append(change)  # what was kept when one fails has to be known
         except BaseException as error:
             if kept:
-                self._rebuild()
+                self._rebuilt()
             if isinstance(error, ChangeError) and write.met:  # it builds on something of its own that gave way
                 raise MergeConflict(
                     f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
@@ -276,25 +281,31 @@ class Actor:
             raise
         return kept
 
-    def _begun(self) -> Working:
-        """Return a working state on what the batch starts from."""
-        if self._start is not None:
-            limits = self._limits
-            return Working(self._start) if limits is None else limits.working(self._start, self._start_bytes, None)
-        if self._limits is None:
-            return Working(self.state)
-        working = self._limits.working(self.state, self.state_size, self.weight)
-        self.weight = weight_of(working)
-        return working
+    def _nears_a_limit(self) -> bool:
+        """Whether what is published and pending may weigh so much that it has to be known."""
+        limits = self._limits
+        return limits is not None and limits.near(self.state_size + self._start_bytes + self._pending_bytes)
 
-    def _rebuild(self) -> None:
-        """Make the working state anew from what is published and pending: a write failed half-way."""
+    def _begun(self) -> Working:
+        """Return a working state on what the batch starts from, one that knows its weight where that matters."""
+        weighed = self.weight is not None or self._nears_a_limit()
+        if self._start is not None:
+            return Weighed(self._start, weigh(self._start)) if weighed else Working(self._start)
+        if not weighed:
+            return Working(self.state)
+        if self.weight is None:
+            self.weight = weigh(self.state)
+        return Weighed(self.state, self.weight)
+
+    def _rebuilt(self) -> Working:
+        """Make the working state anew from what is published and pending: a write failed half-way, or a limit is near."""
         working = self._begun()
         for sealed in self.pending:
             for change in record.decode(sealed):
                 if not isinstance(change, Fork):
                     working.apply(change)
         self._working = working
+        return working
 
 
 def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:

@@ -1,7 +1,7 @@
 """How much a workflow's state may hold: asked by its actor of every change it applies and every record it seals.
 
-1. A state far below its limits costs nothing: what its records weigh bounds what it weighs. From half a limit on it is
-   weighed exactly: once whole, then change by change (core/weigh.py).
+1. A state far below its limits costs nothing: what its records weigh bounds what it weighs. Where one more write
+   could bring it to half a limit it is weighed exactly: once whole, then change by change (core/weigh.py).
 2. A write that leaves a state lighter than it found it is never refused, nor is one that takes something out for
    redaction. So whoever is over a limit, because it was lowered, finds a way back.
 """
@@ -16,7 +16,7 @@ from quire.config import Settings
 from quire.core.changes import Working
 from quire.core.path import format as pointer
 from quire.core.path import get
-from quire.core.weigh import EMPTY, Weighed, Weight, size_of, weigh
+from quire.core.weigh import EMPTY, Weighed, Weight, size_of
 from quire.errors import LimitExceeded
 from quire.model import WORKFLOWS, Append, Change, Fork, Insert, Path, Set, Splice
 
@@ -42,22 +42,16 @@ class Limits:
         tightest = min((bound for bound in bounds if bound is not None), default=None)
         self._near: float = float("inf")
         if tightest is not None:
-            self._near = tightest / _HIDDEN - settings.batch_bytes_max - settings.write_bytes_max
+            self._near = tightest / _HIDDEN - settings.write_bytes_max
 
     @property
     def of_values(self) -> bool:
         """Whether there is a limit for single values."""
         return self._value is not None
 
-    def working(self, state: dict[str, Any], changes_bytes: int, weight: Weight | None) -> Working:
-        """Return a working state for a batch, one with its weight where that could pass a limit.
-
-        changes_bytes: what the state weighs at most, but for sums of numbers.  weight: if it is known.
-        Cost: weighs the state where that has to be known and is not.
-        """
-        if weight is not None:
-            return Weighed(state, weight)
-        return Working(state) if changes_bytes <= self._near else Weighed(state, weigh(state))
+    def near(self, changes_bytes: int) -> bool:
+        """Tell whether one more write may pass a limit. changes_bytes: what all changes of the state weigh."""
+        return changes_bytes > self._near
 
     def check_value(self, stream: str, kind: str, state: dict[str, Any], change: Change | Fork) -> None:
         """Raise LimitExceeded for a change that would put a value larger than one may be, and than what is there.

@@ -14,6 +14,7 @@ LEVEL = {
     "storage": 3,
     "engine": 4,
     "api": 5,
+    "backends": 6,
     "central": 6,
     "events": 6,
     "scopes": 6,

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
+    from quire.backends import DatabaseStorageBackend as DatabaseStorageBackend
+    from quire.backends import FileStorageBackend as FileStorageBackend
+    from quire.backends import RedisStorageBackend as RedisStorageBackend
+    from quire.backends import StorageBackend as StorageBackend
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
     from quire.config import Compression as Compression
@@ -68,6 +72,7 @@ _HOMES = {
     "quire.api.triggers": ("Trigger",),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
+    "quire.backends": ("DatabaseStorageBackend", "FileStorageBackend", "RedisStorageBackend", "StorageBackend"),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
     "quire.config": ("Compression", "Settings"),
     "quire.core.schema": ("Schema",),
@@ -109,11 +114,13 @@ __all__ = [
     "Checkpoint",
     "Compression",
     "Conflict",
+    "DatabaseStorageBackend",
     "Delete",
     "DictDraft",
     "Event",
     "EventSchema",
     "EventStore",
+    "FileStorageBackend",
     "Health",
     "HealthLimits",
     "Hook",
@@ -122,6 +129,7 @@ __all__ = [
     "Policy",
     "Proposed",
     "QuireError",
+    "RedisStorageBackend",
     "Remove",
     "Schema",
     "ScopeLimits",
@@ -133,6 +141,7 @@ __all__ = [
     "StateManager",
     "StateScope",
     "StateView",
+    "StorageBackend",
     "Store",
     "Trigger",
     "TriggerState",

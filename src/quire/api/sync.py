@@ -43,7 +43,7 @@ from quire.engine.sweep import Swept
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
-from quire.model import Checkpoint, Conflict, Version
+from quire.model import Checkpoint, Conflict, Gain, Version
 from quire.storage.base import Capabilities, Durability
 
 T = TypeVar("T")
@@ -270,6 +270,9 @@ class Store:
 
     def sweep(self, *, plan: bool = False) -> Swept:
         return self._loop.run(self._store.sweep(plan=plan))
+
+    def train(self, kind: str = "workflows") -> Gain:
+        return self._loop.run(self._store.train(kind))
 
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))

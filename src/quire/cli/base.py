@@ -32,14 +32,20 @@ def opened(ctx: click.Context, *, make: bool = False, schemas: Sequence[Schema] 
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
     from quire.api import sync  # half of a call's time: `--help` does without
 
+    url, namespace = store_of(ctx, make=make)
+    with sync.open(url, namespace=namespace, schemas=schemas) as store:
+        yield store
+
+
+def store_of(ctx: click.Context, *, make: bool = False) -> tuple[str, str]:
+    """Return the URL and namespace of the store of this call. Raises for a file that is not there, or not ours to open."""
     url, namespace = ctx.obj
     if not url:
         raise Invalid("the store has no name: give --store PATH, or unset QUIRE_STORE for quire.db here")
     file = file_of(url)
     if file is not None:
         _check(file, make=make)
-    with sync.open(url, namespace=namespace, schemas=schemas) as store:
-        yield store
+    return url, namespace
 
 
 def file_of(url: str) -> str | None:

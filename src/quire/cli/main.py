@@ -57,6 +57,8 @@ SECTIONS = {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "doctor": ("doctoring:doctor", "Examine the store and what is around it."),
         "stats": ("care:stats", "Count what the store holds."),
+        "train": ("secrets:train", "Learn from the changes there are how to store them smaller."),
+        "rotate": ("secrets:rotate", "Have an encrypted store open with another key."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "copy": ("copying:copy", "Copy all of a store to another of any kind."),

@@ -29,6 +29,7 @@ from quire.errors import (
     Closed,
     CorruptRecord,
     InvalidState,
+    LimitExceeded,
     MigrationFailed,
     QuireError,
     StorageError,
@@ -103,6 +104,18 @@ class Engine:
                 await self.live(write.stream)
         return await self.committer.submit(writes)
 
+    async def take_blob(self, size_bytes: int) -> None:
+        """Count a blob that is about to be put. Raises LimitExceeded for one that is too large, and where the store is full."""
+        allowed = self.settings.blob_bytes_max
+        if size_bytes > allowed:
+            raise LimitExceeded(
+                f"a blob of {size_bytes:,} bytes, allowed are {allowed:,} (blob_bytes_max); divide it",
+                limit="blob_bytes_max",
+                allowed=allowed,
+                found=size_bytes,
+            )
+        await self.committer.quota.take(size_bytes)
+
     @asynccontextmanager
     async def key_lock(self, name: str) -> AsyncGenerator[None]:
         """One task at a time per name."""
@@ -144,7 +157,7 @@ class Engine:
             )
             try:
                 await self.committer.submit((write,))
-            except InvalidState as error:
+            except (InvalidState, LimitExceeded) as error:
                 raise MigrationFailed(where, step.before, step.after, str(error)) from error
             hit("migrate:step")
             actor = await self.current(stream)
@@ -157,6 +170,13 @@ class Engine:
             return actor.state
         if not 1 <= version < actor.head.version:
             raise VersionNotFound(stream.removeprefix(WORKFLOWS), version, newest=actor.head.version)
+        return (await self.residents.materialise(stream, version))[0]
+
+    async def start_at(self, stream: str, version: int) -> tuple[dict[str, Any], int]:
+        """Return the state at a version for a fork to begin with, and what it weighs at most, as `Write.start_bytes`."""
+        actor = await self.current(stream)
+        if version == actor.head.version:
+            return actor.state, actor.state_size
         return await self.residents.materialise(stream, version)
 
     async def record(self, stream: str, version: int) -> Record:
@@ -307,7 +327,8 @@ class Engine:
                 actor.changes_since_keyframe -= changes
                 actor.size_since_keyframe -= size
                 actor.keyframe_size = len(frame.body)
-                actor.state_size = frame.size
+                if actor.weight is None:
+                    actor.state_size = frame.size + actor.size_since_keyframe
                 self.residents.settle(actor)
                 gone = 0 if self.archive is None else await self.archive.went(stream)
                 old = keyframes.surplus([v for v in await self.backend.keyframes(stream) if v > gone])

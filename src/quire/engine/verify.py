@@ -126,7 +126,7 @@ async def _applied(entry: Record, working: Working, residents: Residents) -> Wor
     for change in record.decode(entry):
         if isinstance(change, Fork):
             origin = WORKFLOWS + change.workflow_id
-            working = Working.owning(await residents.materialise(origin, change.version))
+            working = Working.owning((await residents.materialise(origin, change.version))[0])
         else:
             working.apply(change)
     return working

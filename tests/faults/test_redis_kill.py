@@ -29,9 +29,9 @@ def test_nothing_acknowledged_is_lost_or_doubled_by_kill_9_of_the_server():
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(10, 20))
-def test_nothing_acknowledged_is_lost_or_doubled_in_a_hundred_kills(seed, record_property):
+def test_nothing_acknowledged_is_lost_or_doubled_in_a_hundred_kills(seed):
     ledger, lost = strike({}, 10, seed)
-    record_property("told", str(ledger))
+    print(ledger)
     assert not ledger.wrong
     assert not lost
 
@@ -88,9 +88,9 @@ def without_power(server, times, seed):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_acknowledged_is_lost_by_a_loss_of_power(seed, record_property):
+def test_nothing_acknowledged_is_lost_by_a_loss_of_power(seed):
     ledger, lost = without_power(RedisServer(), 20, seed)
-    record_property("told", str(ledger))
+    print(ledger)
     assert not ledger.wrong
     assert not lost
 

@@ -33,6 +33,7 @@ async def filled(url, disk):
                 met.append(error)
             if len(met) == REFUSALS:
                 break
+        assert [t for t in await wf.get("/log") if t not in unknown] == acked  # reading goes on
         assert len(met) == REFUSALS
         disk.free()
         for i in range(20):

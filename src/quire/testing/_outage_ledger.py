@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import quire
@@ -33,18 +34,35 @@ class Ledger:
         self.errors: dict[str, int] = {}
         self.wrong: list[BaseException] = []
         self.stopping = False
+        self._dark = False
         self._newest: dict[int, int] = {}
         self._more = threading.Condition()
 
     def __str__(self) -> str:
         return f"{len(self.acked)} acknowledged; told in between: {self.errors or 'nothing'}"
 
-    def add(self, workflow: int, version: int, mark: str) -> None:
-        """Keep an acknowledgement."""
+    @contextmanager
+    def without_power(self) -> Generator[None]:
+        """Keep no acknowledgement meanwhile: what would be told then, no machine without power tells.
+
+        A disk that is cut off by software is not as quick about it: a sync that is under way may still say that it went
+        well, to a server that still runs.
+        """
         with self._more:
+            self._dark = True
+        yield
+        with self._more:
+            self._dark = False
+
+    def add(self, workflow: int, version: int, mark: str) -> bool:
+        """Keep an acknowledgement; tell whether it counts."""
+        with self._more:
+            if self._dark:
+                return False
             self.acked.setdefault((workflow, version), mark)  # a number that is given again hides no loss
             self._newest[workflow] = version
             self._more.notify_all()
+            return True
 
     def newest(self, workflow: int) -> int:
         """Return the newest version of a workflow that was acknowledged."""

@@ -54,8 +54,8 @@ class _Crew:
             version = await self._apply(wf, w, mark)
             if version is None:
                 continue
-            if not self._early:
-                ledger.add(w, version.number, mark)
+            if not self._early and not ledger.add(w, version.number, mark):
+                continue
             found = await self._persist(lambda: wf.get("/last"))
             if found != mark:
                 raise AssertionError(f"w{w}: {mark} was acknowledged, and {found} is read right after it")
@@ -213,14 +213,19 @@ def served_from(folder: Path, server: Server) -> Generator[None]:
 
 
 def lose_power(server: Server, *, times: int, seed: int) -> tuple[Ledger, list[tuple[int, int]]]:
-    """Attack a server whose disk is cut off at random moments. Raises DiskMissing, ServerMissing."""
+    """Attack a server whose disk is cut off at random moments. Raises DiskMissing, ServerMissing.
+
+    Nobody reads or watches: until the server is killed it may show what has gone with the disk.
+    """
+    ledgers: list[Ledger] = []
     with Disk() as disk, served_from(disk.folder, server):
         os.sync()  # that its folder is there is not what is looked at
 
         def outage() -> None:
-            disk.cut()
-            server.kill()
-            disk.again()
-            server.restart()
+            with ledgers[0].without_power():
+                disk.cut()
+                server.kill()
+                disk.again()
+                server.restart()
 
-        return attack(server.url, outage, times=times, seed=seed, writers=8)
+        return attack(server.url, outage, times=times, seed=seed, writers=8, begun=ledgers.append, witnesses=False)

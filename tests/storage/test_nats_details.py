@@ -325,6 +325,45 @@ async def test_a_check_of_a_stream_that_is_not_written_holds_against_a_race(url)
         assert await backend.streams() == ["s/1"]
 
 
+async def test_a_replica_that_is_behind_is_asked_again_and_never_believed(url):
+    """Its answers are those of a moment before: a message is not there yet, a page ends too soon."""
+    async with opened(url) as backend:
+        await backend.commit([begun("s/1", b"1")])
+        await backend.commit([following("s/1", 1, b"2")])
+        await backend.put_blob("b", b"1")
+        behind = set()
+
+        def replicated(shelf):
+            """Have one server play the leader, and replicas that are behind in their first answer of each kind."""
+            ask, shelf.replicas = shelf._direct, 3
+
+            async def late(request):
+                answers = await ask(request)
+                kind = "page" if "next_by_subj" in request else "message" if "batch" not in request else ""
+                if not kind or "multi_last" in request or kind in behind:
+                    return answers
+                behind.add(kind)
+                return [*answers[:-2], answers[-1]] if kind == "page" else [absent]
+
+            shelf._direct = late
+
+        absent = nats.aio.msg.Msg(None, headers={"Status": "404"})
+        replicated(backend._shelf)
+        replicated(backend._side)
+        assert [r.body for r in await backend.read("s/1")] == [b"1", b"2"]
+        assert await backend.blob("b") == b"1"
+        assert behind == {"page", "message"}
+        behind.clear()
+        assert [r.version for r in await backend.feed()] == [1, 2]
+
+        async def never(request):
+            return [absent]
+
+        backend._side._direct, backend._side._patience_s = never, 0
+        with pytest.raises(StorageTimeout, match="behind"):
+            await backend.blob("b")
+
+
 # size
 
 

@@ -32,6 +32,16 @@ _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = (2).to_bytes(4, sys.byteorder)
 _FREEZE, _THAW = 0xC0045877, 0xC0045878
 """FIFREEZE and FITHAW: _IOWR('X', 119, int) and _IOWR('X', 120, int) of linux/fs.h."""
+_NOTHING = bytes(4)
+_GUARD = """
+import fcntl, os, select, sys
+folder, thaw, limit_s = sys.argv[1:]
+if not select.select([sys.stdin], [], [], float(limit_s))[0]:
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.ioctl(handle, int(thaw), bytes(4))
+    sys.exit(1)
+"""
+"""Thaws a disk when nobody says in time that it is over."""
 _BYTES = 256 << 20
 _PIECE = 1 << 20
 REQUIRE = "QUIRE_REQUIRE_DISKS"
@@ -39,6 +49,10 @@ REQUIRE = "QUIRE_REQUIRE_DISKS"
 
 class DiskMissing(Exception):
     """No such disk can be made here. The message says why."""
+
+
+class DiskHeldUs(AssertionError):
+    """Whoever froze a disk waited for it himself."""
 
 
 class Disk:
@@ -90,16 +104,25 @@ class Disk:
         self._ballast.unlink(missing_ok=True)
 
     @contextmanager
-    def frozen(self) -> Generator[None]:
+    def frozen(self, limit_s: float = 30.0) -> Generator[None]:
         """Let every write and sync wait, in the kernel, until this ends; reading goes on.
 
-        Whoever enters must not write to it meanwhile: nobody would be left to end it.
+        limit_s: after so long it ends by itself, by another process, for whoever entered may be among those who wait.
+        Raises DiskHeldUs then.
         """
-        self._tell(_FREEZE, b"\0" * 4)
+        guard = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-c", _GUARD, str(self.folder), str(_THAW), str(limit_s)], stdin=subprocess.PIPE
+        )
+        assert guard.stdin is not None
+        self._tell(_FREEZE, _NOTHING)
         try:
             yield
         finally:
-            self._tell(_THAW, b"\0" * 4)
+            guard.stdin.close()
+            if guard.wait() == 0:
+                self._tell(_THAW, _NOTHING)
+        if guard.returncode:
+            raise DiskHeldUs(f"nothing ended within {limit_s:g} s, as if it were the event loop that wrote")
 
     def _tell(self, what: int, how: bytes) -> None:
         handle = os.open(self.folder, os.O_RDONLY)
@@ -134,7 +157,7 @@ class Disk:
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # not frozen
-            self._tell(_THAW, b"\0" * 4)
+            self._tell(_THAW, _NOTHING)
         self._unmount()
         shutil.rmtree(self._place)
 

@@ -76,9 +76,11 @@ class RocksdbBackend:
         if os.getpid() != self._pid:
             raise Closed("this store was opened before a fork; open it anew in the child process")
 
-    def _read(self, job: Callable[[], T]) -> asyncio.Future[T]:
+    async def _read(self, job: Callable[[], T]) -> T:
         self._alive()
-        return self._place.reader.do(job)
+        if not self._place.is_open:  # an earlier `recover` failed, and whoever reads first tries again
+            await self.recover()
+        return await self._place.reader.do(job)
 
     def _change(self, job: Callable[[], T]) -> asyncio.Future[T]:
         self._alive()

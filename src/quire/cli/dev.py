@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +36,48 @@ class _Asked(BaseException):
     """We were asked to end."""
 
 
+class _Asks:
+    """The signals that ask us to end. The first raises `_Asked`, unless it is held back; those after it do nothing."""
+
+    def __init__(self) -> None:
+        self._held = self._waiting = self._told = False
+
+    @contextmanager
+    def heard(self) -> Generator[None]:
+        """Hear them."""
+        before: dict[signal.Signals, Any] = {number: signal.signal(number, self._ask) for number in _ENDS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold the first back, so that no process is begun and not known; a second raises at once."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._waiting and not self._told:
+            self._told = True
+            raise _Asked
+
+    def over(self) -> None:
+        """Hear none any more: what is left to do is to end."""
+        self._told = True
+
+    def _ask(self, *_: object) -> None:
+        if self._told:
+            return
+        if self._held and not self._waiting:
+            self._waiting = True
+            return
+        self._told = True
+        raise _Asked
+
+
 @click.command()
 @click.argument("kind", type=click.Choice(list(_DRIVERS)))
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the data in this folder, and go on with it.")
@@ -53,16 +95,16 @@ def dev(ctx: click.Context, kind: str, keep: Path | None, nodes: str, command: t
     server = _made(kind, int(nodes))
     if keep is not None:
         _kept(server, keep)
-    code = 0
-    with _ending():
+    code, asks = 0, _Asks()
+    with asks.heard():
         try:
-            _started(server)
-            code = _run(command, server.url) if command else _serve(server, kind, keep)
+            with asks.held():
+                _started(server)
+            code = _run(command, server.url, asks) if command else _serve(server, kind, keep)
         except _Asked:
             code = 0
         finally:
-            for number in _ENDS:  # a second Ctrl-C would leave the server to the kernel, and its folder to nobody
-                signal.signal(number, signal.SIG_IGN)
+            asks.over()  # another Ctrl-C would leave the server to the kernel, and its folder to nobody
             server.stop()
     ctx.exit(code)
 
@@ -115,35 +157,26 @@ def _serve(server: Any, kind: str, keep: Path | None) -> int:
     raise StorageUnavailable(f"{kind} ended by itself; its log ends so:\n{server.log()}")
 
 
-def _run(command: Sequence[str], url: str) -> int:
+def _run(command: Sequence[str], url: str, asks: _Asks) -> int:
     """Run a command on the store, to its end; return its status."""
+    child: subprocess.Popen[bytes] | None = None
     try:
-        child = subprocess.Popen(command, env={**os.environ, "QUIRE_STORE": url})  # noqa: S603 - the user's own
+        with asks.held():
+            child = subprocess.Popen(command, env={**os.environ, "QUIRE_STORE": url})  # noqa: S603 - the user's own
+        status = child.wait()
     except FileNotFoundError:
         raise NotFound(f"{command[0]}: there is no such command") from None
-    try:
-        status = child.wait()
     except _Asked:
-        child.terminate()
-        try:
-            child.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            _end(child)
         raise
     return status if status >= 0 else 128 - status
 
 
-@contextmanager
-def _ending() -> Generator[None]:
-    """Have the signals that ask us to end raise `_Asked`, once."""
-
-    def asked(number: int, _: object) -> None:
-        raise _Asked(signal.Signals(number).name)
-
-    before: dict[signal.Signals, Callable[..., Any] | int | None] = {n: signal.signal(n, asked) for n in _ENDS}
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        child.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

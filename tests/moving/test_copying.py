@@ -65,6 +65,10 @@ async def test_every_embedded_store_moves_to_every_other(tmp_path, source, targe
 async def test_servers_are_moved_to_and_from(tmp_path, kind):
     async with filled(place("sqlite", tmp_path, "from")) as store:
         await moved_there_and_compared(store, place(kind, tmp_path, "there"))
+        await store.workflow("c").redact(text=sources.SECRET)
+        await trim(store, "c", 2)
+        await do(store, "event", "a", 9)
+        await moved_there_and_compared(store, place(kind, tmp_path, "there"))
     async with quire.open(place(kind, tmp_path, "there")) as store:
         await moved_there_and_compared(store, place("files", tmp_path, "back"))
 

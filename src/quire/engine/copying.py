@@ -26,7 +26,8 @@ from blake3 import blake3
 from quire.core import record
 from quire.engine.beside import Blobs, Cells, first_of
 from quire.engine.comparing import Comparison, check_target, names
-from quire.engine.loading import COPIES, Loader, at_once, feed, pages
+from quire.engine.loading import COPIES, Loader
+from quire.engine.paging import at_once, feed, pages
 from quire.errors import CorruptRecord, Invalid
 from quire.failpoints import hit
 from quire.model import REDACTIONS, Keyframe, Record, Set

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOOKS_LIKE_JSON = re.compile(r"""[\[{"]|-?(NaN|Infinity|(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z""")
 """Whoever writes this means JSON: an open bracket or a number out of range must not be stored as text."""
+_FOLDER = re.compile(r"(?:file|rocksdb):///([^?]*)", re.IGNORECASE)
 _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)")
 
 
@@ -45,6 +46,8 @@ def store_of(ctx: click.Context, *, make: bool = False) -> tuple[str, str]:
     file = file_of(url)
     if file is not None:
         _check(file, make=make)
+    elif not make:
+        _check_folder(url)
     return url, namespace
 
 
@@ -56,6 +59,16 @@ def file_of(url: str) -> str | None:
         return unquote(url.removeprefix("sqlite:///").partition("?")[0])
     known = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
     return None if known or "\0" in url else url.partition("?")[0]
+
+
+def _check_folder(url: str) -> None:
+    """Say that a store which is a folder is not there, instead of making it."""
+    from urllib.parse import unquote
+
+    folder = _FOLDER.match(url)
+    if folder is not None and not Path(unquote(folder[1])).is_dir():
+        command = f"quire --store {shlex.quote(url)} init"
+        raise NotFound(f"there is no store at {unquote(folder[1])}; `{command}` makes one")
 
 
 def _check(file: str, *, make: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import trigger_desk, triggers, views, writes
+from quire.api import moving, trigger_desk, triggers, views, writes
 from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
@@ -27,6 +27,7 @@ from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
 from quire.engine.clock import Clock, SystemClock, system_ids
+from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
@@ -353,6 +354,37 @@ class Store:
         if not path:
             raise InvalidKey("a backup needs the path of a new file")
         await self.engine.backend.backup(path)
+
+    async def copy_to(
+        self,
+        url: str,
+        *,
+        namespace: str | None = None,
+        encryption_key: bytes | None = None,
+        compression: Compression | str | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> Copied:
+        """Copy everything to the store at a URL, of whatever kind, and verify what arrived; writers may go on.
+
+        It follows until it has caught up. Called again it brings what is new, goes on where an earlier call was killed,
+        and takes over what was redacted or trimmed here; streams that were dropped stay there. To move, stop the
+        writers, call it once more, and open the other URL.
+        namespace: there; None for that of this store.  encryption_key, compression: as for `quire.open`.
+        progress: called with a `Step` now and then; it must not wait.
+        Versions, times, authors and checksums stay as they are; positions are the target's, and cursors are translated.
+        Raises Conflict where the target holds another history, or is written to meanwhile, Invalid for this store itself,
+        CorruptRecord for damage here or there, and what `quire.open` and the two stores raise.
+        Cost: reads this store once and what it wrote once more.
+        """
+        there = self.namespace if namespace is None else namespace
+        return await moving.copy_to(
+            self.engine,
+            url,
+            namespace=there,
+            encryption_key=encryption_key,
+            compression=compression,
+            progress=progress,
+        )
 
     async def stats(self) -> Stats:
         """Return counts and sizes. Cost: counts rows."""

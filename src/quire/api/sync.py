@@ -35,6 +35,7 @@ from quire.config import Compression, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
+from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
 from quire.engine.verify import Report
@@ -263,6 +264,20 @@ class Store:
 
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))
+
+    def copy_to(
+        self,
+        url: str,
+        *,
+        namespace: str | None = None,
+        encryption_key: bytes | None = None,
+        compression: Compression | str | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> Copied:
+        copied = self._store.copy_to(
+            url, namespace=namespace, encryption_key=encryption_key, compression=compression, progress=progress
+        )
+        return self._loop.run(copied)
 
     def stats(self) -> Stats:
         return self._loop.run(self._store.stats())

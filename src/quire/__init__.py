@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quire import errors as errors
     from quire import sync as sync
+    from quire.api.backups import Backup as Backup
+    from quire.api.backups import Checked as Checked
+    from quire.api.backups import Recovered as Recovered
+    from quire.api.backups import backups as backups
+    from quire.api.backups import check_backups as check_backups
+    from quire.api.backups import prune_backups as prune_backups
+    from quire.api.backups import recover as recover
     from quire.api.draft import DictDraft as DictDraft
     from quire.api.hooks import Hook as Hook
     from quire.api.hooks import Proposed as Proposed
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "quire.api.backups": ("Backup", "Checked", "Recovered", "backups", "check_backups", "prune_backups", "recover"),
     "quire.api.draft": ("DictDraft",),
     "quire.api.hooks": ("Hook", "Proposed"),
     "quire.api.manager": ("StateManager",),
@@ -100,9 +108,11 @@ __all__ = [
     "AsyncCentralizedStateStore",
     "AsyncEventStore",
     "AsyncStateView",
+    "Backup",
     "BlameLine",
     "CentralizedStateStore",
     "Changed",
+    "Checked",
     "Checkpoint",
     "Compression",
     "Conflict",
@@ -117,6 +127,7 @@ __all__ = [
     "Policy",
     "Proposed",
     "QuireError",
+    "Recovered",
     "Remove",
     "Schema",
     "ScopeLimits",
@@ -134,10 +145,14 @@ __all__ = [
     "Version",
     "Workflow",
     "WorkflowStateManager",
+    "backups",
+    "check_backups",
     "correlation",
     "correlation_of",
     "errors",
     "open",
+    "prune_backups",
+    "recover",
     "sync",
 ]
 

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import moving, trigger_desk, triggers, views, writes
+from quire.api import backups, moving, trigger_desk, triggers, views, writes
+from quire.api.backups import Backup
 from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
@@ -31,7 +32,7 @@ from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
-from quire.errors import CorruptRecord, Invalid, InvalidKey
+from quire.errors import CorruptRecord, Invalid
 from quire.model import WORKFLOWS, Version
 from quire.storage.base import Capabilities
 from quire.storage.open import open_backend
@@ -349,11 +350,29 @@ class Store:
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
-    async def backup(self, path: str) -> None:
-        """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""
-        if not path:
-            raise InvalidKey("a backup needs the path of a new file")
-        await self.engine.backend.backup(path)
+    async def backup(
+        self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Backup | None:
+        """Back up everything while writers go on: to a place that keeps many backups, or as one copy in a new file.
+
+        dest: the URL of a place, `file:///folder`, `s3://bucket/prefix`, `gs://`, `az://`. The first backup there is full,
+        the next ones add what changed since; full: a new one that needs none of those before it. `quire.recover` brings
+        them back to any store. If nothing changed, the backup that has everything is returned, and none is made.
+        A plain path: one consistent copy that opens as a store by itself, where the backend can make one; returns None.
+        progress: called with the position reached and the one to reach; it must not wait.
+        What is encrypted stays so. What was redacted since is in older backups still: `quire.prune_backups` removes them.
+        Raises InvalidKey, Unsupported where the backend makes no copy, CorruptRecord for damage in what is to be kept,
+        StorageError: call it again, and what was put is used.
+        Cost: reads what it keeps once; memory for three segments of 8 MB and 200 bytes per stream.
+        """
+        if isinstance(dest, str) and backups.is_place(dest):
+            return await backups.take(self.engine, self.namespace, dest, full=full, progress=progress)
+        if full or progress is not None:
+            raise Invalid(
+                f"{dest!r} is a path, which gets one whole copy: full and progress are for a place, file:///{dest}"
+            )
+        await backups.copy_in_one(self.engine, dest)
+        return None
 
     async def copy_to(
         self,

@@ -18,6 +18,7 @@ import msgspec
 
 from quire.api import store as _store
 from quire.api import workflow as _workflow
+from quire.api.backups import Backup
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
 from quire.api.hooks import Hook, Proposed
@@ -262,8 +263,10 @@ class Store:
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
 
-    def backup(self, path: str) -> None:
-        return self._loop.run(self._store.backup(path))
+    def backup(
+        self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Backup | None:
+        return self._loop.run(self._store.backup(dest, full=full, progress=progress))
 
     def copy_to(
         self,

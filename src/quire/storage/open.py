@@ -15,9 +15,12 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.config import Compression
 from quire.core.names import check_id, check_namespace
-from quire.errors import Denied, InvalidKey, Unsupported
-from quire.storage.base import Backend
+from quire.errors import Denied, InvalidKey, StorageUnavailable, Unsupported
+from quire.storage.base import RECOVERING, Backend
 from quire.storage.wrap import BOOK, KEYRING
+from quire.storage.wrap._around import Seal, stored
+
+__all__ = ["Seal", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
@@ -76,6 +79,25 @@ async def open_backend(
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, Denied for a wrong encryption key or none where there is one, and what the backend raises when it opens.
     """
+    backend, encryption_key, compression = await open_bare(
+        url, namespace=namespace, encryption_key=encryption_key, compression=compression
+    )
+    try:
+        if await backend.cell(RECOVERING) is not None:
+            raise StorageUnavailable(
+                f"namespace {namespace} is being put back from a backup, or that was interrupted: what is there is not "
+                "whole; give the command again that began it, `quire recover PLACE`, and it is finished"
+            )
+        return await wrapped(backend, namespace, encryption_key, compression)
+    except BaseException:
+        await backend.close()
+        raise
+
+
+async def open_bare(
+    url: str, *, namespace: str, encryption_key: bytes | None = None, compression: Compression | str | None = None
+) -> tuple[Backend, bytes | None, Compression | str | None]:
+    """Return the backend alone, and the key and compression that the URL or the arguments say; as `open_backend` else."""
     if isinstance(url, str):
         url, options = _wrapping(url)
         for name, given in (("compression", compression), ("encryption_key", encryption_key)):
@@ -84,12 +106,7 @@ async def open_backend(
         compression = options.get("compression", compression)
         if encryption_key is None:
             encryption_key = await asyncio.to_thread(_key, options)
-    backend = await _open_bare(url, namespace)
-    try:
-        return await _wrapped(backend, namespace, encryption_key, compression)
-    except BaseException:
-        await backend.close()
-        raise
+    return await _open_bare(url, namespace), encryption_key, compression
 
 
 def _wrapping(url: str) -> tuple[str, dict[str, str]]:
@@ -124,9 +141,10 @@ def _key(options: dict[str, str]) -> bytes | None:
     return bytes.fromhex(text.strip())
 
 
-async def _wrapped(
-    backend: Backend, namespace: str, encryption_key: bytes | None, compression: Compression | str | None
+async def wrapped(
+    backend: Backend, namespace: str, encryption_key: bytes | None, compression: Compression | str | None = None
 ) -> Backend:
+    """Return a bare backend in the wrappers that are asked for or that its namespace was begun with."""
     there = {cell.name for cell in await backend.cells("quire:")}
     if encryption_key is not None:
         from quire.storage.wrap.encrypted import open_encrypted

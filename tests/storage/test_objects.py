@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from quire.errors import CorruptRecord, Denied, InvalidKey, NotFound, StorageFull, StorageUnavailable, Unsupported
-from quire.storage.objects.folder import Folder
 from quire.storage.objects import open_objects, probe
+from quire.storage.objects.folder import Folder
 from quire.testing.servers.s3 import S3Server
 
 MAX = 1 << 20

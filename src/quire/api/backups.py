@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import unquote
@@ -28,7 +29,7 @@ from quire.engine.engine import Engine
 from quire.errors import Closed, CorruptRecord, Invalid, InvalidKey, QuireError, StorageError, Unsupported
 from quire.storage.base import Backend
 from quire.storage.objects import SCHEMES, open_objects
-from quire.storage.open import Seal, open_bare, stored, wrapped
+from quire.storage.open import Seal, elsewhere, open_bare, stored, wrapped
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _KEYRING = "quire:keyring"
@@ -290,7 +291,7 @@ async def recover(
         _fits(kept, there, key, compression)
         plan = await planned(shelf, kept, moment)
         view = cast("Backend", View(plan, shelf))
-        shown = Seal(await wrapped(view, kept.manifest.namespace, key))
+        shown = Seal(await wrapped(view, kept.manifest.namespace, key, archived=False))
         tell = progress or taking.silent
         before = {} if bare is None else await recovering.workflows(bare)
         if dry_run:
@@ -301,9 +302,8 @@ async def recover(
         async def saved() -> str:
             return await _saved(shelf, bare, there, key, unsaved=unsaved, tell=tell)
 
-        work = Recovery(
-            plan, shelf, bare, shown, lambda b: wrapped(b, there, key, compression), now_ms=_now_ms(), tell=tell
-        )
+        wrap = partial(wrapped, namespace=there, encryption_key=key, compression=compression, archived=False)
+        work = Recovery(plan, shelf, bare, shown, wrap, elsewhere=elsewhere, now_ms=_now_ms(), tell=tell)
         mark = await work.mark(replace=replace, before=saved)
         found = await work.done(mark)
         return _recovered(shelf, plan, found, before, mark, dry_run=False)
@@ -353,7 +353,7 @@ async def _saved(
 ) -> str:
     """Back up what is about to be replaced; return the name of that backup."""
     try:
-        backend = await wrapped(bare, namespace, key)
+        backend = await wrapped(bare, namespace, key, archived=False)
         taken = await taking.take(
             await _source(backend, namespace),
             shelf,

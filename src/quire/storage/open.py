@@ -17,10 +17,11 @@ from quire.config import Compression
 from quire.core.names import check_id, check_namespace
 from quire.errors import Denied, InvalidKey, StorageUnavailable, Unsupported
 from quire.storage.base import RECOVERING, Backend
-from quire.storage.wrap import BOOK, KEYRING
+from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
 from quire.storage.wrap._around import Seal, stored
+from quire.storage.wrap._catalogue import elsewhere
 
-__all__ = ["Seal", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
+__all__ = ["Seal", "elsewhere", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
@@ -60,7 +61,12 @@ def redact_url(url: str) -> str:
 
 
 async def open_backend(
-    url: str, *, namespace: str, encryption_key: bytes | None = None, compression: Compression | str | None = None
+    url: str,
+    *,
+    namespace: str,
+    encryption_key: bytes | None = None,
+    compression: Compression | str | None = None,
+    archive: str | None = None,
 ) -> Backend:
     """Return the open backend that a URL names, in the wrappers that are asked for or that the namespace was begun with.
 
@@ -74,7 +80,8 @@ async def open_backend(
     namespace: what is seen of the store; keeps the rule of ids.
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
     compression: zstd, gzip, lz4 or settings; a namespace begun so is read so without being asked.
-    Options of any URL say the same: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
+    archive: where old versions go and are read from, see wrap/archived.py; a namespace that has one finds it by itself.
+    Options of any URL say the same of the two before: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
     file or variable holds 64 hex digits).
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, Denied for a wrong encryption key or none where there is one, and what the backend raises when it opens.
@@ -88,7 +95,7 @@ async def open_backend(
                 f"namespace {namespace} is being put back from a backup, or that was interrupted: what is there is not "
                 "whole; give the command again that began it, `quire recover PLACE`, and it is finished"
             )
-        return await wrapped(backend, namespace, encryption_key, compression)
+        return await wrapped(backend, namespace, encryption_key, compression, archive)
     except BaseException:
         await backend.close()
         raise
@@ -142,10 +149,25 @@ def _key(options: dict[str, str]) -> bytes | None:
 
 
 async def wrapped(
-    backend: Backend, namespace: str, encryption_key: bytes | None, compression: Compression | str | None = None
+    backend: Backend,
+    namespace: str,
+    encryption_key: bytes | None,
+    compression: Compression | str | None = None,
+    archive: str | None = None,
+    *,
+    archived: bool = True,
 ) -> Backend:
-    """Return a bare backend in the wrappers that are asked for or that its namespace was begun with."""
-    there = {cell.name for cell in await backend.cells("quire:")}
+    """Return a bare backend in the wrappers that are asked for or that its namespace was begun with.
+
+    archived: whether an archive is among them; what is put back from a backup must not reach it.
+    """
+    names = (ARCHIVE, KEYRING, BOOK)
+    cells = await asyncio.gather(*map(backend.cell, names))
+    there = {name for name, cell in zip(names, cells, strict=True) if cell is not None}
+    if archived and (archive is not None or ARCHIVE in there):
+        from quire.storage.wrap.archived import open_archived
+
+        backend = await open_archived(backend, namespace=namespace, place=archive)
     if encryption_key is not None:
         from quire.storage.wrap.encrypted import open_encrypted
 

@@ -30,6 +30,8 @@ from quire.storage.base import BENEATH
 
 OWN = "quire:"
 """How cells begin that wrappers need to read a namespace at all."""
+ARCHIVE = "quire:archive"
+"""How those begin that say what is in an archive: needed only when the rest is there."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

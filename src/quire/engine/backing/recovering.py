@@ -7,11 +7,12 @@
 3. Records are loaded through the wrappers they were sealed by, so that every chain is checked; cells and blobs that wrappers
    need come first. A backup of an encrypted namespace therefore needs its key to be put back.
 4. Positions are given anew by the target, and cursors are translated.
+5. An archive is not touched: cells that say what is in it come last, so that nothing is trimmed there on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -19,7 +20,7 @@ from blake3 import blake3
 
 from quire.core import record
 from quire.engine.backing.books import damaged
-from quire.engine.backing.plan import OWN, Plan, segments
+from quire.engine.backing.plan import ARCHIVE, OWN, Plan, segments
 from quire.engine.backing.shelf import BLOBS, Shelf
 from quire.engine.backing.taking import Shown, Tell
 from quire.engine.loading import Loader, at_once
@@ -203,10 +204,15 @@ class Recovery:
         shown: Shown,
         wrap: Callable[[Backend], Awaitable[Backend]],
         *,
+        elsewhere: Callable[[Iterable[Cell]], list[Cell]],
         now_ms: int,
         tell: Tell,
     ) -> None:
-        """bare: the target within all wrappers, which `wrap` puts around it once it has what they need."""
+        """bare: the target within all wrappers, which `wrap` puts around it once it has what they need.
+
+        elsewhere: makes cells of an archive what they are to be where positions are others.
+        """
+        self._elsewhere = elsewhere
         self._plan = plan
         self._shelf = shelf
         self._bare = bare
@@ -283,8 +289,12 @@ class Recovery:
 
     async def _own(self) -> None:
         """Put what wrappers need to read the rest."""
-        for cell in self._plan.cells:
-            if cell.name.startswith(OWN) and await self._bare.cell(cell.name) is None:
+        await self._put(c for c in self._plan.cells if c.name.startswith(OWN) and not c.name.startswith(ARCHIVE))
+
+    async def _put(self, cells: Iterable[Cell]) -> None:
+        """Put cells as they are stored, unless they are there."""
+        for cell in cells:
+            if await self._bare.cell(cell.name) is None:
                 await self._bare.commit([Item(cells=(CellWrite(cell.name, None, cell.value),))])
 
     async def _blobs(self) -> int:
@@ -314,6 +324,7 @@ class Recovery:
             cells = await self._cells(target, reader, loader)
             heads = await _heads(target)
             _compare(self._plan, self._shown, heads)
+            await self._put(self._elsewhere(c for c in self._plan.cells if c.name.startswith(ARCHIVE)))
             cell = await target.cell(loader.cell)
             if cell is not None:
                 await target.commit([Item(cells=(CellWrite(cell.name, cell.value, None),))])

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -104,12 +104,23 @@ class Around:
         if self._is_own(name):
             raise InvalidKey(f"{name}: names that begin with {self.own} are kept for a wrapper; choose another")
 
-    def _others(self, found: Iterable[T], name: Callable[[T], str]) -> list[T]:
-        return [each for each in found if not self._is_own(name(each))]
-
     def name_in(self, name: str) -> str:
         """Return the name under which a blob is stored."""
         return name
+
+    async def _paged(
+        self, page: Callable[[str], Awaitable[list[T]]], after: str, limit: int, name: Callable[[T], str]
+    ) -> list[T]:
+        """Return the first that are not this wrapper's own, passing over those however many they are."""
+        found: list[T] = []
+        while True:
+            some = await page(after)
+            found += [each for each in some if not self._is_own(name(each))]
+            if len(some) < limit or len(found) >= limit:
+                return found[:limit]
+            after = name(some[-1])
+            if after.startswith(self.own):
+                after = self.own + "\U0010ffff"
 
     # log
 
@@ -223,8 +234,7 @@ class Around:
 
     async def blobs(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """Names, sorted."""
-        found = await self.inner.blobs(after=after, limit=limit + _OWN_MAX)
-        return self._others(found, lambda name: name)[:limit]
+        return await self._paged(lambda last: self.inner.blobs(after=last, limit=limit), after, limit, _itself)
 
     # cells
 
@@ -235,8 +245,11 @@ class Around:
 
     async def cells(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> list[Cell]:
         """Unexpired registers by prefix, sorted by name."""
-        found = await self.inner.cells(prefix, after=after, limit=limit + _OWN_MAX)
-        others = self._others(found, lambda cell: cell.name)[:limit]
+
+        def page(last: str) -> Awaitable[list[Cell]]:
+            return self.inner.cells(prefix, after=last, limit=limit)
+
+        others = await self._paged(page, after, limit, _name)
         return [Cell(c.name, self.load_cell(c.name, c.value), c.expires) for c in others]
 
     # care
@@ -330,6 +343,14 @@ class Seal:
         for layer in self._layers:
             name = layer.name_in(name)
         return name
+
+
+def _itself(name: str) -> str:
+    return name
+
+
+def _name(cell: Cell) -> str:
+    return cell.name
 
 
 async def claim_cell(inner: Backend, name: str, value: bytes) -> bytes:

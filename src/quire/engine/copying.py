@@ -105,6 +105,8 @@ class _Copy:
         self._tell = tell
         self._redacted = 0
         self._trimmed = 0
+        self._stale = False
+        """Whether a keyframe holds what was redacted at the source, of a log whose records do not tell of it."""
         self._problems: list[str] = []
 
     async def done(self) -> Copied:
@@ -113,7 +115,7 @@ class _Copy:
         begun = await loader.begin()
         await check_target(source, target, begun=loader.begun)
         if not await self._same_positions():
-            await loader.again()
+            loader.again()
         hit("copy:checked")
         await self._follow()
         cells = Cells(source, target, loader, self._follow)
@@ -146,8 +148,6 @@ class _Copy:
     async def _same_positions(self) -> bool:
         """Whether the source still has its positions: one put back to an older copy of itself gives them again."""
         progress = self.loader.progress
-        if await self._source.latest() < progress.position:
-            return False
         if progress.last is None:
             return True
         stream, version, chain = progress.last
@@ -199,15 +199,15 @@ class _Copy:
             return
         new: list[Record] = []
         async for entry in pages(self._source, stream, min(old) - 1, max(old)):
-            had = old.get(entry.version)
+            had = old.pop(entry.version, None)
             if had is None or had.chain != entry.chain or had.body == entry.body:
                 continue
             if record.digest(entry.body) != record.digest(had.body):
                 at = f"{stream}@{entry.version}"
                 raise CorruptRecord(f"{at}: its body is not what is left of the one that was copied", at=at)
             new.append(msgspec.structs.replace(had, body=entry.body))
-        if not new:
-            return
+        if not new and not old:
+            return  # what is still in `old` was redacted and then trimmed
         await self.loader.note(unclean=True)
         hit("copy:unclean")
         self._redacted += await self._target.rewrite(new)
@@ -219,8 +219,14 @@ class _Copy:
         After a redaction all keyframes are brought over anew: those of forks hold what was redacted, too.
         """
         renew = self.loader.progress.unclean
-        async for page in names(self._source):
-            await at_once(self._stream(stream, renew=renew) for stream in page)
+        while True:
+            async for page in names(self._source):
+                await at_once(self._stream(stream, renew=renew) for stream in page)
+            if not self._stale:
+                break
+            self._stale, renew = False, True
+            await self.loader.note(unclean=True)
+            hit("copy:stale")
         self._tell(Step("streams", 1, 1))
 
     async def _stream(self, stream: str, *, renew: bool) -> None:
@@ -232,10 +238,17 @@ class _Copy:
         wanted = [v for v in await source.keyframes(stream) if v <= head.version]
         there = await target.keyframes(stream)
         for version in wanted:
-            if renew or version not in there:
-                frame = await source.keyframe(stream, version)
-                if frame is not None and frame.version == version:
-                    await target.put_keyframe(frame)
+            known = version in there
+            if known and not renew and first.version == 1:
+                continue  # what was redacted was in a record, which told of it
+            frame = await source.keyframe(stream, version)
+            if frame is None or frame.version != version:
+                continue
+            if known and not renew:
+                old = await target.keyframe(stream, version)
+                self._stale |= old is None or old.digest != frame.digest
+            else:
+                await target.put_keyframe(frame)
         hit("copy:framed")
         if ours.version < first.version <= head.version:
             if first.version not in await target.keyframes(stream):

@@ -92,13 +92,14 @@ class Loader:
         self._stored: bytes | None = None
         self._heads: dict[str, Head] = {}
         self._flying: deque[asyncio.Task[None]] = deque()
+        self._position = 0
+        self._last: tuple[str, int, str] | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._batch: list[Record] = []
         self._size = 0
         self._before: dict[str, Head] = {}
-        self._position = self.progress.position
         self._trims: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -121,13 +122,13 @@ class Loader:
         found = await self._target.cell(self.cell)
         self._stored = None if found is None else found.value
         self.progress = Progress() if found is None else _progress(self.cell, found.value)
-        self._clear()
+        self._position, self._last = self.progress.position, self.progress.last
         return self.progress
 
-    async def again(self) -> None:
+    def again(self) -> None:
         """Go on from the source's beginning, passing over what is there: its positions are not what they were."""
         self.progress = msgspec.structs.replace(self.progress, position=0, last=None)
-        self._position = 0
+        self._position, self._last = 0, None
 
     # records
 
@@ -150,10 +151,14 @@ class Loader:
                 self._trims[entry.stream] = head.version
             else:
                 record.check(entry, head.version + 1, head.chain)
-            await self._add(entry, position=entry.position)
+            self._taken(entry)
+            await self._add(entry)
             self.versions += 1
             self.size_bytes += len(entry.body)
-        self._position = records[-1].position
+        self._taken(records[-1])
+
+    def _taken(self, entry: Record) -> None:
+        self._position, self._last = entry.position, (entry.stream, entry.version, entry.chain.hex())
 
     async def flush(self) -> None:
         """Have everything that was taken in the target, durably."""
@@ -225,30 +230,27 @@ class Loader:
             head = self._heads[gap.first.stream]
             while head.version < gap.first.version - 1:
                 stand_in = _placeholder(head)
-                await self._add(stand_in, position=self._position)
+                await self._add(stand_in)
                 head = self._heads[gap.first.stream]
         await self.flush()
         hit("load:placeholders")
         await at_once(self._target.put_keyframe(gap.frame) for gap in gaps)
         hit("load:framed")
 
-    async def _add(self, entry: Record, *, position: int) -> None:
+    async def _add(self, entry: Record) -> None:
         head = self._heads[entry.stream]
         if entry.stream not in self._before:
             self._before[entry.stream] = head
         self._heads[entry.stream] = Head(entry.stream, entry.version, entry.chain, entry.kind)
         self._batch.append(entry)
         self._size += len(entry.body)
-        self._position = position
         if len(self._batch) >= _RECORDS_MAX or self._size >= _BYTES_MAX or len(self._before) >= _STREAMS_MAX:
             await self._send()
 
     async def _send(self) -> None:
         """Commit what was gathered, beside what is on its way."""
         batch, before, trims = self._batch, self._before, self._trims
-        real = next((r for r in reversed(batch) if not _stands_in(r)), None)
-        last = self.progress.last if real is None else (real.stream, real.version, real.chain.hex())
-        now = msgspec.structs.replace(self.progress, position=self._position, last=last)
+        now = msgspec.structs.replace(self.progress, position=self._position, last=self._last)
         expect = [Expect(h.stream, h.version, h.chain) for h in before.values()]
         self._fly(now, expect, batch, trims=trims)
         self._clear()

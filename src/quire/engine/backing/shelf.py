@@ -198,15 +198,16 @@ class Shelf:
 def chosen(kept: Sequence[Kept], url: str, *, store: str | None, namespace: str | None, number: int | None) -> Kept:
     """Return the backup that is meant: the newest, unless a number is given.
 
-    store: the id of the namespace it was taken of; needed only where a place has those of several.
+    store: the id of the namespace it was taken of; needed only where a place has those of several of one name.
     Raises NotFound, Invalid where it is not clear.
     """
     found = [k for k in kept if store is None or k.manifest.id.startswith(store)]
-    found = [k for k in found if namespace is None or k.manifest.namespace == namespace] if store is None else found
+    if store is None:  # of that namespace, if there are any
+        found = [k for k in found if k.manifest.namespace == namespace] or found
     found = [k for k in found if number is None or k.manifest.number == number]
     if not found:
         what = "no backup" if number is None else f"no backup {number}"
-        of = f" of {store}" if store else f" of namespace {namespace}" if namespace else ""
+        of = f" of {store}" if store else ""
         raise NotFound(f"{url} has {what}{of}; `quire backups PLACE` lists what is there")
     ids = sorted({k.manifest.id for k in found})
     if len(ids) > 1:

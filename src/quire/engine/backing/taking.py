@@ -248,18 +248,29 @@ class _Taking:
         return None, None, why
 
     async def _goes_on(self, last: Manifest) -> bool:
-        """Whether the log still has what a backup remembers of it."""
-        met = False
-        heads = await self._bare.heads([m.stream for m in last.marks])
-        for mark, head in zip(last.marks, heads, strict=True):
-            if head.version < mark.version:  # put back to an older copy of itself, or dropped
+        """Whether the log still has what a backup remembers of it, and nothing else up to where that ends.
+
+        A mark that is not there was trimmed, or its stream dropped; it may also be that the store was put back to an older
+        copy of itself. Then there are records of others behind the newest mark that is there, or none is.
+        """
+        heads = {h.stream: h.version for h in await self._bare.heads([m.stream for m in last.marks])}
+        known = 0
+        for mark in last.marks:
+            if 0 < heads[mark.stream] < mark.version:
                 return False
             found = await self._bare.read(mark.stream, after=mark.version - 1, upto=mark.version)
-            if found:  # else it was trimmed, which is no news
-                if (found[0].position, found[0].chain.hex()) != (mark.position, mark.chain):
-                    return False
-                met = True
-        return met
+            if found and (found[0].position, found[0].chain.hex()) != (mark.position, mark.chain):
+                return False
+            known = mark.position if found else known
+        gone = {m.stream for m in last.marks if m.position > known}
+        after = known
+        while known and (page := await self._bare.feed(after, limit=_PAGE)):
+            if any(r.position <= last.upto and r.stream not in gone for r in page):
+                return False
+            after = page[-1].position
+            if after >= last.upto:
+                break
+        return known > 0
 
     async def _redactions(self, known: str) -> str:
         """Return what stands for all that was redacted, "" where one is not finished. known: what was looked at before."""

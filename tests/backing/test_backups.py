@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.moving.sources import NAMES, do, everything, filled, trim
 
 import quire
 from quire.api.backups import is_place
@@ -25,8 +26,6 @@ from quire.testing.servers.nats import NatsServer
 from quire.testing.servers.postgres import PostgresServer
 from quire.testing.servers.redis import RedisServer
 from quire.testing.servers.s3 import S3Server
-
-from ..moving.sources import NAMES, do, everything, filled, trim
 
 EMBEDDED = ("memory", "sqlite", "files", "rocksdb")
 SERVERS = {"postgres": PostgresServer, "redis": RedisServer, "nats": NatsServer}

@@ -10,6 +10,7 @@ from benchmarks.answers import blaming, keystrokes, merging
 from benchmarks.faces import scripts, sharing
 from benchmarks.growing import growing, peering
 from benchmarks.measure import machine
+from benchmarks.moving import moving
 from benchmarks.scoped import reading, scoped
 from benchmarks.states import large, living, starting
 from benchmarks.targets import targets
@@ -32,6 +33,7 @@ GROUPS = (
     reading,
     sharing,
     scripts,
+    moving,
 )
 
 

@@ -56,6 +56,7 @@ SECTIONS = {
         "stats": ("care:stats", "Count what the store holds."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
+        "copy": ("copying:copy", "Copy all of a store to another of any kind."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),
         "import": ("moving:import_", "Read an export from FILE or stdin into a new workflow."),
     },

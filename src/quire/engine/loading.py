@@ -92,8 +92,7 @@ class Loader:
         self._stored: bytes | None = None
         self._heads: dict[str, Head] = {}
         self._flying: deque[asyncio.Task[None]] = deque()
-        self._position = 0
-        self._last: tuple[str, int, str] | None = None
+        self._latest: Record | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -122,13 +121,12 @@ class Loader:
         found = await self._target.cell(self.cell)
         self._stored = None if found is None else found.value
         self.progress = Progress() if found is None else _progress(self.cell, found.value)
-        self._position, self._last = self.progress.position, self.progress.last
         return self.progress
 
     def again(self) -> None:
         """Go on from the source's beginning, passing over what is there: its positions are not what they were."""
         self.progress = msgspec.structs.replace(self.progress, position=0, last=None)
-        self._position, self._last = 0, None
+        self._latest = None
 
     # records
 
@@ -151,18 +149,20 @@ class Loader:
                 self._trims[entry.stream] = head.version
             else:
                 record.check(entry, head.version + 1, head.chain)
-            self._taken(entry)
+            self._latest = entry
             await self._add(entry)
             self.versions += 1
             self.size_bytes += len(entry.body)
-        self._taken(records[-1])
+        self._latest = records[-1]
 
-    def _taken(self, entry: Record) -> None:
-        self._position, self._last = entry.position, (entry.stream, entry.version, entry.chain.hex())
+    @property
+    def position(self) -> int:
+        """Up to where records of the source were taken; `flush` has them in the target."""
+        return self.progress.position if self._latest is None else self._latest.position
 
     async def flush(self) -> None:
         """Have everything that was taken in the target, durably."""
-        if self._batch or self._position != self.progress.position or not self.begun:
+        if self._batch or self.position != self.progress.position or not self.begun:
             await self._send()
         while self._flying:
             await self._landed()
@@ -250,7 +250,10 @@ class Loader:
     async def _send(self) -> None:
         """Commit what was gathered, beside what is on its way."""
         batch, before, trims = self._batch, self._before, self._trims
-        now = msgspec.structs.replace(self.progress, position=self._position, last=self._last)
+        now, latest = self.progress, self._latest
+        if latest is not None:
+            last = (latest.stream, latest.version, latest.chain.hex())
+            now = msgspec.structs.replace(now, position=latest.position, last=last)
         expect = [Expect(h.stream, h.version, h.chain) for h in before.values()]
         self._fly(now, expect, batch, trims=trims)
         self._clear()

@@ -5,11 +5,13 @@ Every queue, cache, retry and batch of the engine is bounded here; the comment s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from quire.errors import Invalid
+from quire.model import Version
 
 Algorithm = Literal["zstd", "gzip", "lz4"]
 
@@ -23,6 +25,39 @@ class Compression(msgspec.Struct, frozen=True):
     algorithm: Algorithm = "zstd"
     level: int | None = None
     threshold_bytes: int = 1024
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """What stays in the store itself; all older versions go to its archive, where they can still be read.
+
+    A version goes when any rule says so, and every one before it goes too. The newest never does. Those that a checkpoint
+    names, or a fork began from, are kept within reach as well. With no rule nothing goes.
+    versions: so many newest of each workflow stay.  days: what is younger stays.
+    bytes: of each workflow, as much of the newest as has so many bytes of changes.  store_bytes: the same of all together.
+    goes: asked of each version of a workflow that would stay, from the oldest on, until it says False; it must only compute.
+    checkpoints: so many newest automatic checkpoints of each workflow stay, others are dropped; those with tags stay.
+    checkpoint_days: automatic checkpoints that are younger stay.
+    every_s: how often the store looks, while it is open. 0: only when `sweep` is called.
+    """
+
+    versions: int | None = None
+    days: float | None = None
+    bytes: int | None = None
+    store_bytes: int | None = None
+    goes: Callable[[str, Version], bool] | None = None
+    checkpoints: int | None = None
+    checkpoint_days: float | None = None
+    every_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Raise Invalid for a number that means nothing."""
+        for name in ("versions", "days", "bytes", "store_bytes", "checkpoints", "checkpoint_days"):
+            value = getattr(self, name)
+            least = 1 if name == "versions" else 0
+            if value is not None and (type(value) not in (int, float) or not value >= least):
+                raise Invalid(f"retention: {name} is a number from {least} on, not {value!r}")
+        if type(self.every_s) not in (int, float) or not 0 <= self.every_s < 1e9:
+            raise Invalid(f"retention: every_s is a number of seconds from 0 on, not {self.every_s!r}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +96,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     verify_on_load: bool = True
     """Recompute the chain of every record that a state is built from."""
 
+
+ARCHIVING = Retention(versions=100, days=30)
+"""At most a hundred versions of a workflow stay, and none that is older than a month."""
 
 DEVELOPMENT = Settings(resident_bytes_max=128 * 1024 * 1024)
 PRODUCTION = Settings(resident_bytes_max=512 * 1024 * 1024)

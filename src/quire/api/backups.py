@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ async def take(
     shelf = shelf or Shelf(await open_objects(dest))
     async with engine.key_lock("backup"):
         taken = await taking.take(
-            await _source(engine.backend, namespace),
+            await _source(engine.backend, namespace, engine.committer.turn),
             shelf,
             ids=engine.ids,
             now_ms=engine.clock.now_ms(),
@@ -155,9 +156,9 @@ async def copy_in_one(engine: Engine, path: str) -> None:
         ) from cause
 
 
-async def _source(backend: Backend, namespace: str) -> Source:
+async def _source(backend: Backend, namespace: str, turn: AbstractAsyncContextManager[object] | None = None) -> Source:
     bare = stored(backend)
-    return Source(bare, Seal(backend), namespace, await bare.cell(_KEYRING) is not None)
+    return Source(bare, Seal(backend), namespace, await bare.cell(_KEYRING) is not None, turn or nullcontext())
 
 
 async def backups(place: str, *, of: str | None = None) -> list[Backup]:

@@ -22,7 +22,7 @@ from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
-from quire.config import Compression, Settings
+from quire.config import Compression, Retention, Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
@@ -30,12 +30,13 @@ from quire.engine.actor import DELETED
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
+from quire.engine.sweep import Sweeper, Swept
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid
 from quire.model import WORKFLOWS, Version
 from quire.storage.base import Capabilities
-from quire.storage.open import open_backend
+from quire.storage.open import archive_of, open_backend
 
 _PAGE = 1000
 
@@ -67,6 +68,8 @@ class Opening:
         namespace: str,
         encryption_key: bytes | None,
         compression: Compression | str | None,
+        archive: str | None,
+        retention: Retention | None,
         settings: Settings,
         clock: Clock,
         ids: Callable[[], str],
@@ -74,8 +77,15 @@ class Opening:
         schemas: Schemas,
     ) -> None:
         self._backend = partial(
-            open_backend, url, namespace=namespace, encryption_key=encryption_key, compression=compression
+            open_backend,
+            url,
+            namespace=namespace,
+            encryption_key=encryption_key,
+            compression=compression,
+            archive=archive,
+            keeps=retention is not None,
         )
+        self._retention = retention
         self._arguments = (settings, clock, ids, policy, schemas)
         self._namespace = namespace
         self._store: Store | None = None
@@ -103,7 +113,11 @@ class Opening:
         except BaseException:
             await backend.close()
             raise
-        return Store(Engine(backend, settings, clock, ids, seen, policy, schemas), self._namespace)
+        return Store(
+            Engine(backend, settings, clock, ids, seen, policy, schemas, archive_of(backend)),
+            self._namespace,
+            self._retention,
+        )
 
 
 def open(  # noqa: A001 - reads as quire.open(...), like the built-in
@@ -117,6 +131,8 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     schemas: Sequence[Schema] = (),
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
+    archive: str | None = None,
+    retention: Retention | None = None,
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
@@ -128,6 +144,9 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     encryption_key: 32 random bytes; what a new namespace holds is encrypted with them (AES-256-GCM), and it is opened
     with the same from then on.  compression: zstd, gzip, lz4 or a `Compression`, for what is written from now on; None for
     what the namespace was begun with. In a URL: `?encryption_key_file=PATH`, `?encryption_key_env=NAME`, `?compression=zstd`.
+    archive: where old versions go: a folder, `s3://bucket/prefix` and others of `open_objects`; from then on the namespace
+    finds it by itself.  retention: which versions go there, now and then while the store is open; without an archive they
+    are packed within the store.
     Raises InvalidKey for a URL, namespace or key that is not allowed, Invalid for no such compression, IncompatibleFormat
     for a file that is not a store or of a newer format, Denied for a wrong key, none where one is needed, or one for a
     namespace that holds plain data, StorageUnavailable, Unsupported where a driver is not installed.
@@ -141,6 +160,8 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
         namespace,
         encryption_key,
         compression,
+        archive,
+        retention,
         settings or Settings(),
         clock or SystemClock(),
         ids or system_ids(),
@@ -152,9 +173,12 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
 class Store:
     """An open store. Use it from the event loop it was opened on; `quire.sync` is the same for code without one."""
 
-    def __init__(self, engine: Engine, namespace: str) -> None:
+    def __init__(self, engine: Engine, namespace: str, retention: Retention | None = None) -> None:
         self.engine = engine
         self.namespace = namespace
+        self._sweeper = None if engine.archive is None else Sweeper(engine, engine.archive, retention or Retention())
+        if self._sweeper is not None and retention is not None:
+            self._sweeper.start()
         self.reactions = Reactions(engine)
         self._before = BeforeHooks(engine)
 
@@ -350,6 +374,16 @@ class Store:
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
+    async def sweep(self, *, plan: bool = False) -> Swept:
+        """Move to the archive what retention lets go, now instead of when it would be next.
+
+        plan: move nothing, only say what would go. Raises Invalid where the store was opened without an archive.
+        Cost: reads and writes what it moves; looks at each workflow that changed since, or may have grown old.
+        """
+        if self._sweeper is None:
+            raise Invalid("this store has no archive: open it with archive= or retention=")
+        return await self._sweeper.sweep(plan=plan)
+
     async def backup(
         self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> Backup | None:
@@ -428,4 +462,6 @@ class Store:
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""
         await self.reactions.close()
+        if self._sweeper is not None:
+            await self._sweeper.close()
         await self.engine.close()

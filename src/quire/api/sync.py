@@ -32,13 +32,14 @@ from quire.api.trigger_desk import TriggerState
 from quire.api.triggers import Trigger
 from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
-from quire.config import Compression, Settings
+from quire.config import Compression, Retention, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
 from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
+from quire.engine.sweep import Swept
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
@@ -109,6 +110,8 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     schemas: Sequence[Schema] = (),
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
+    archive: str | None = None,
+    retention: Retention | None = None,
 ) -> Store:
     loop = _Loop()
     try:
@@ -122,6 +125,8 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
             schemas=schemas,
             encryption_key=encryption_key,
             compression=compression,
+            archive=archive,
+            retention=retention,
         )
 
         async def opened() -> _store.Store:
@@ -262,6 +267,9 @@ class Store:
 
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
+
+    def sweep(self, *, plan: bool = False) -> Swept:
+        return self._loop.run(self._store.sweep(plan=plan))
 
     def backup(
         self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None

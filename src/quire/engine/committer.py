@@ -143,6 +143,8 @@ class Committer:
         self._broken = False
         self._alone = 0
         """So many of the next submissions are committed one by one: the backend objects to one of them."""
+        self.turn = asyncio.Lock()
+        """Held while a commit is on its way, and until what became of it is known: for whoever else commits."""
         self.commits = 0
         self.before: Before | None = None
         """Asked of every write as it is prepared; None while there is no hook."""
@@ -197,7 +199,8 @@ class Committer:
         try:
             bundles = await self._prepare(taken)
             if bundles:
-                await self._commit(bundles)
+                async with self.turn:
+                    await self._commit(bundles)
         except BaseException as error:
             self._residents.each(Actor.abandon)
             if stops(error):

@@ -36,7 +36,7 @@ from quire.errors import (
 )
 from quire.failpoints import hit
 from quire.model import WORKFLOWS, Path, Record, Version
-from quire.storage.base import Backend, CellWrite
+from quire.storage.base import Archive, Backend, CellWrite
 
 log = logging.getLogger("quire.engine")
 
@@ -57,10 +57,12 @@ class Engine:
         seen: int,
         policy: Policy = "last",
         schemas: Schemas | None = None,
+        archive: Archive | None = None,
     ) -> None:
         """seen: the backend's latest position at opening; what came before is read when asked for.
 
         policy: for writes that do not say what becomes of conflicts.  schemas: what states may look like.
+        archive: of this backend.
         """
         self.policy: Policy = policy
         self.backend = backend
@@ -70,6 +72,9 @@ class Engine:
         self.schemas = schemas or Schemas()
         self.residents = Residents(backend, settings, self.schemas)
         self.committer = Committer(backend, self.residents, settings, clock, self._committed)
+        self.archive = archive
+        if archive is not None:
+            archive.turn = self.committer.turn
         self.recent: deque[Record] = deque(maxlen=settings.feed_records)
         self.seen = seen
         self.closed = False
@@ -304,7 +309,8 @@ class Engine:
                 actor.keyframe_size = len(frame.body)
                 actor.state_size = frame.size
                 self.residents.settle(actor)
-                old = keyframes.surplus(await self.backend.keyframes(stream))
+                gone = 0 if self.archive is None else await self.archive.went(stream)
+                old = keyframes.surplus([v for v in await self.backend.keyframes(stream) if v > gone])
                 if old:
                     await self.backend.drop_keyframes(stream, old)
                 await self._forget(stream, state)

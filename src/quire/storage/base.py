@@ -21,8 +21,9 @@ Rules that hold everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -242,4 +243,21 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Release everything. Idempotent."""
+        ...
+
+
+class Archive(Protocol):
+    """What a backend can do besides whose old versions may lie elsewhere: see wrap/archived.py."""
+
+    turn: AbstractAsyncContextManager[Any]
+    """Held while this commits: whoever else commits to the same handle gives its own."""
+    inner: Backend
+    """What is here."""
+
+    async def went(self, stream: str) -> int:
+        """The newest version that went to the archive; 0 for none."""
+        ...
+
+    async def shelve(self, stream: str, upto: int, *, keep: Collection[int] = ()) -> int:
+        """Move records with version <= upto there; return how many are no longer here."""
         ...

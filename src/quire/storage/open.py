@@ -11,17 +11,18 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.config import Compression
 from quire.core.names import check_id, check_namespace
 from quire.errors import Denied, InvalidKey, StorageUnavailable, Unsupported
-from quire.storage.base import RECOVERING, Backend
+from quire.storage.base import RECOVERING, Archive, Backend
 from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
-from quire.storage.wrap._around import Seal, stored
+from quire.storage.wrap._around import Seal, layers, stored
 from quire.storage.wrap._catalogue import elsewhere
 
-__all__ = ["Seal", "elsewhere", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
+__all__ = ["Seal", "archive_of", "elsewhere", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
@@ -67,6 +68,7 @@ async def open_backend(
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
     archive: str | None = None,
+    keeps: bool = False,
 ) -> Backend:
     """Return the open backend that a URL names, in the wrappers that are asked for or that the namespace was begun with.
 
@@ -81,6 +83,7 @@ async def open_backend(
     encryption_key: 32 random bytes, for a new namespace or one that was begun with them: see wrap/encrypted.py.
     compression: zstd, gzip, lz4 or settings; a namespace begun so is read so without being asked.
     archive: where old versions go and are read from, see wrap/archived.py; a namespace that has one finds it by itself.
+    keeps: without one, old versions are packed within the store.
     Options of any URL say the same of the two before: `?compression=zstd`, `?encryption_key_file=PATH`, `?encryption_key_env=NAME` (the
     file or variable holds 64 hex digits).
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
@@ -95,7 +98,7 @@ async def open_backend(
                 f"namespace {namespace} is being put back from a backup, or that was interrupted: what is there is not "
                 "whole; give the command again that began it, `quire recover PLACE`, and it is finished"
             )
-        return await wrapped(backend, namespace, encryption_key, compression, archive)
+        return await wrapped(backend, namespace, encryption_key, compression, archive, keeps=keeps)
     except BaseException:
         await backend.close()
         raise
@@ -114,6 +117,11 @@ async def open_bare(
         if encryption_key is None:
             encryption_key = await asyncio.to_thread(_key, options)
     return await _open_bare(url, namespace), encryption_key, compression
+
+
+def archive_of(backend: Backend) -> Archive | None:
+    """Return the archive of an open namespace, None where it has none."""
+    return next((cast("Archive", layer) for layer in layers(backend) if layer.own == ARCHIVE), None)
 
 
 def _wrapping(url: str) -> tuple[str, dict[str, str]]:
@@ -155,16 +163,17 @@ async def wrapped(
     compression: Compression | str | None = None,
     archive: str | None = None,
     *,
+    keeps: bool = False,
     archived: bool = True,
 ) -> Backend:
     """Return a bare backend in the wrappers that are asked for or that its namespace was begun with.
 
-    archived: whether an archive is among them; what is put back from a backup must not reach it.
+    keeps: whether it is to have an archive, wherever that is.  archived: whether an archive may be among them; what is put back from a backup must not reach it.
     """
     names = (ARCHIVE, KEYRING, BOOK)
     cells = await asyncio.gather(*map(backend.cell, names))
     there = {name for name, cell in zip(names, cells, strict=True) if cell is not None}
-    if archived and (archive is not None or ARCHIVE in there):
+    if archived and (archive is not None or keeps or ARCHIVE in there):
         from quire.storage.wrap.archived import open_archived
 
         backend = await open_archived(backend, namespace=namespace, place=archive)

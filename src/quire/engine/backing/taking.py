@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from quire.core.segment import Segment, encode, weight
 from quire.engine.backing.books import FORMAT, Inventory, Life, Manifest, Mark, Piece, Shelved, write_inventory
 from quire.engine.backing.shelf import BLOBS, INVENTORIES, SEGMENTS, Kept, Shelf, digest_of
 from quire.engine.loading import COPIES, at_once, pages
-from quire.errors import CorruptRecord, QuireError, StorageUnavailable
+from quire.errors import CorruptRecord, QuireError, StorageError, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTED, REDACTIONS, Cell, Head, Keyframe, Record, Set
 from quire.storage.base import BACKUP, BENEATH, Backend, CellWrite, Item
@@ -77,13 +78,15 @@ class Shown(Protocol):
 class Source(msgspec.Struct, frozen=True):
     """What a backup is taken of. bare: the backend within all wrappers, which `shown` knows to read.
 
-    sealed: whether what is stored can be put back only under this namespace's name.
+    sealed: whether what is stored can be put back only under this namespace's name.  turn: held by whoever commits to this
+    handle.
     """
 
     bare: Backend
     shown: Shown
     namespace: str
     sealed: bool
+    turn: AbstractAsyncContextManager[object]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -93,14 +96,19 @@ class Taken(msgspec.Struct, frozen=True):
     added: bool
 
 
-async def identity(bare: Backend, ids: Callable[[], str]) -> str:
+async def identity(source: Source, ids: Callable[[], str]) -> str:
     """Return the id of a namespace in places with backups, giving it one if it has none."""
     while True:
-        found = await bare.cell(BACKUP)
+        found = await source.bare.cell(BACKUP)
         if found is not None:
             return found.value.decode(errors="replace")
         value = blake3(ids().encode()).hexdigest()[:16].encode()
-        await bare.commit([Item(cells=(CellWrite(BACKUP, None, value),))])
+        async with source.turn:
+            try:
+                await source.bare.commit([Item(cells=(CellWrite(BACKUP, None, value),))])
+            except StorageError:
+                await source.bare.recover()  # or nobody else could commit either
+                raise
 
 
 async def take(
@@ -123,7 +131,7 @@ async def take(
     is used by the next call.
     Cost: reads what it keeps once; memory for three segments of 8 MB, 200 bytes per stream and what cells hold.
     """
-    of = await identity(source.bare, ids)
+    of = await identity(source, ids)
     work = _Taking(source, shelf, of, now_ms, tell or silent, checked=checked)
     return await work.done(full=full, said=why)
 

@@ -113,6 +113,10 @@ class Archived(Around):
         """Return what the namespace says of its archive."""
         return await about_of(self.inner)
 
+    async def went(self, stream: str) -> int:
+        """Return the newest version that went to the archive; 0 for none."""
+        return (await self.catalogue(stream)).last
+
     async def catalogue(self, stream: str) -> Catalogue:
         """Return where the records of a stream went."""
         return read_catalogue(await self.inner.cell(PREFIX + stream))

@@ -1,0 +1,253 @@
+"""Sweeping: what retention lets go is moved to the archive, and automatic checkpoints that outlived their use are dropped.
+
+1. Nothing is removed here that cannot be read afterwards: moving is `Archived.shelve`, which removes only what it read back.
+2. One workflow that fails, or an archive that is away, never stops the others, a writer or the store; the next sweep
+   tries again. What went wrong is in the report and the log.
+3. Several processes may sweep one store: whoever comes second finds it done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from quire.config import Retention
+from quire.core import keyframes, retention
+from quire.engine.engine import Engine
+from quire.engine.lineage import origin
+from quire.engine.write import Write
+from quire.errors import Closed, QuireError
+from quire.model import CHECKPOINTS, WORKFLOWS, Delete, Head, Record
+from quire.storage.base import Archive
+
+log = logging.getLogger("quire.sweep")
+
+_PAGE = 500
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """What a sweep did. moved: versions that went to the archive, by workflow.  kept: of those, how many stay within reach.
+
+    checkpoints: automatic ones that were dropped, as `id@name`.  problems: sentences, of what did not succeed.
+    """
+
+    workflows: int = 0
+    moved: dict[str, int] = {}
+    kept: int = 0
+    checkpoints: list[str] = []
+    problems: list[str] = []
+
+    @property
+    def versions(self) -> int:
+        """How many versions went to the archive."""
+        return sum(self.moved.values())
+
+
+class Sweeper:
+    """Keeps a store to what its retention says, while it is open and whenever it is asked."""
+
+    def __init__(self, engine: Engine, archive: Archive, rules: Retention) -> None:
+        self._engine = engine
+        self._archive = archive
+        self._rules = rules
+        self._one = asyncio.Lock()
+        self._heads: dict[str, int] = {}
+        """The head of each workflow when it was last looked at: one that stands still has nothing new by number."""
+        self._forks: dict[str, set[int]] = {}
+        self._forks_upto = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Sweep now and then from now on."""
+        if self._rules.every_s:
+            self._task = asyncio.get_running_loop().create_task(self._often())
+
+    async def close(self) -> None:
+        """Stop; what is being moved is finished by whoever opens the store next."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def sweep(self, *, plan: bool = False) -> Swept:
+        """Do what retention says of every workflow. plan: do nothing, only say what would be done.
+
+        Cost: looks at each workflow that changed, or may have grown old; reads and writes what it moves.
+        """
+        async with self._one:
+            work = _Sweep(self._engine, self._archive, self._rules, plan=plan)
+            if self._rules.store_bytes is not None:
+                await work.measure(self._rules.store_bytes)
+            async for name, head in self._workflows():
+                if self._still(name, head):
+                    continue
+                try:
+                    await work.workflow(name, head, self._forked)
+                    if not plan:
+                        self._heads[name] = head
+                except Closed:
+                    raise
+                except Exception as error:  # noqa: BLE001 - also what the caller's own rule raises
+                    work.problems.append(f"{name}: {error}")
+            return work.done()
+
+    def _still(self, name: str, head: int) -> bool:
+        """Tell whether nothing can have come to go: no rule is of time, of the whole store or the caller's."""
+        rules = self._rules
+        timed = (rules.days, rules.checkpoint_days, rules.store_bytes, rules.goes, rules.checkpoints)
+        return all(rule is None for rule in timed) and self._heads.get(name) == head
+
+    async def _workflows(self) -> AsyncGenerator[tuple[str, int]]:
+        after = ""
+        while names := await self._engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
+            for head in await self._engine.backend.heads(names):
+                if head.version:
+                    yield head.stream.removeprefix(WORKFLOWS), head.version
+            after = names[-1]
+
+    async def _forked(self, workflow_id: str) -> set[int]:
+        """Return the versions of a workflow that forks began from. Cost: the first record of each workflow, once."""
+        upto = await self._engine.backend.latest()
+        if self._forks_upto == 0:
+            async for name, _ in self._workflows():
+                await self._note_fork(name)
+        else:
+            after = self._forks_upto
+            while page := await self._engine.backend.feed(after, limit=_PAGE):
+                for r in page:
+                    if r.version == 1 and r.kind == "fork":
+                        await self._note_fork(r.stream.removeprefix(WORKFLOWS))
+                after = page[-1].position
+        self._forks_upto = max(upto, self._forks_upto, 1)
+        return self._forks.get(workflow_id, set())
+
+    async def _note_fork(self, name: str) -> None:
+        source = await origin(self._engine, name)
+        if source is not None:
+            self._forks.setdefault(source.workflow_id, set()).add(source.version)
+            self._forks.setdefault(name, set()).add(1)  # where it says so: whoever follows a history asks for that
+
+    async def _often(self) -> None:
+        while True:
+            await self._engine.clock.sleep(self._rules.every_s)
+            try:
+                done = await self.sweep()
+            except (QuireError, OSError) as error:
+                log.warning("sweeping failed, trying again in %g s: %s", self._rules.every_s, error)
+                continue
+            for problem in done.problems:
+                log.warning("sweeping: %s", problem)
+
+
+class _Sweep:
+    """One sweep."""
+
+    def __init__(self, engine: Engine, archive: Archive, rules: Retention, *, plan: bool) -> None:
+        self._engine = engine
+        self._archive = archive
+        self._rules = rules
+        self._plan = plan
+        self._now_ms = engine.clock.now_ms()
+        self._before_ms = 0
+        self._workflows = 0
+        self._moved: dict[str, int] = {}
+        self._kept = 0
+        self._dropped: list[str] = []
+        self.problems: list[str] = []
+
+    def done(self) -> Swept:
+        """Return what was done."""
+        return Swept(self._workflows, self._moved, self._kept, self._dropped, self.problems)
+
+    async def measure(self, allowed: int) -> None:
+        """Find out how old a version may be so that all together fit. Cost: reads every record that is here."""
+        found: list[tuple[int, int]] = []
+        after = 0
+        while page := await self._archive.inner.feed(after, limit=_PAGE):
+            found += [(r.time, retention.weight(r)) for r in page if r.stream.startswith(WORKFLOWS)]
+            after = page[-1].position
+        self._before_ms = retention.cutoff(allowed, found)
+
+    async def workflow(self, name: str, head: int, forked: Any) -> None:
+        """Do what retention says of one workflow."""
+        self._workflows += 1
+        stream = WORKFLOWS + name
+        here = await self._archive.inner.read(stream, limit=1)
+        labels = await self._labels(name)
+        if not here or here[0].version >= head:
+            return
+        first = here[0].version
+        cut = min(await self._cut(name, first, head), head - 1)
+        if cut < first:
+            return
+        keep = {v for v in retention.pinned(labels) | await forked(name) if first <= v <= cut}
+        if self._plan:
+            self._moved[name] = cut - first + 1
+            self._kept += len(keep)
+            return
+        for version in sorted({*keep, cut + 1}):
+            await self._framed(stream, version)
+        moved = await self._archive.shelve(stream, cut, keep=keep)
+        if moved:
+            self._moved[name] = moved
+            self._kept += len(keep)
+
+    async def _labels(self, name: str) -> dict[str, Any]:
+        """Return the checkpoints of a workflow that are left, after dropping what may go."""
+        stream = CHECKPOINTS + name
+        (head,) = await self._engine.backend.heads([stream])
+        if not head.version:
+            return {}
+        labels = (await self._engine.current(stream)).state
+        gone = retention.outdated(self._rules, self._now_ms, labels)
+        if gone and not self._plan:
+            message = f"dropped {len(gone)} automatic checkpoints that retention no longer keeps"
+            write = Write(stream, lambda now: [Delete((n,)) for n in gone if n in now], author="quire", message=message)
+            await self._engine.write(write)
+        self._dropped += [f"{name}@{n}" for n in gone]
+        return {n: label for n, label in labels.items() if n not in gone}
+
+    async def _cut(self, name: str, first: int, head: int) -> int:
+        """Return the newest version that goes."""
+        rules, stream = self._rules, WORKFLOWS + name
+        cut = retention.by_count(rules, head)
+        before = max(self._before_ms, 0 if rules.days is None else self._now_ms - int(rules.days * retention.DAY_MS))
+        old, chosen = before > 0, rules.goes is not None
+        async for page in self._pages(stream, first) if old or chosen else _nothing():
+            newest = page[-1].version
+            if old:
+                aged = retention.by_age(before, page)
+                cut, old = max(cut, aged), aged == newest
+            if chosen:
+                choice = retention.by_choice(rules, name, page)
+                cut, chosen = max(cut, choice), choice == newest
+            if not old and not chosen:
+                break
+        if rules.bytes is not None:
+            sizes = [(r.version, retention.weight(r)) async for page in self._pages(stream, first) for r in page]
+            cut = max(cut, retention.by_bytes(rules.bytes, sizes))
+        return cut
+
+    async def _pages(self, stream: str, first: int) -> AsyncGenerator[list[Record]]:
+        after = first - 1
+        while page := await self._engine.backend.read(stream, after=after, limit=_PAGE):
+            yield page
+            after = page[-1].version
+
+    async def _framed(self, stream: str, version: int) -> None:
+        """See to it that there is a keyframe of a version: what stays begins with one, what is kept needs no other."""
+        if version in await self._engine.backend.keyframes(stream):
+            return
+        state = await self._engine.state_at(stream, version)
+        chain = (await self._engine.record(stream, version)).chain
+        await self._engine.backend.put_keyframe(
+            await asyncio.to_thread(keyframes.make, Head(stream, version, chain), state)
+        )
+
+
+async def _nothing() -> AsyncGenerator[list[Record]]:
+    for page in ():
+        yield page

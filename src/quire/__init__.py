@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quire.api.workflow import Workflow as Workflow
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
+    from quire.config import Backups as Backups
     from quire.config import Compression as Compression
     from quire.config import Settings as Settings
     from quire.core.schema import Schema as Schema
@@ -74,7 +75,7 @@ _HOMES = {
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
-    "quire.config": ("Compression", "Settings"),
+    "quire.config": ("Backups", "Compression", "Settings"),
     "quire.core.schema": ("Schema",),
     "quire.engine.correlation": ("correlation", "correlation_of"),
     "quire.errors": ("QuireError",),
@@ -109,6 +110,7 @@ __all__ = [
     "AsyncEventStore",
     "AsyncStateView",
     "Backup",
+    "Backups",
     "BlameLine",
     "CentralizedStateStore",
     "Changed",

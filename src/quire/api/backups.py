@@ -130,7 +130,7 @@ async def take(
     shelf = shelf or Shelf(await open_objects(dest))
     async with engine.key_lock("backup"):
         taken = await taking.take(
-            await _source(engine.backend, namespace, engine.committer.turn),
+            await source_of(engine.backend, namespace, engine.committer.turn),
             shelf,
             ids=engine.ids,
             now_ms=engine.clock.now_ms(),
@@ -156,7 +156,10 @@ async def copy_in_one(engine: Engine, path: str) -> None:
         ) from cause
 
 
-async def _source(backend: Backend, namespace: str, turn: AbstractAsyncContextManager[object] | None = None) -> Source:
+async def source_of(
+    backend: Backend, namespace: str, turn: AbstractAsyncContextManager[object] | None = None
+) -> Source:
+    """Return what backups are taken of. turn: held by whoever commits to this handle."""
     bare = stored(backend)
     return Source(bare, Seal(backend), namespace, await bare.cell(_KEYRING) is not None, turn or nullcontext())
 
@@ -356,7 +359,7 @@ async def _saved(
     try:
         backend = await wrapped(bare, namespace, key, archived=False)
         taken = await taking.take(
-            await _source(backend, namespace),
+            await source_of(backend, namespace),
             shelf,
             ids=system_ids(),
             now_ms=_now_ms(),

@@ -14,6 +14,7 @@ from blake3 import blake3
 from quire.api import backups, moving, trigger_desk, triggers, views, writes
 from quire.api.backups import Backup
 from quire.api.hooks import BeforeHooks, Hook, Proposed
+from quire.api.keeping import Keeper
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
 from quire.api.reading import Pointer
@@ -22,7 +23,7 @@ from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
-from quire.config import Compression, Retention, Settings
+from quire.config import Backups, Compression, Retention, Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
@@ -70,6 +71,7 @@ class Opening:
         compression: Compression | str | None,
         archive: str | None,
         retention: Retention | None,
+        backup: Backups | None,
         settings: Settings,
         clock: Clock,
         ids: Callable[[], str],
@@ -86,6 +88,7 @@ class Opening:
             keeps=retention is not None,
         )
         self._retention = retention
+        self._backup = backup
         self._arguments = (settings, clock, ids, policy, schemas)
         self._namespace = namespace
         self._store: Store | None = None
@@ -117,6 +120,7 @@ class Opening:
             Engine(backend, settings, clock, ids, seen, policy, schemas, archive_of(backend)),
             self._namespace,
             self._retention,
+            self._backup,
         )
 
 
@@ -133,6 +137,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     compression: Compression | str | None = None,
     archive: str | None = None,
     retention: Retention | None = None,
+    backup: Backups | None = None,
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
@@ -146,7 +151,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     what the namespace was begun with. In a URL: `?encryption_key_file=PATH`, `?encryption_key_env=NAME`, `?compression=zstd`.
     archive: where old versions go: a folder, `s3://bucket/prefix` and others of `open_objects`; from then on the namespace
     finds it by itself.  retention: which versions go there, now and then while the store is open; without an archive they
-    are packed within the store.
+    are packed within the store.  backup: backups that are taken by themselves while the store is open.
     Raises InvalidKey for a URL, namespace or key that is not allowed, Invalid for no such compression, IncompatibleFormat
     for a file that is not a store or of a newer format, Denied for a wrong key, none where one is needed, or one for a
     namespace that holds plain data, StorageUnavailable, Unsupported where a driver is not installed.
@@ -162,6 +167,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
         compression,
         archive,
         retention,
+        backup,
         settings or Settings(),
         clock or SystemClock(),
         ids or system_ids(),
@@ -173,12 +179,16 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
 class Store:
     """An open store. Use it from the event loop it was opened on; `quire.sync` is the same for code without one."""
 
-    def __init__(self, engine: Engine, namespace: str, retention: Retention | None = None) -> None:
+    def __init__(
+        self, engine: Engine, namespace: str, retention: Retention | None = None, backup: Backups | None = None
+    ) -> None:
+        """backup: `keeper` takes them, and says how it goes."""
         self.engine = engine
         self.namespace = namespace
         self._sweeper = None if engine.archive is None else Sweeper(engine, engine.archive, retention or Retention())
         if self._sweeper is not None and retention is not None:
             self._sweeper.start()
+        self.keeper = None if backup is None else Keeper(engine, namespace, backup)
         self.reactions = Reactions(engine)
         self._before = BeforeHooks(engine)
 
@@ -462,6 +472,8 @@ class Store:
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""
         await self.reactions.close()
+        if self.keeper is not None:
+            await self.keeper.close()
         if self._sweeper is not None:
             await self._sweeper.close()
         await self.engine.close()

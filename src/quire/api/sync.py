@@ -32,7 +32,7 @@ from quire.api.trigger_desk import TriggerState
 from quire.api.triggers import Trigger
 from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
-from quire.config import Compression, Retention, Settings
+from quire.config import Backups, Compression, Retention, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.clock import Clock
@@ -112,6 +112,7 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     compression: Compression | str | None = None,
     archive: str | None = None,
     retention: Retention | None = None,
+    backup: Backups | None = None,
 ) -> Store:
     loop = _Loop()
     try:
@@ -127,6 +128,7 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
             compression=compression,
             archive=archive,
             retention=retention,
+            backup=backup,
         )
 
         async def opened() -> _store.Store:
@@ -145,6 +147,7 @@ class Store:
         self._loop = loop
         self._store = store
         self.namespace = store.namespace
+        self.keeper = store.keeper
         store.reactions.threaded = True  # what is called after changes may use this store, and wait for it
 
     def __enter__(self) -> Self:

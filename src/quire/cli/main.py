@@ -53,6 +53,9 @@ SECTIONS = {
     },
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
+        "backup": ("backing:backup", "Back the store up to DEST, whole or what changed since."),
+        "backups": ("backing:backups", "List, check or prune the backups in PLACE."),
+        "recover": ("backing:recover", "Bring a backup in PLACE back to the store."),
         "stats": ("care:stats", "Count what the store holds."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),

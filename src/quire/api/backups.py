@@ -18,8 +18,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from quire.engine.backing import pruning, recovering, taking
+from quire.engine.backing import mending, pruning, recovering, taking
 from quire.engine.backing.books import Kind
+from quire.engine.backing.finding import Finder
+from quire.engine.backing.mending import Mended
 from quire.engine.backing.plan import Plan, planned
 from quire.engine.backing.pruning import Pruned
 from quire.engine.backing.recovering import Recovering, Recovery, View
@@ -27,8 +29,8 @@ from quire.engine.backing.shelf import Kept, Shelf, chosen
 from quire.engine.backing.taking import Source
 from quire.engine.clock import system_ids
 from quire.engine.engine import Engine
-from quire.errors import Closed, CorruptRecord, Invalid, InvalidKey, QuireError, StorageError, Unsupported
-from quire.storage.base import Backend
+from quire.errors import Closed, CorruptRecord, Invalid, InvalidKey, NotFound, QuireError, StorageError, Unsupported
+from quire.storage.base import BACKUP, Backend
 from quire.storage.objects import SCHEMES, open_objects
 from quire.storage.open import Seal, elsewhere, open_bare, stored, wrapped
 
@@ -162,6 +164,26 @@ async def source_of(
     """Return what backups are taken of. turn: held by whoever commits to this handle."""
     bare = stored(backend)
     return Source(bare, Seal(backend), namespace, await bare.cell(_KEYRING) is not None, turn or nullcontext())
+
+
+async def mend(engine: Engine, namespace: str, place: str | None) -> Mended:
+    """Mend what an engine holds, with the backups in a place: see `Store.repair`."""
+    if engine.closed:
+        raise Closed("the store is closed; open it again to mend it")
+    finder = None
+    if place is not None:
+        source = await source_of(engine.backend, namespace)
+        shelf = Shelf(await open_objects(place))
+        kept, problems = await shelf.all()
+        cell = await source.bare.cell(BACKUP)
+        of = None if cell is None else cell.value.decode(errors="replace")
+        mine = [k for k in kept if of is None or k.manifest.id == of]
+        newest = {k.manifest.series: k for k in mine if k.manifest.namespace == namespace}
+        if not newest:
+            raise problems[0] if problems else NotFound(f"{shelf.place.url} has no backup of this store")
+        series = [newest[n] for n in sorted(newest, reverse=True)]
+        finder = Finder(shelf, source.shown, series, await taking.redacted(source.bare))
+    return await mending.mend(engine, finder)
 
 
 async def backups(place: str, *, of: str | None = None) -> list[Backup]:

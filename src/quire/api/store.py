@@ -28,6 +28,7 @@ from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
+from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
@@ -375,6 +376,17 @@ class Store:
         """Prove that logs, keyframes and blobs are whole, of one workflow or all. Cost: reads everything once."""
         prefix = "" if workflow_id is None else WORKFLOWS + check_id(workflow_id, "workflow id")
         return await verify(self.engine.backend, self.engine.residents, prefix=prefix)
+
+    async def repair(self, place: str | None = None) -> Mended:
+        """Mend what `verify` finds wrong, as far as it can be, and say what is left.
+
+        Keyframes that are damaged are dropped, as they are made again. place: where backups of this store are; bodies of
+        records, blobs, and keyframes that a log begins with are brought back from there, where they fit.
+        A sound store stays as it is, and nothing is made worse. What is left needs `quire.recover`.
+        Raises NotFound where the place has no backup of this store, InvalidKey, StorageError.
+        Cost: reads and folds everything twice, and backups until all was found.
+        """
+        return await backups.mend(self.engine, self.namespace, place)
 
     async def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         """Migrate every workflow whose state is of an older version of a schema given to `quire.open`.

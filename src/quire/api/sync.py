@@ -35,6 +35,7 @@ from quire.api.writes import Changes, Writing
 from quire.config import Backups, Compression, Retention, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
+from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock
 from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
@@ -267,6 +268,9 @@ class Store:
 
     def verify(self, workflow_id: str | None = None) -> Report:
         return self._loop.run(self._store.verify(workflow_id))
+
+    def repair(self, place: str | None = None) -> Mended:
+        return self._loop.run(self._store.repair(place))
 
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))

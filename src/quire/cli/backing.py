@@ -186,3 +186,26 @@ def _told(done: Recovered, url: str) -> None:
         )
     if done.before is not None:
         out(f"what was there before is backup {done.before} of {done.before_store}")
+
+
+def repaired(ctx: click.Context, name: str, place: str | None, *, as_json: bool) -> None:
+    """Do what `verify --repair` says. place: "" where --from was given without --repair."""
+    if place == "" or name:
+        raise Invalid("--from goes with --repair, and --repair goes over the whole store: leave NAME out")
+    with opened(ctx) as store:
+        done = store.repair(place)
+    if as_json:
+        out_json({"schema": SCHEMA, "ok": done.ok, **plain(done)})
+    else:
+        for what, mended in (("keyframe", done.keyframes), ("record", done.records), ("blob", done.blobs)):
+            for each in mended:
+                out(f"{what} {each}: mended")
+        for problem in done.after.problems:
+            out(problem)
+        found = len(done.before.problems)
+        verdict = "sound" if not found else "sound now" if done.ok else f"{len(done.after.problems)} problem(s) left"
+        out(f"{found} problem(s) found: {verdict}")
+        if not done.ok:
+            say("what is left is in a backup: `quire recover PLACE --replace` puts it back, or into another --store")
+    if not done.ok:
+        ctx.exit(5)

@@ -204,7 +204,8 @@ def _makes_sense(m: Manifest, number: int) -> bool:
         and (m.series == number) == full
         and (m.parent == "") == full
         and (full or number_of(m.parent) is not None)
-        and 0 <= m.after <= m.upto
+        and m.after >= 0
+        and m.upto == after
         and (m.after == 0 or not full)
         and m.records == sum(p.records for p in m.segments)
         and all(_DIGEST.fullmatch(d) for d in digests)

@@ -27,7 +27,7 @@ from quire.core.segment import Segment
 from quire.engine.backing import books
 from quire.engine.backing.books import Inventory, Manifest, Piece, Shelved, damaged
 from quire.engine.loading import at_once
-from quire.errors import CorruptRecord, Invalid, NotFound, QuireError
+from quire.errors import CorruptRecord, IncompatibleFormat, Invalid, NotFound, QuireError
 
 MANIFESTS = "backups/manifests/"
 OBJECTS = "backups/objects/"
@@ -96,15 +96,16 @@ class Shelf:
         """Return every manifest that is whole, oldest first, and what is wrong with the others."""
         names = await self.names(of)
 
-        async def one(of_id: str, name: str) -> Kept | QuireError:
+        async def one(of_id: str, name: str) -> tuple[Kept | None, QuireError | None]:
             try:
-                return Kept(name, await self.manifest(of_id, name))
-            except (CorruptRecord, NotFound, books.IncompatibleFormat) as error:
-                return error
+                return Kept(name, await self.manifest(of_id, name)), None
+            except (CorruptRecord, NotFound, IncompatibleFormat) as error:
+                return None, error
 
         found = await at_once(one(*n) for n in names)
-        whole = [k for k in found if isinstance(k, Kept)]
-        return sorted(whole, key=lambda k: (k.manifest.number, k.name)), [e for e in found if isinstance(e, QuireError)]
+        whole = [kept for kept, _ in found if kept is not None]
+        problems = [error for _, error in found if error is not None]
+        return sorted(whole, key=lambda k: (k.manifest.number, k.name)), problems
 
     async def chain(self, kept: Kept) -> list[Kept]:
         """Return what a backup builds on, the full one first, itself last. Raises CorruptRecord, NotFound."""

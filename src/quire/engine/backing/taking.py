@@ -282,9 +282,8 @@ class _Taking:
 
     async def _redactions(self, known: str) -> str:
         """Return what stands for all that was redacted, "" where one is not finished. known: what was looked at before."""
-        streams = await self._bare.streams(REDACTIONS)
-        heads = digest_of([(h.stream, h.version, h.chain.hex()) for h in await self._bare.heads(streams)])
-        for stream in streams if heads != known else ():
+        heads = await redacted(self._bare)
+        for stream in await self._bare.streams(REDACTIONS) if heads != known else ():
             async for note in pages(self._bare, stream):
                 for seen in await self._source.shown.records([note]):
                     if not await self._finished(seen):
@@ -466,6 +465,12 @@ class _Taking:
     async def _blob(self, name: str) -> tuple[str, Shelved | None]:
         data = await self._bare.blob(name)
         return name, None if data is None else await self._put(BLOBS, data)
+
+
+async def redacted(bare: Backend) -> str:
+    """Return what stands for all that was redacted in a namespace."""
+    heads = await bare.heads(await bare.streams(REDACTIONS))
+    return digest_of([(h.stream, h.version, h.chain.hex()) for h in heads])
 
 
 def silent(done: int, total: int) -> None:

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quire import errors as errors
     from quire import sync as sync
+    from quire.api.backups import Backup as Backup
+    from quire.api.backups import Checked as Checked
+    from quire.api.backups import Recovered as Recovered
+    from quire.api.backups import backups as backups
+    from quire.api.backups import check_backups as check_backups
+    from quire.api.backups import prune_backups as prune_backups
+    from quire.api.backups import recover as recover
     from quire.api.draft import DictDraft as DictDraft
     from quire.api.health import Health as Health
     from quire.api.health import HealthLimits as HealthLimits
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from quire.backends import StorageBackend as StorageBackend
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
+    from quire.config import Backups as Backups
     from quire.config import Compression as Compression
     from quire.config import Settings as Settings
     from quire.core.schema import Schema as Schema
@@ -62,6 +70,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "quire.api.backups": ("Backup", "Checked", "Recovered", "backups", "check_backups", "prune_backups", "recover"),
     "quire.api.draft": ("DictDraft",),
     "quire.api.health": ("Health", "HealthLimits"),
     "quire.api.hooks": ("Hook", "Proposed"),
@@ -74,7 +83,7 @@ _HOMES = {
     "quire.api.workflow": ("Workflow",),
     "quire.backends": ("DatabaseStorageBackend", "FileStorageBackend", "RedisStorageBackend", "StorageBackend"),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
-    "quire.config": ("Compression", "Settings"),
+    "quire.config": ("Backups", "Compression", "Settings"),
     "quire.core.schema": ("Schema",),
     "quire.engine.correlation": ("correlation", "correlation_of"),
     "quire.errors": ("QuireError",),
@@ -108,9 +117,12 @@ __all__ = [
     "AsyncCentralizedStateStore",
     "AsyncEventStore",
     "AsyncStateView",
+    "Backup",
+    "Backups",
     "BlameLine",
     "CentralizedStateStore",
     "Changed",
+    "Checked",
     "Checkpoint",
     "Compression",
     "Conflict",
@@ -129,6 +141,7 @@ __all__ = [
     "Policy",
     "Proposed",
     "QuireError",
+    "Recovered",
     "RedisStorageBackend",
     "Remove",
     "Schema",
@@ -148,10 +161,14 @@ __all__ = [
     "Version",
     "Workflow",
     "WorkflowStateManager",
+    "backups",
+    "check_backups",
     "correlation",
     "correlation_of",
     "errors",
     "open",
+    "prune_backups",
+    "recover",
     "sync",
 ]
 

@@ -62,6 +62,30 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
             raise Invalid(f"retention: every_s is a number of seconds from 0 on, not {self.every_s!r}")
 
 
+class Backups(msgspec.Struct, frozen=True, kw_only=True):
+    """Backups that an open store takes by itself.
+
+    place: where to: `file:///folder`, `s3://bucket/prefix` and others of `open_objects`.  every_s: seconds between them; a
+    store in which nothing changed adds none.  full_every: every so-and-so-many-th is a full one.
+    keep, days: older ones are removed: see `quire.prune_backups`; None for either keeps all.
+    """
+
+    place: str
+    every_s: float = 3600.0
+    full_every: int = 24
+    keep: int | None = 10
+    days: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise Invalid for a number that means nothing."""
+        for name, least in (("every_s", 0.001), ("full_every", 1), ("keep", 1), ("days", 0.001)):
+            value: object = getattr(self, name)
+            if value is None and name in ("keep", "days"):
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e9:
+                raise Invalid(f"backups: {name} is a number from {least} on, not {value!r}")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How an open store behaves. Durability is the backend's business and chosen in the URL."""
 

@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import measuring, moving, trigger_desk, triggers, views, writes
+from quire.api import backups, measuring, moving, trigger_desk, triggers, views, writes
+from quire.api.backups import Backup
 from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
+from quire.api.keeping import Keeper
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
 from quire.api.reading import Pointer
@@ -22,18 +24,19 @@ from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
-from quire.config import Compression, Retention, Settings
+from quire.config import Backups, Compression, Retention, Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
 from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
+from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
 from quire.engine.sweep import Sweeper, Swept
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
-from quire.errors import CorruptRecord, Invalid, InvalidKey
+from quire.errors import CorruptRecord, Invalid
 from quire.model import WORKFLOWS, Gain, Version
 from quire.storage.base import Capabilities, Durability
 from quire.storage.open import archive_of, open_backend, train
@@ -70,6 +73,7 @@ class Opening:
         compression: Compression | str | None,
         archive: str | None,
         retention: Retention | None,
+        backup: Backups | None,
         settings: Settings,
         clock: Clock,
         ids: Callable[[], str],
@@ -86,6 +90,7 @@ class Opening:
             keeps=retention is not None,
         )
         self._retention = retention
+        self._backup = backup
         self._arguments = (settings, clock, ids, policy, schemas)
         self._namespace = namespace
         self._store: Store | None = None
@@ -117,6 +122,7 @@ class Opening:
             Engine(backend, settings, clock, ids, seen, policy, schemas, archive_of(backend)),
             self._namespace,
             self._retention,
+            self._backup,
         )
 
 
@@ -133,6 +139,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     compression: Compression | str | None = None,
     archive: str | None = None,
     retention: Retention | None = None,
+    backup: Backups | None = None,
 ) -> Opening:
     """Open the store at a URL: `sqlite:///state.db` (made if absent), a bare path for the same, or `memory:`.
 
@@ -146,7 +153,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     what the namespace was begun with. In a URL: `?encryption_key_file=PATH`, `?encryption_key_env=NAME`, `?compression=zstd`.
     archive: where old versions go: a folder, `s3://bucket/prefix` and others of `open_objects`; from then on the namespace
     finds it by itself.  retention: which versions go there, now and then while the store is open; without an archive they
-    are packed within the store.
+    are packed within the store.  backup: backups that are taken by themselves while the store is open.
     Raises InvalidKey for a URL, namespace or key that is not allowed, Invalid for no such compression, IncompatibleFormat
     for a file that is not a store or of a newer format, Denied for a wrong key, none where one is needed, or one for a
     namespace that holds plain data, StorageUnavailable, Unsupported where a driver is not installed.
@@ -162,6 +169,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
         compression,
         archive,
         retention,
+        backup,
         settings or Settings(),
         clock or SystemClock(),
         ids or system_ids(),
@@ -173,12 +181,16 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
 class Store:
     """An open store. Use it from the event loop it was opened on; `quire.sync` is the same for code without one."""
 
-    def __init__(self, engine: Engine, namespace: str, retention: Retention | None = None) -> None:
+    def __init__(
+        self, engine: Engine, namespace: str, retention: Retention | None = None, backup: Backups | None = None
+    ) -> None:
+        """backup: `keeper` takes them, and says how it goes."""
         self.engine = engine
         self.namespace = namespace
         self._sweeper = None if engine.archive is None else Sweeper(engine, engine.archive, retention or Retention())
         if self._sweeper is not None and retention is not None:
             self._sweeper.start()
+        self.keeper = None if backup is None else Keeper(engine, namespace, backup)
         self.reactions = Reactions(engine)
         self._before = BeforeHooks(engine)
         self._looks = measuring.Looks()
@@ -368,6 +380,17 @@ class Store:
         prefix = "" if workflow_id is None else WORKFLOWS + check_id(workflow_id, "workflow id")
         return await verify(self.engine.backend, self.engine.residents, prefix=prefix)
 
+    async def repair(self, place: str | None = None) -> Mended:
+        """Mend what `verify` finds wrong, as far as it can be, and say what is left.
+
+        Keyframes that are damaged are dropped, as they are made again. place: where backups of this store are; bodies of
+        records, blobs, and keyframes that a log begins with are brought back from there, where they fit.
+        A sound store stays as it is, and nothing is made worse. What is left needs `quire.recover`.
+        Raises NotFound where the place has no backup of this store, InvalidKey, StorageError.
+        Cost: reads and folds everything twice, and backups until all was found.
+        """
+        return await backups.mend(self.engine, self.namespace, place)
+
     async def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         """Migrate every workflow whose state is of an older version of a schema given to `quire.open`.
 
@@ -396,11 +419,29 @@ class Store:
         """
         return await train(self.engine.backend, kind)
 
-    async def backup(self, path: str) -> None:
-        """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""
-        if not path:
-            raise InvalidKey("a backup needs the path of a new file")
-        await self.engine.backend.backup(path)
+    async def backup(
+        self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Backup | None:
+        """Back up everything while writers go on: to a place that keeps many backups, or as one copy in a new file.
+
+        dest: the URL of a place, `file:///folder`, `s3://bucket/prefix`, `gs://`, `az://`. The first backup there is full,
+        the next ones add what changed since; full: a new one that needs none of those before it. `quire.recover` brings
+        them back to any store. If nothing changed, the backup that has everything is returned, and none is made.
+        A plain path: one consistent copy that opens as a store by itself, where the backend can make one; returns None.
+        progress: called with the position reached and the one to reach; it must not wait.
+        What is encrypted stays so. What was redacted since is in older backups still: `quire.prune_backups` removes them.
+        Raises InvalidKey, Unsupported where the backend makes no copy, CorruptRecord for damage in what is to be kept,
+        StorageError: call it again, and what was put is used.
+        Cost: reads what it keeps once; memory for three segments of 8 MB and 200 bytes per stream.
+        """
+        if isinstance(dest, str) and backups.is_place(dest):
+            return await backups.take(self.engine, self.namespace, dest, full=full, progress=progress)
+        if full or progress is not None:
+            raise Invalid(
+                f"{dest!r} is a path, which gets one whole copy: full and progress are for a place, file:///{dest}"
+            )
+        await backups.copy_in_one(self.engine, dest)
+        return None
 
     async def copy_to(
         self,
@@ -496,6 +537,8 @@ class Store:
         """Finish queued writes and release everything. Idempotent."""
         await self._looks.end()
         await self.reactions.close()
+        if self.keeper is not None:
+            await self.keeper.close()
         if self._sweeper is not None:
             await self._sweeper.close()
         await self.engine.close()

@@ -18,6 +18,7 @@ import msgspec
 
 from quire.api import store as _store
 from quire.api import workflow as _workflow
+from quire.api.backups import Backup
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
 from quire.api.health import Health, HealthLimits
@@ -32,9 +33,10 @@ from quire.api.trigger_desk import TriggerState
 from quire.api.triggers import Trigger
 from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.writes import Changes, Writing
-from quire.config import Compression, Retention, Settings
+from quire.config import Backups, Compression, Retention, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
+from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock
 from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
@@ -112,6 +114,7 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     compression: Compression | str | None = None,
     archive: str | None = None,
     retention: Retention | None = None,
+    backup: Backups | None = None,
 ) -> Store:
     loop = _Loop()
     try:
@@ -127,6 +130,7 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
             compression=compression,
             archive=archive,
             retention=retention,
+            backup=backup,
         )
 
         async def opened() -> _store.Store:
@@ -145,6 +149,7 @@ class Store:
         self._loop = loop
         self._store = store
         self.namespace = store.namespace
+        self.keeper = store.keeper
         store.reactions.threaded = True  # what is called after changes may use this store, and wait for it
 
     def __enter__(self) -> Self:
@@ -265,6 +270,9 @@ class Store:
     def verify(self, workflow_id: str | None = None) -> Report:
         return self._loop.run(self._store.verify(workflow_id))
 
+    def repair(self, place: str | None = None) -> Mended:
+        return self._loop.run(self._store.repair(place))
+
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
 
@@ -274,8 +282,10 @@ class Store:
     def train(self, kind: str = "workflows") -> Gain:
         return self._loop.run(self._store.train(kind))
 
-    def backup(self, path: str) -> None:
-        return self._loop.run(self._store.backup(path))
+    def backup(
+        self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Backup | None:
+        return self._loop.run(self._store.backup(dest, full=full, progress=progress))
 
     def copy_to(
         self,

@@ -24,13 +24,20 @@ def init(ctx: click.Context) -> None:
 
 @click.command()
 @click.argument("name", default="")
+@click.option("--repair", is_flag=True, help="Mend what can be, and say what is left.")
+@click.option("--from", "place", default=None, help="With --repair: where backups are, file:///folder.")
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, name: str, as_json: bool) -> None:
+def verify(ctx: click.Context, name: str, repair: bool, place: str | None, as_json: bool) -> None:
     """Prove that log, keyframes and blobs are whole.
 
     Of all workflows, or of NAME. Exits with 5 if something is not.
     """
+    if repair or place is not None:
+        from quire.cli.backing import repaired  # a part of the whole command, seldom needed
+
+        repaired(ctx, name, place if repair else "", as_json=as_json)
+        return
     with opened(ctx) as store:
         if name:
             with suppress(StorageError):  # damage is what `verify` is for; a mistyped name is not a sound one

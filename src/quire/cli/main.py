@@ -56,6 +56,9 @@ SECTIONS = {
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "doctor": ("doctoring:doctor", "Examine the store and what is around it."),
+        "backup": ("backing:backup", "Back the store up to DEST, whole or what changed since."),
+        "backups": ("backing:backups", "List, check or prune the backups in PLACE."),
+        "recover": ("backing:recover", "Bring a backup in PLACE back to the store."),
         "stats": ("care:stats", "Count what the store holds."),
         "train": ("secrets:train", "Learn from the changes there are how to store them smaller."),
         "rotate": ("secrets:rotate", "Have an encrypted store open with another key."),

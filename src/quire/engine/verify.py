@@ -41,7 +41,7 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     Cost: reads and folds the whole log once, one stream's state in memory at a time.
     """
     problems: list[str] = []
-    redacted = _Redacted()
+    redacted = Redactions()
     counts = {"streams": 0, "versions": 0, "keyframes": 0, "blobs": 0}
     try:
         problems += await backend.check()
@@ -63,7 +63,7 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     return Report(**counts, problems=problems)
 
 
-class _Redacted:
+class Redactions:
     """What was taken out of which record, as the streams of redactions say."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class _Redacted:
 
 
 async def _stream(
-    backend: Backend, residents: Residents, name: str, problems: list[str], redacted: _Redacted
+    backend: Backend, residents: Residents, name: str, problems: list[str], redacted: Redactions
 ) -> tuple[int, int]:
     """Replay one stream from its beginning, comparing with each keyframe on the way; return versions and keyframes."""
     frames = await backend.keyframes(name)
@@ -112,7 +112,7 @@ async def _stream(
                 record.check(entry, version + 1, chain)
                 if (problem := redacted.problem(entry)) is not None:
                     problems.append(problem)
-                working = await _applied(entry, working, residents)
+                working = await applied(entry, working, residents)
             except (CorruptRecord, ChangeError, NotFound) as error:
                 problems.append(str(error))  # what follows hangs on this one: nothing more can be said of this stream
                 return versions, len(frames)
@@ -122,7 +122,8 @@ async def _stream(
     return versions, len(frames)
 
 
-async def _applied(entry: Record, working: Working, residents: Residents) -> Working:
+async def applied(entry: Record, working: Working, residents: Residents) -> Working:
+    """Return what a record makes of a state."""
     for change in record.decode(entry):
         if isinstance(change, Fork):
             origin = WORKFLOWS + change.workflow_id

@@ -33,6 +33,14 @@ Durability = Literal["none", "process", "power"]
 """What an acknowledged write survives: nothing, the death of the process, the loss of power."""
 
 
+BACKUP = "quire:backup"
+"""The cell of the bare backend that names a namespace in places with backups."""
+RECOVERING = "quire:recovering"
+"""The cell of the bare backend that is there while a namespace is put back from a backup: nobody may open it then."""
+BENEATH = (BACKUP, RECOVERING)
+"""Cells beneath all wrappers, which never show them."""
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """What a backend can promise. `note` is a sentence for people, shown by `stats`."""
 

@@ -11,15 +11,19 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from quire.config import Compression
 from quire.core.names import check_id, check_namespace
-from quire.errors import Denied, InvalidKey, Unsupported
+from quire.errors import Denied, InvalidKey, StorageUnavailable, Unsupported
 from quire.model import Gain
-from quire.storage.base import Archive, Backend
+from quire.storage.base import RECOVERING, Archive, Backend
 from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
+from quire.storage.wrap._around import Seal, layers, stored
+from quire.storage.wrap._catalogue import elsewhere
+
+__all__ = ["Seal", "archive_of", "elsewhere", "open_backend", "open_bare", "redact_url", "stored", "wrapped"]
 
 _HERE = ("sqlite", "memory", "file", "rocksdb", "postgresql", "redis", "rediss", "nats", "tls")
 _DURABILITIES = ("full", "relaxed")
@@ -86,6 +90,25 @@ async def open_backend(
     Raises InvalidKey for a URL or namespace that is not allowed, Unsupported for a backend that is not in
     this build, Denied for a wrong encryption key or none where there is one, and what the backend raises when it opens.
     """
+    backend, encryption_key, compression = await open_bare(
+        url, namespace=namespace, encryption_key=encryption_key, compression=compression
+    )
+    try:
+        if await backend.cell(RECOVERING) is not None:
+            raise StorageUnavailable(
+                f"namespace {namespace} is being put back from a backup, or that was interrupted: what is there is not "
+                "whole; give the command again that began it, `quire recover PLACE`, and it is finished"
+            )
+        return await wrapped(backend, namespace, encryption_key, compression, archive, keeps=keeps)
+    except BaseException:
+        await backend.close()
+        raise
+
+
+async def open_bare(
+    url: str, *, namespace: str, encryption_key: bytes | None = None, compression: Compression | str | None = None
+) -> tuple[Backend, bytes | None, Compression | str | None]:
+    """Return the backend alone, and the key and compression that the URL or the arguments say; as `open_backend` else."""
     if isinstance(url, str):
         url, options = _wrapping(url)
         for name, given in (("compression", compression), ("encryption_key", encryption_key)):
@@ -94,23 +117,12 @@ async def open_backend(
         compression = options.get("compression", compression)
         if encryption_key is None:
             encryption_key = await asyncio.to_thread(_key, options)
-    backend = await _open_bare(url, namespace)
-    try:
-        return await _wrapped(backend, namespace, encryption_key, compression, archive, keeps=keeps)
-    except BaseException:
-        await backend.close()
-        raise
+    return await _open_bare(url, namespace), encryption_key, compression
 
 
 def archive_of(backend: Backend) -> Archive | None:
     """Return the archive of an open namespace, None where it has none."""
-    from quire.storage.wrap._around import Around
-
-    while isinstance(backend, Around):
-        if backend.own == ARCHIVE:
-            return cast("Archive", backend)
-        backend = backend.inner
-    return None
+    return next((cast("Archive", layer) for layer in layers(backend) if layer.own == ARCHIVE), None)
 
 
 async def train(backend: Backend, kind: str) -> Gain:
@@ -120,9 +132,7 @@ async def train(backend: Backend, kind: str) -> Gain:
     """
     from quire.storage.wrap.compressed import Compressed
 
-    within: Any = backend
-    while within is not None and not isinstance(within, Compressed):
-        within = getattr(within, "inner", None)  # other wrappers may be around it
+    within = next((layer for layer in layers(backend) if isinstance(layer, Compressed)), None)
     if within is None:
         raise Unsupported(
             "this namespace is not compressed, so a dictionary is of no use; open it once with ?compression=zstd at the "
@@ -194,19 +204,24 @@ def _key(options: dict[str, str]) -> bytes | None:
     return bytes.fromhex(text.strip())
 
 
-async def _wrapped(
+async def wrapped(
     backend: Backend,
     namespace: str,
     encryption_key: bytes | None,
-    compression: Compression | str | None,
-    archive: str | None,
+    compression: Compression | str | None = None,
+    archive: str | None = None,
     *,
-    keeps: bool,
+    keeps: bool = False,
+    archived: bool = True,
 ) -> Backend:
+    """Return a bare backend in the wrappers that are asked for or that its namespace was begun with.
+
+    keeps: whether it is to have an archive, wherever that is.  archived: whether an archive may be among them; what is put back from a backup must not reach it.
+    """
     names = (ARCHIVE, KEYRING, BOOK)
     cells = await asyncio.gather(*map(backend.cell, names))
     there = {name for name, cell in zip(names, cells, strict=True) if cell is not None}
-    if archive is not None or keeps or ARCHIVE in there:
+    if archived and (archive is not None or keeps or ARCHIVE in there):
         from quire.storage.wrap.archived import open_archived
 
         backend = await open_archived(backend, namespace=namespace, place=archive)

@@ -2,7 +2,8 @@
 
 1. `commit` changes its items without waiting for anything, so that calls reach the backend within in their order.
 2. A wrapper keeps its own books in cells and blobs whose names begin with what it calls `own`; nobody outside sees or
-   sets those.
+   sets those, nor what lies beneath all wrappers (`base.BENEATH`).
+3. What lies in the bare backend can be shown as the wrappers around it would show it: `Seal`. Backups are made so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from quire.errors import InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage.base import (
+    BENEATH,
     Backend,
     Capabilities,
     CellWrite,
@@ -97,9 +99,16 @@ class Around:
     async def before_loading(self, records: Sequence[Record]) -> None:
         """Fetch what `load_body` needs for these."""
 
+    def _is_own(self, name: str) -> bool:
+        return name.startswith(self.own) or name in BENEATH
+
     def _allowed(self, name: str) -> None:
-        if name.startswith(self.own):
+        if self._is_own(name):
             raise InvalidKey(f"{name}: names that begin with {self.own} are kept for a wrapper; choose another")
+
+    def name_in(self, name: str) -> str:
+        """Return the name under which a blob is stored."""
+        return name
 
     async def _paged(
         self, page: Callable[[str], Awaitable[list[T]]], after: str, limit: int, name: Callable[[T], str]
@@ -108,7 +117,7 @@ class Around:
         found: list[T] = []
         while True:
             some = await page(after)
-            found += [each for each in some if not name(each).startswith(self.own)]
+            found += [each for each in some if not self._is_own(name(each))]
             if len(some) < limit or len(found) >= limit:
                 return found[:limit]
             after = name(some[-1])
@@ -123,7 +132,8 @@ class Around:
     def _record_out(self, r: Record) -> Record:
         return _replace(r, body=self.load_body(r), chain=self.load_chain(r.chain, r.version))
 
-    async def _out(self, records: Sequence[Record]) -> list[Record]:
+    async def shown(self, records: Sequence[Record]) -> list[Record]:
+        """Return records that the backend within gave as they are to be seen. Raises CorruptRecord."""
         await self.before_loading(records)
         return [self._record_out(r) for r in records]
 
@@ -154,7 +164,7 @@ class Around:
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
         """Records with after < version <= upto, oldest first."""
-        return await self._out(await self.inner.read(stream, after=after, upto=upto, limit=limit))
+        return await self.shown(await self.inner.read(stream, after=after, upto=upto, limit=limit))
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked."""
@@ -166,7 +176,7 @@ class Around:
 
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace in commit order."""
-        return await self._out(await self.inner.feed(after, limit=limit))
+        return await self.shown(await self.inner.feed(after, limit=limit))
 
     async def latest(self) -> int:
         """The newest position."""
@@ -216,12 +226,12 @@ class Around:
 
     async def blob(self, name: str) -> bytes | None:
         """The bytes, or None."""
-        found = None if name.startswith(self.own) else await self.inner.blob(name)
+        found = None if self._is_own(name) else await self.inner.blob(name)
         return None if found is None else self.load_blob(name, found)
 
     async def drop_blob(self, name: str) -> None:
         """Remove it; absent is fine."""
-        if not name.startswith(self.own):
+        if not self._is_own(name):
             await self.inner.drop_blob(name)
 
     async def blobs(self, *, after: str = "", limit: int = 1000) -> list[str]:
@@ -232,7 +242,7 @@ class Around:
 
     async def cell(self, name: str) -> Cell | None:
         """The register, or None if absent or expired."""
-        found = None if name.startswith(self.own) else await self.inner.cell(name)
+        found = None if self._is_own(name) else await self.inner.cell(name)
         return None if found is None else Cell(found.name, self.load_cell(found.name, found.value), found.expires)
 
     async def cells(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> list[Cell]:
@@ -285,6 +295,64 @@ class Around:
     async def close(self) -> None:
         """Release everything."""
         await self.inner.close()
+
+
+def layers(backend: Backend) -> list[Around]:
+    """Return the wrappers around a backend, the outermost first."""
+    found: list[Around] = []
+    while isinstance(backend, Around):
+        found.append(backend)
+        backend = backend.inner
+    return found
+
+
+def stored(backend: Backend) -> Backend:
+    """Return the bare backend within all wrappers."""
+    around = layers(backend)
+    return around[-1].inner if around else backend
+
+
+class Seal:
+    """Shows what is stored in the bare backend as a backend with its wrappers does. Raises CorruptRecord where it cannot."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._layers = layers(backend)
+
+    async def records(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Records as they are to be seen."""
+        for layer in reversed(self._layers):
+            records = await layer.shown(records)
+        return records
+
+    def chain(self, chain: bytes, version: int) -> bytes:
+        """A chain as it is to be seen."""
+        for layer in reversed(self._layers):
+            chain = layer.load_chain(chain, version)
+        return chain
+
+    def keyframe(self, frame: Keyframe) -> Keyframe:
+        """A keyframe as it is to be seen."""
+        for layer in reversed(self._layers):
+            frame = layer.load_keyframe(frame)
+        return frame
+
+    def cell(self, name: str, value: bytes) -> bytes:
+        """The value of a cell as it is to be seen."""
+        for layer in reversed(self._layers):
+            value = layer.load_cell(name, value)
+        return value
+
+    def blob(self, name: str, data: bytes) -> bytes:
+        """The bytes of a blob as they are to be seen. name: as it is seen."""
+        for layer in reversed(self._layers):
+            data = layer.load_blob(name, data)
+        return data
+
+    def blob_name(self, name: str) -> str:
+        """The name under which a blob is stored."""
+        for layer in self._layers:
+            name = layer.name_in(name)
+        return name
 
 
 def _itself(name: str) -> str:

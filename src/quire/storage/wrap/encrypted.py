@@ -253,13 +253,22 @@ class Encrypted(Around):
         except (InvalidTag, ValueError) as cause:
             raise _altered(what) from cause
 
+    def store_blob(self, name: str, data: bytes) -> bytes:
+        """Encrypt bytes."""
+        return self._seal(self._blobs, data, self._place("blob", name))
+
+    def load_blob(self, name: str, data: bytes) -> bytes:
+        """Decrypt bytes."""
+        return self._unseal(self._blobs, data, self._place("blob", name), f"the blob {name}")
+
     async def own_counts(self) -> tuple[int, int]:
         """The keyring."""
         return 1, 0
 
     # blobs, whose names are hidden too
 
-    def _name_in(self, name: str) -> str:
+    def name_in(self, name: str) -> str:
+        """Hide a name, the same way each time."""
         return _BLOB + urlsafe_b64encode(self._names.encrypt(name.encode(), [self._place("name")])).decode()
 
     def _name_out(self, stored: str) -> str:
@@ -271,18 +280,16 @@ class Encrypted(Around):
 
     async def put_blob(self, name: str, data: bytes) -> None:
         """Encrypt and keep bytes, and hide their name."""
-        await self.inner.put_blob(self._name_in(name), self._seal(self._blobs, data, self._place("blob", name)))
+        await self.inner.put_blob(self.name_in(name), self.store_blob(name, data))
 
     async def blob(self, name: str) -> bytes | None:
         """The bytes, or None."""
-        found = await self.inner.blob(self._name_in(name))
-        if found is None:
-            return None
-        return self._unseal(self._blobs, found, self._place("blob", name), f"the blob {name}")
+        found = await self.inner.blob(self.name_in(name))
+        return None if found is None else self.load_blob(name, found)
 
     async def drop_blob(self, name: str) -> None:
         """Remove it; absent is fine."""
-        await self.inner.drop_blob(self._name_in(name))
+        await self.inner.drop_blob(self.name_in(name))
 
     async def blobs(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """Names, sorted. Cost: reads all of them, because they are stored in another order."""

@@ -10,8 +10,8 @@ Of other things than records:
     changed: none may tell of versions that are not there;
   - blobs are all that the backups have: what no version names harms nobody;
   - what was redacted stays redacted, and what tells of it is brought back whole, whenever that was;
-  - a stream that was dropped between two backups counts as dropped at the second. One that was trimmed before a version
-    was ever in a backup cannot be had at that version: `Plan.incomplete` names it.
+  - a stream that was dropped between two backups counts as dropped at the second. What it did between them is in no
+    backup, nor are versions that were trimmed before one was taken: `Plan.incomplete` names such streams.
 """
 
 from __future__ import annotations
@@ -78,12 +78,14 @@ async def planned(shelf: Shelf, kept: Kept, at: int | datetime | None) -> Plan:
         raise Invalid(f"at={at!r}: a position in the store is needed, or a moment")
     if cut > upto:
         raise Invalid(f"position {cut} is after the end of backup {kept.manifest.number}, which is {upto}")
-    used = chain[: 1 + next(i for i, k in enumerate(chain) if k.manifest.upto >= cut)] if cut else chain[:1]
+    used = chain
+    if at is not None:  # the first that has it; those after it may know of what was only dropped since
+        used = chain[: 1 + next(i for i, k in enumerate(chain) if k.manifest.upto >= cut)]
     last = used[-1]
     now = await shelf.inventory(last.manifest)
     before = await shelf.inventory(used[-2].manifest) if len(used) > 1 else None
     whole = cut == last.manifest.upto
-    lives, incomplete = _lives(now, before, cut, whole=whole)
+    lives, incomplete = _lives(now, before, last.manifest.after, cut, whole=whole)
     return Plan(
         chain=used,
         cut=cut,
@@ -96,8 +98,10 @@ async def planned(shelf: Shelf, kept: Kept, at: int | datetime | None) -> Plan:
     )
 
 
-def _lives(now: Inventory, before: Inventory | None, cut: int, *, whole: bool) -> tuple[dict[str, Life], list[str]]:
-    """Return the streams at a cut, and those of which nobody can say what they were then."""
+def _lives(
+    now: Inventory, before: Inventory | None, upto: int, cut: int, *, whole: bool
+) -> tuple[dict[str, Life], list[str]]:
+    """Return the streams at a cut, and those of which nobody can say what they were then. upto: where `before` ends."""
     found: dict[str, Life] = {}
     incomplete: list[str] = []
     older = {} if before is None else before.streams
@@ -105,11 +109,11 @@ def _lives(now: Inventory, before: Inventory | None, cut: int, *, whole: bool) -
         life, old = now.streams.get(stream), older.get(stream)
         if life is not None and (life.position <= cut or stream.startswith(REDACTIONS)):
             found[stream] = life
-            continue
-        if life is not None and life.first > 1:
-            incomplete.append(stream)
-        if old is not None and not whole:
-            found[stream] = old
+        elif not whole:
+            if old is not None:
+                found[stream] = old
+            if (life is not None and life.first > 1) or (old is not None and cut > upto):
+                incomplete.append(stream)  # what it did until it was dropped or trimmed is in no backup
     return found, sorted(incomplete)
 
 

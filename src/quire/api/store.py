@@ -28,7 +28,7 @@ from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.engine import Engine
-from quire.engine.sweep import Sweeper, Swept
+from quire.engine.sweep import Holdings, Sweeper, Swept, holdings
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, InvalidKey
@@ -372,15 +372,26 @@ class Store:
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
-    async def sweep(self, *, plan: bool = False) -> Swept:
+    async def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
         """Move to the archive what retention lets go, now instead of when it would be next.
 
-        plan: move nothing, only say what would go. Raises Invalid where the store was opened without an archive.
+        plan: move nothing, only say what would go.  retention: other rules than the store was opened with, for once.
+        Raises Invalid where the store was opened without an archive.
         Cost: reads and writes what it moves; looks at each workflow that changed since, or may have grown old.
         """
         if self._sweeper is None:
             raise Invalid("this store has no archive: open it with archive= or retention=")
-        return await self._sweeper.sweep(plan=plan)
+        return await self._sweeper.sweep(plan=plan, rules=retention)
+
+    async def archived(self, *, check: bool = False) -> Holdings:
+        """Return what went to the archive, by workflow, and where that is.
+
+        check: read every segment there and say what is wrong with it. Raises Invalid where the store has no archive.
+        Cost: reads a cell for each workflow that has something there; with check, everything that is there.
+        """
+        if self.engine.archive is None:
+            raise Invalid("this store has no archive: open it with archive= or retention=")
+        return await holdings(self.engine.archive, check=check)
 
     async def backup(self, path: str) -> None:
         """Write a consistent copy to a new file while writers go on. Raises Unsupported, InvalidKey if it exists."""

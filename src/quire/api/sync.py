@@ -37,7 +37,7 @@ from quire.core.schema import Schema
 from quire.engine.clock import Clock
 from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
-from quire.engine.sweep import Swept
+from quire.engine.sweep import Holdings, Swept
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
@@ -266,8 +266,11 @@ class Store:
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
 
-    def sweep(self, *, plan: bool = False) -> Swept:
-        return self._loop.run(self._store.sweep(plan=plan))
+    def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
+        return self._loop.run(self._store.sweep(plan=plan, retention=retention))
+
+    def archived(self, *, check: bool = False) -> Holdings:
+        return self._loop.run(self._store.archived(check=check))
 
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))

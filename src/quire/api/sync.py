@@ -272,6 +272,9 @@ class Store:
     def archived(self, *, check: bool = False) -> Holdings:
         return self._loop.run(self._store.archived(check=check))
 
+    def export_table(self, path: str, *, workflow_id: str | None = None, replace: bool = False) -> int:
+        return self._loop.run(self._store.export_table(path, workflow_id=workflow_id, replace=replace))
+
     def backup(self, path: str) -> None:
         return self._loop.run(self._store.backup(path))
 

@@ -55,6 +55,8 @@ SECTIONS = {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "stats": ("care:stats", "Count what the store holds."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
+        "sweep": ("archiving:sweep", "Move old versions to the archive, where they can still be read."),
+        "archive": ("archiving:archive", "Say which versions are in the archive, and where."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),
         "import": ("moving:import_", "Read an export from FILE or stdin into a new workflow."),

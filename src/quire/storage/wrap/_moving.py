@@ -75,21 +75,30 @@ class Mover:
         (head,) = await self._inner.heads([stream])
         upto = min(upto, head.version - 1)
         while tries < _TRIES:
-            first = await self._inner.read(stream, limit=1)
-            if not first or first[0].version > upto:
+            if not await self._begins(stream, upto):
                 return gone
             await self.tidy(stream)  # or each failure would leave one more behind
-            if (await self._books.catalogue(stream)).last < first[0].version:
+            cell = await self._books.cell(stream)  # before what is stored is read: who redacts that changes this too
+            first = await self._inner.read(stream, limit=1)
+            if first and read_catalogue(cell).last < first[0].version:
                 page, frames = await self._page(stream, first[0].version, upto)
-                if not page:
-                    return gone
-                if not await self._store(stream, page, frames, keep):
+                if page and not await self._store(stream, cell, page, frames, keep):
                     tries += 1
                     continue
             removed = await self._remove(stream, upto)
             gone += removed
             tries = 0 if removed else tries + 1
         raise StorageUnavailable(f"{stream}: other processes kept changing the archive; try again")
+
+    async def _begins(self, stream: str, upto: int) -> bool:
+        """Tell whether there is something to move. Raises Invalid if what stays would not begin with a keyframe."""
+        framed = upto + 1 in await self._inner.keyframes(stream)
+        first = await self._inner.read(stream, limit=1)
+        if not first or first[0].version > upto:
+            return False
+        if not framed:
+            raise Invalid(f"{stream}: what stays begins with version {upto + 1}, which has no keyframe")
+        return True
 
     async def hold(self, stream: str, versions: Collection[int]) -> int:
         """Keep versions within reach that are in the archive; return how many were not before."""
@@ -135,12 +144,11 @@ class Mover:
             limit = min(max((_SEGMENT_BYTES - weight) * len(page) // weight, 1), _PAGE)
         return page, frames
 
-    async def _store(self, stream: str, page: list[Record], frames: list[Keyframe], keep: frozenset[int]) -> bool:
+    async def _store(
+        self, stream: str, cell: Cell | None, page: list[Record], frames: list[Keyframe], keep: frozenset[int]
+    ) -> bool:
         """Make a page of records durable elsewhere, and say so in the catalogue; False if another process was first."""
-        cell = await self._books.cell(stream)
         old = read_catalogue(cell)
-        if old.last >= page[0].version:
-            return False
         framed = {k.version: k for k in frames}
         kept: list[Made] = []
         for r in page:
@@ -171,30 +179,40 @@ class Mover:
 
     async def _remove(self, stream: str, upto: int) -> int:
         """Remove the oldest records here, as far as one segment has them, with what was redacted since taken out."""
+        first, bound = await self._books.settled(stream, lambda known: self._compared(stream, known, upto))
+        if not bound or not await self._begins(stream, upto):
+            return 0
+        here = {r.version: r for r in await self._inner.read(stream, upto=bound)}
+        frames = {v: await self._inner.keyframe(stream, v) for v in await self._inner.keyframes(stream) if v <= bound}
 
-        async def compared(known: Catalogue) -> tuple[int, int, dict[int, Record]]:
-            first = await self._inner.read(stream, limit=1)
-            entry = next((e for e in known.entries if first and e.last >= first[0].version), None)
-            if entry is None:
-                return 0, 0, {}
-            bound = min(entry.last, upto)
-            there = {r.version: r for r in (await self._shelf.get(entry, stream)).records}
-            here = await self._inner.read(stream, upto=bound)
-            for r in here:
-                if r.version not in there or there[r.version].chain != r.chain:
-                    at = f"{stream}@{r.version}"
-                    raise CorruptRecord(f"{at}: the archive has another one; nothing was removed", at=at)
-            return first[0].version, bound, {r.version: r for r in here if there[r.version].body != r.body}
+        def new(old: Segment) -> Segment:
+            """Return what is here now: of what was read before it was stored, something may have been taken out since."""
+            states = [frames.get(k.version) if first <= k.version <= bound else k for k in old.keyframes]
+            return _replace(
+                old,
+                records=[_rewritten(r, here.get(r.version)) for r in old.records],
+                keyframes=[k for k in states if k is not None],
+            )
 
-        first, bound, changed = await self._books.settled(stream, compared)
-        if changed:
-            await self.rewrite(stream, changed)
-        frames = await self._inner.keyframes(stream)
-        if bound and upto + 1 not in frames:
-            raise Invalid(f"{stream}: what stays begins with version {upto + 1}, which has no keyframe")
+        await self.change(stream, lambda e: e.first <= bound and e.last >= first, new)
         hit("archive:removing")
-        await self._inner.drop_keyframes(stream, [v for v in frames if first <= v <= bound])
-        return await self._inner.trim(stream, bound)
+        gone = await self._inner.trim(stream, bound)
+        await self._inner.drop_keyframes(stream, list(frames))
+        return gone
+
+    async def _compared(self, stream: str, known: Catalogue, upto: int) -> tuple[int, int]:
+        """Return the first and last version that can be removed, 0 and 0 for none. Raises CorruptRecord."""
+        first = await self._inner.read(stream, limit=1)
+        entry = next((e for e in known.entries if first and e.last >= first[0].version), None)
+        if entry is None:
+            return 0, 0
+        bound = min(entry.last, upto)
+        there = {r.version: r for r in (await self._shelf.get(entry, stream)).records}
+        for r in await self._inner.read(stream, upto=bound):
+            if r.version not in there or there[r.version].chain != r.chain:
+                at = f"{stream}@{r.version}"
+                raise CorruptRecord(f"{at}: the archive has another one; nothing was removed", at=at)
+        return first[0].version, bound
 
     # in the archive
 

@@ -3,7 +3,7 @@
 1. A catalogue is changed only by whoever read what it is now; whoever comes second is told, and looks again.
 2. Commits take their turn with those of the store's own committer, which is held for one commit and no longer. One that
    began is waited for, also by whoever is cancelled: nobody else may meet its outcome.
-3. After one that failed the backend is reconnected before anybody else has a turn; what became of it is in the cell.
+3. After one that failed the backend is reconnected before anybody else commits; what became of it is in the cell.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Books:
         """turn: returns what is held while something is committed."""
         self._inner = inner
         self._turn = turn
+        self._broken = False
 
     async def about(self) -> About:
         """Return what the namespace says of its archive."""
@@ -109,12 +110,25 @@ class Books:
 
     async def _turned(self, item: Item) -> Outcome:
         async with self._turn():
+            await self.mend()
             try:
                 (outcome,) = await self._inner.commit([item])
-            except StorageError:
-                await self._inner.recover()  # or nobody else could commit either
+            except BaseException as error:
+                self._broken = True
+                if isinstance(error, StorageError):
+                    await self.mend()
                 raise
             return outcome
+
+    async def mend(self) -> None:
+        """Reconnect after a commit of ours that failed: or whoever commits next would be told of it."""
+        if self._broken:
+            await self._inner.recover()
+            self._broken = False
+
+    def mended(self) -> None:
+        """Somebody else reconnected."""
+        self._broken = False
 
 
 class Overtaken(Exception):

@@ -26,7 +26,7 @@ from quire.core.segment import Segment
 from quire.errors import CorruptRecord, InvalidKey, QuireError, StorageUnavailable
 from quire.model import Cell, Keyframe, Record
 from quire.storage.base import Archived as Held
-from quire.storage.base import Backend, CellWrite, Item, StorageStats
+from quire.storage.base import Backend, CellWrite, Item, Outcome, StorageStats
 from quire.storage.objects import Objects, open_objects
 from quire.storage.wrap import ARCHIVE
 from quire.storage.wrap._around import Around, claim_cell
@@ -147,6 +147,16 @@ class Archived(Around):
                 yield stream, None
 
     # log
+
+    async def commit(self, items: Sequence[Item]) -> list[Outcome]:
+        """Store items in order, durably, and answer for each."""
+        await self.books.mend()
+        return await super().commit(items)
+
+    async def recover(self) -> None:
+        """After a failed commit: reconnect."""
+        await super().recover()
+        self.books.mended()
 
     async def read(
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None

@@ -156,7 +156,9 @@ async def _frame(backend: Backend, name: str, version: int, working: Working) ->
     """Compare a keyframe with what the log gives."""
     try:
         frame = await backend.keyframe(name, version)
-        if frame is not None and not same(keyframes.state_of(frame), working.state):
+        if frame is None or frame.version != version:
+            return []  # it was dropped since they were listed
+        if not same(keyframes.state_of(frame), working.state):
             return [f"{name}@{version}: the keyframe differs from what the log gives"]
     except CorruptRecord as error:
         return [str(error)]

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 _PAGE = 1000
 _TRIES = 20
+_PAUSE_MAX_S = 0.2
 _EMPTY = Catalogue()
 _replace = msgspec.structs.replace
 
@@ -60,7 +62,8 @@ class Books:
 
     async def settled(self, stream: str, look: Callable[[Catalogue], Awaitable[T]]) -> T:
         """Return what `look` finds in the segments of a stream; again where others took their place meanwhile."""
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            await pause(tried)
             catalogue = await self.catalogue(stream)
             try:
                 return await look(catalogue)
@@ -85,7 +88,8 @@ class Books:
         top: the newest position of what went.  places: where segments were written: the archive must be there still.
         """
         value = write(new)
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            await pause(tried)
             about = await self.about()
             if any(place != about.place for place in places):
                 raise Overtaken
@@ -129,6 +133,12 @@ class Books:
     def mended(self) -> None:
         """Somebody else reconnected."""
         self._broken = False
+
+
+async def pause(tried: int) -> None:
+    """Let others finish what they are doing: not at all at first, then longer and longer, up to a fifth of a second."""
+    if tried:
+        await asyncio.sleep(random.uniform(0, min(0.001 * 2**tried, _PAUSE_MAX_S)))  # noqa: S311 - no secret
 
 
 class Overtaken(Exception):

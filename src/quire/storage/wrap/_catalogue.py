@@ -59,11 +59,15 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Loose(msgspec.Struct, frozen=True):
-    """A segment that is written and not catalogued yet, or not any more. time: since when, UTC milliseconds."""
+    """A segment that is written and not catalogued yet, or not any more. time: since when, UTC milliseconds.
+
+    late: whoever was writing it may still come to the end, so it is removed more than once.
+    """
 
     name: str
     within: bool
     time: int
+    late: bool = False
 
 
 class Catalogue(msgspec.Struct, frozen=True):

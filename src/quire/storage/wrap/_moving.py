@@ -22,7 +22,7 @@ from quire.errors import CorruptRecord, Invalid, StorageError, StorageUnavailabl
 from quire.failpoints import hit
 from quire.model import Cell, Keyframe, Record
 from quire.storage.base import Backend
-from quire.storage.wrap._books import Books, Overtaken
+from quire.storage.wrap._books import Books, Overtaken, pause
 from quire.storage.wrap._catalogue import Catalogue, Entry, Loose, read_catalogue
 from quire.storage.wrap._shelf import Made, Shelf
 
@@ -75,6 +75,7 @@ class Mover:
         (head,) = await self._inner.heads([stream])
         upto = min(upto, head.version - 1)
         while tries < _TRIES:
+            await pause(tries)
             if not await self._begins(stream, upto):
                 return gone
             await self.tidy(stream)  # or each failure would leave one more behind
@@ -104,7 +105,8 @@ class Mover:
         """Keep versions within reach that are in the archive; return how many were not before."""
         held = 0
         for version in sorted(versions):
-            for _ in range(_TRIES):
+            for tried in range(_TRIES):
+                await pause(tried)
                 cell = await self._books.cell(stream)
                 known = read_catalogue(cell)
                 entry = next((e for e in known.entries if e.holds(version)), None)
@@ -161,6 +163,8 @@ class Mover:
         try:
             before = [await self._shelf.get(e, stream) for e in tail]
         except CorruptRecord as error:
+            if await self._books.cell(stream) != cell:
+                return False
             log.warning("%s; what goes now is kept apart from it", error)
             tail, before = (), []
         main = await self._shelf.make(
@@ -182,8 +186,17 @@ class Mover:
         first, bound = await self._books.settled(stream, lambda known: self._compared(stream, known, upto))
         if not bound or not await self._begins(stream, upto):
             return 0
+        await self.correct(stream, first, bound)
+        hit("archive:removing")
+        gone = await self._inner.trim(stream, bound)
+        await self._inner.drop_keyframes(stream, [v for v in await self._inner.keyframes(stream) if v <= bound])
+        return gone
+
+    async def correct(self, stream: str, first: int, bound: int) -> None:
+        """Take out of segments what was redacted here since it was read for them. first, bound: versions in both places."""
         here = {r.version: r for r in await self._inner.read(stream, upto=bound)}
-        frames = {v: await self._inner.keyframe(stream, v) for v in await self._inner.keyframes(stream) if v <= bound}
+        framed = [v for v in await self._inner.keyframes(stream) if first <= v <= bound]
+        frames = {k.version: k for v in framed if (k := await self._inner.keyframe(stream, v)) is not None}
 
         def new(old: Segment) -> Segment:
             """Return what is here now: of what was read before it was stored, something may have been taken out since."""
@@ -195,10 +208,6 @@ class Mover:
             )
 
         await self.change(stream, lambda e: e.first <= bound and e.last >= first, new)
-        hit("archive:removing")
-        gone = await self._inner.trim(stream, bound)
-        await self._inner.drop_keyframes(stream, list(frames))
-        return gone
 
     async def _compared(self, stream: str, known: Catalogue, upto: int) -> tuple[int, int]:
         """Return the first and last version that can be removed, 0 and 0 for none. Raises CorruptRecord."""
@@ -232,6 +241,7 @@ class Mover:
         seen: set[str] = set()
         tries = 0
         while tries < _TRIES:
+            await pause(tries)
             cell = await self._books.cell(stream)
             known = read_catalogue(cell)
             entry = next((e for e in known.all() if e.name not in seen and which(e)), None)
@@ -271,13 +281,15 @@ class Mover:
 
     async def empty(self, stream: str) -> None:
         """Let nothing of a stream be in the archive."""
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            await pause(tried)
             cell = await self._books.cell(stream)
             known = read_catalogue(cell)
             if not known.all() and not known.coming:
                 return
             now = _now_ms()
-            gone = (*known.gone, *known.coming, *(Loose(e.name, e.within, now) for e in known.all() if not e.shared))
+            coming = (_replace(c, late=True) for c in known.coming)
+            gone = (*known.gone, *coming, *(Loose(e.name, e.within, now) for e in known.all() if not e.shared))
             try:
                 await self._books.record(cell, stream, Catalogue(gone=gone))
             except Overtaken:
@@ -306,8 +318,7 @@ class Mover:
             if coming:
                 cell = await self._books.note(cell, stream, _replace(before, coming=(*before.coming, *coming)))
                 hit("archive:intended")
-            for each in made:
-                await self._shelf.put(each)
+            await self._put(stream, cell, made)
             hit("archive:stored")
             gone = [Loose(e.name, e.within, now) for e in old if not e.shared]
             await self._books.record(
@@ -324,6 +335,16 @@ class Mover:
         hit("archive:recorded")
         return True
 
+    async def _put(self, stream: str, cell: Cell | None, made: Sequence[Made]) -> None:
+        """Write segments. Raises Overtaken where somebody who scrubs removed one meanwhile."""
+        for each in made:
+            try:
+                await self._shelf.put(each)
+            except StorageUnavailable:
+                if await self._books.cell(stream) != cell:
+                    raise Overtaken from None
+                raise
+
     async def tidy(self, stream: str, *, everything: bool = False) -> None:
         """Remove what is loose. everything: also what somebody may be writing just now, who then has to begin again.
 
@@ -336,12 +357,14 @@ class Mover:
         try:
             if stale:  # first nobody can catalogue it any more, then it is removed
                 left = tuple(c for c in known.coming if c not in stale)
-                known = _replace(known, coming=left, gone=(*known.gone, *stale))
+                known = _replace(known, coming=left, gone=(*known.gone, *(_replace(c, late=True) for c in stale)))
                 cell = await self._books.note(cell, stream, known)
             if known.gone:
                 await self._shelf.remove(known.gone)
                 hit("archive:cleared")
-                await self._books.note(cell, stream, _replace(known, gone=()))
+                again = tuple(g for g in known.gone if g.late and g.time >= before)
+                if again != known.gone:
+                    await self._books.note(cell, stream, _replace(known, gone=again))
             self._mine.pop(stream, None)
         except Overtaken:
             log.debug("%s: another process changed the catalogue; whoever moves next clears up", stream)

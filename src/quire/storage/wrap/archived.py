@@ -336,11 +336,13 @@ class Archived(Around):
     # care
 
     async def scrub(self) -> None:
-        """Leave no trace of what was removed, here and in the archive."""
+        """Leave no trace of what was removed, here and in the archive: also of what somebody was killed while moving."""
         async for stream, known in self.books.each():
-            if known.coming or known.gone:
-                async with self.mover.alone(stream):
-                    await self.mover.tidy(stream, everything=True)
+            first = await self.inner.read(stream, limit=1)
+            async with self.mover.alone(stream):
+                if first and first[0].version <= known.last:
+                    await self.mover.correct(stream, first[0].version, known.last)
+                await self.mover.tidy(stream, everything=True)
         await self.inner.scrub()
 
     async def own_counts(self) -> tuple[int, int]:

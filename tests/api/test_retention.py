@@ -430,3 +430,15 @@ def test_the_sync_twin_sweeps_and_tells(tmp_path):
 
 def test_days_are_those_of_the_calendar():
     assert DAY_MS == 86_400_000
+
+
+async def test_the_task_of_the_state_manager_sweeps_where_there_is_an_archive(tmp_path):
+    task = {"id": "t", "type": "archive-old-versions", "payload": {}}
+    async with quire.open("memory:") as store, quire.StateManager(store) as manager:
+        assert (await manager.process_task(task)).result["archived"] == 0
+    rules = Retention(versions=2, **BY_HAND)
+    async with quire.open("memory:", retention=rules) as store, quire.StateManager(store) as manager:
+        await counted(store, "w", 9)
+        done = await manager.process_task(task)
+        assert done.result == {"archived": 7, "workflows": {"w": 7}, "problems": []}
+        assert await store.workflow("w").get("/n", version=3) == 2

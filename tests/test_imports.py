@@ -41,6 +41,7 @@ DRIVERS = {
     "rich": "cli",
     "hypothesis": "testing",
     "lupa": "scripting",
+    "pyarrow": "api",
     "pytest": "testing",
 }
 IMPURE = {"time", "random", "asyncio", "threading", "os", "pathlib", "secrets", "socket", "subprocess", "datetime"}

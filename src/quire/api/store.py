@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import backups, measuring, moving, trigger_desk, triggers, views, writes
+from quire.api import backups, measuring, moving, tables, trigger_desk, triggers, views, writes
 from quire.api.backups import Backup
 from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
@@ -33,7 +33,7 @@ from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
-from quire.engine.sweep import Sweeper, Swept
+from quire.engine.sweep import Holdings, Sweeper, Swept, holdings
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid
@@ -399,15 +399,47 @@ class Store:
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
-    async def sweep(self, *, plan: bool = False) -> Swept:
+    async def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
         """Move to the archive what retention lets go, now instead of when it would be next.
 
-        plan: move nothing, only say what would go. Raises Invalid where the store was opened without an archive.
+        plan: move nothing, only say what would go.  retention: other rules than the store was opened with, for once.
+        Raises Invalid where the store was opened without an archive.
         Cost: reads and writes what it moves; looks at each workflow that changed since, or may have grown old.
         """
         if self._sweeper is None:
             raise Invalid("this store has no archive: open it with archive= or retention=")
-        return await self._sweeper.sweep(plan=plan)
+        return await self._sweeper.sweep(plan=plan, rules=retention)
+
+    async def archived(self, *, check: bool = False) -> Holdings:
+        """Return what went to the archive, by workflow, and where that is.
+
+        check: read every segment there and say what is wrong with it. Raises Invalid where the store has no archive.
+        Cost: reads a cell for each workflow that has something there; with check, everything that is there.
+        """
+        if self.engine.archive is None:
+            raise Invalid("this store has no archive: open it with archive= or retention=")
+        return await holdings(self.engine.archive, check=check)
+
+    async def export_table(self, path: str, *, workflow_id: str | None = None, replace: bool = False) -> int:
+        """Write every version, of one workflow or all, archived or not, to a Parquet file; return how many.
+
+        A row has position, workflow, version, time, author, message, kind, changes (as JSON), redacted and chain (in hex).
+        replace: a file that exists. Raises WorkflowNotFound, AlreadyExists, Unsupported without pyarrow, StorageError.
+        Cost: reads everything once; about a hundred megabytes of memory at most, however large the store is.
+        """
+        if workflow_id is not None:
+            await self.workflow(workflow_id).version()
+        return await tables.export(self.engine, self._ids(workflow_id), path, replace=replace)
+
+    async def _ids(self, workflow_id: str | None) -> AsyncGenerator[str]:
+        if workflow_id is not None:
+            yield workflow_id
+            return
+        after = ""
+        while names := await self.engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
+            for name in names:
+                yield name.removeprefix(WORKFLOWS)
+            after = names[-1]
 
     async def train(self, kind: str = "workflows") -> Gain:
         """Train a zstd dictionary on the newest changes of a kind of stream, and compress with it from now on.

@@ -41,7 +41,7 @@ from quire.engine.clock import Clock
 from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
-from quire.engine.sweep import Swept
+from quire.engine.sweep import Holdings, Swept
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
@@ -276,8 +276,14 @@ class Store:
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
 
-    def sweep(self, *, plan: bool = False) -> Swept:
-        return self._loop.run(self._store.sweep(plan=plan))
+    def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
+        return self._loop.run(self._store.sweep(plan=plan, retention=retention))
+
+    def archived(self, *, check: bool = False) -> Holdings:
+        return self._loop.run(self._store.archived(check=check))
+
+    def export_table(self, path: str, *, workflow_id: str | None = None, replace: bool = False) -> int:
+        return self._loop.run(self._store.export_table(path, workflow_id=workflow_id, replace=replace))
 
     def train(self, kind: str = "workflows") -> Gain:
         return self._loop.run(self._store.train(kind))

@@ -300,7 +300,8 @@ class Workflow(Reader):
 
         path: of an object's key; whatever was at or below it becomes "[REDACTED]".  text: or a text, wherever it is in
         a string.  keep_current: only what the path held before it was last replaced whole.
-        Backups, archives and copies elsewhere are not reached. Nor are messages: `said` names versions that have the text.
+        So is what went to the archive. Backups and copies elsewhere are not reached; nor are messages: `said` names versions
+        that have the text.
         Raises Invalid for a path through a list, a text in a key, or what came from the workflow this was forked from;
         InvalidState where the schema does not allow the mark: set another value first, and keep the current one.
         Cost: reads every version of these workflows; with SQLite the file is written anew.

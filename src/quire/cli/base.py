@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from quire.api.sync import Store, Workflow
+    from quire.config import Retention
     from quire.core.schema import Schema
 
 _LOOKS_LIKE_JSON = re.compile(r"""[\[{"]|-?(NaN|Infinity|(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z""")
@@ -29,12 +30,19 @@ _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)")
 
 
 @contextlib.contextmanager
-def opened(ctx: click.Context, *, make: bool = False, schemas: Sequence[Schema] = ()) -> Generator[Store]:
+def opened(
+    ctx: click.Context,
+    *,
+    make: bool = False,
+    schemas: Sequence[Schema] = (),
+    archive: str | None = None,
+    retention: Retention | None = None,
+) -> Generator[Store]:
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
     from quire.api import sync  # half of a call's time: `--help` does without
 
     url, namespace = store_of(ctx, make=make)
-    with sync.open(url, namespace=namespace, schemas=schemas) as store:
+    with sync.open(url, namespace=namespace, schemas=schemas, archive=archive, retention=retention) as store:
         yield store
 
 

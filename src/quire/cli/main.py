@@ -63,6 +63,8 @@ SECTIONS = {
         "train": ("secrets:train", "Learn from the changes there are how to store them smaller."),
         "rotate": ("secrets:rotate", "Have an encrypted store open with another key."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
+        "sweep": ("archiving:sweep", "Move old versions to the archive, where they can still be read."),
+        "archive": ("archiving:archive", "Say which versions are in the archive, and where."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "copy": ("copying:copy", "Copy all of a store to another of any kind."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),

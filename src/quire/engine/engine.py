@@ -269,6 +269,8 @@ class Engine:
         """Take in what other processes committed."""
         async with self._catching_up:
             target = await self.backend.latest()
+            if self.archive is not None and self.seen < target and await self.archive.top() > self.seen:
+                self._skip(target)
             while self.seen < target:
                 page = await self.backend.feed(self.seen, limit=_FEED_PAGE)
                 for entry in page:
@@ -280,6 +282,12 @@ class Engine:
                 if len(page) < _FEED_PAGE:
                     self.seen = max(self.seen, target)
             self._wake_store()
+
+    def _skip(self, target: int) -> None:
+        """Part of what others committed is in the archive by now, and nobody who asks for the newest waits for that."""
+        self.recent.clear()
+        self.seen = target
+        self.residents.each(_outdated)
 
     def _take_in(self, entry: Record) -> None:
         actor = self.residents.peek(entry.stream)
@@ -364,6 +372,12 @@ class Engine:
             except StorageError as error:
                 log.warning("watching: the store does not answer, trying again: %s", error)
                 await self.clock.sleep(_POLL_S)
+
+
+def _outdated(actor: Actor) -> None:
+    if not actor.pending:  # else it is about to be refused, and refreshed by the committer
+        actor.stale = True
+    actor.wake()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

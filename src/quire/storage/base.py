@@ -21,7 +21,7 @@ Rules that hold everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
@@ -299,6 +299,21 @@ class Backend(Protocol):
         ...
 
 
+class Archived(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a stream is in an archive. first, last: the oldest and newest version of those.
+
+    versions: how many of them.  kept: those that are within reach as well.  segments, size_bytes: as they lie there.
+    """
+
+    stream: str
+    first: int
+    last: int
+    versions: int
+    kept: tuple[int, ...]
+    segments: int
+    size_bytes: int
+
+
 class Archive(Protocol):
     """What a backend can do besides whose old versions may lie elsewhere: see wrap/archived.py."""
 
@@ -307,10 +322,34 @@ class Archive(Protocol):
     inner: Backend
     """What is here."""
 
+    async def top(self) -> int:
+        """The newest position that went to the archive; 0 for none."""
+        ...
+
     async def went(self, stream: str) -> int:
         """The newest version that went to the archive; 0 for none."""
         ...
 
+    async def kept(self, stream: str) -> set[int]:
+        """Which of the versions that went are within reach as well."""
+        ...
+
+    async def place(self) -> str:
+        """Where it is: a URL, or `store:`."""
+        ...
+
+    def holds(self) -> AsyncGenerator[Archived]:
+        """What of each stream is there, by name."""
+        ...
+
+    def examined(self) -> AsyncGenerator[tuple[str, str | None]]:
+        """Read every segment: its stream, and what is wrong with it, None for nothing."""
+        ...
+
     async def shelve(self, stream: str, upto: int, *, keep: Collection[int] = ()) -> int:
         """Move records with version <= upto there; return how many are no longer here."""
+        ...
+
+    async def hold(self, stream: str, versions: Collection[int]) -> int:
+        """Keep versions within reach that went there before; return how many were not. Each has a keyframe."""
         ...

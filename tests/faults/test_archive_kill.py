@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 import quire
+from quire.config import Retention
 from quire.storage.wrap._catalogue import PREFIX, read_catalogue
 
 WRITER = str(Path(__file__).parent / "archive_writer.py")
@@ -189,6 +190,7 @@ def test_redactions_race_with_the_sweeps_of_another_process(tmp_path):
             assert [v.number for v in versions] == list(range(1, len(versions) + 1))
             assert len(versions) >= max(int(number) for _, number, mark in acked if mark)
             assert secret not in str([wf.state(v.number) for v in versions])
+            assert not store.sweep(retention=Retention(versions=1)).problems
             assert store.archived(check=True).problems == []
     segments = [zstandard.decompress(p.read_bytes()) for p in Path(place).rglob("*.zst")]
     assert segments

@@ -15,6 +15,7 @@ from quire.core import keyframes, record
 from quire.core.changes import apply
 from quire.core.redact import MARK, ByPath, ByText
 from quire.core.values import same
+from quire.engine import redaction
 from quire.errors import Invalid, InvalidState
 from quire.model import Head
 from quire.testing.strategies import changes_for, states
@@ -352,3 +353,25 @@ async def test_writers_go_on_while_it_is_redacted(tmp_path):
 def test_a_change_inside_becomes_the_mark(change):
     assert ByPath(("p",)).change(change) == Set(("p",), MARK)
     assert ByPath(("q",)).change(change) is change
+
+
+async def test_what_another_process_writes_meanwhile_is_taken_out_as_well(tmp_path, monkeypatch):
+    path, secret = str(tmp_path / "s.db"), "sk-1234567"
+    real, calls = redaction._present, []
+    async with quire.open(path) as store, quire.open(path) as other:
+        wf = await store.create("w", {"a": secret})
+
+        async def present(*args):
+            await real(*args)
+            calls.append(args)
+            if len(calls) == 1:
+                await other.workflow("w").set("/b", secret)
+
+        monkeypatch.setattr(redaction, "_present", present)
+        await wf.redact(text=secret)
+        assert len(calls) == 2
+        async with quire.open(path) as third:
+            for each in (store, other, third):
+                numbers = range(1, (await each.workflow("w").version()).number + 1)
+                assert secret not in str([await each.workflow("w").state(n) for n in numbers])
+            assert (await third.verify()).ok

@@ -48,6 +48,8 @@ from quire.model import (
 )
 
 _PAGE = 500
+_ROUNDS = 10
+"""How often a redaction is done again because somebody wrote what it takes out meanwhile."""
 _BESIDE = (CHECKPOINTS, CONFLICTS, SUBSCRIPTIONS)
 _changes = msgspec.json.Decoder(list[Change]).decode
 
@@ -77,20 +79,25 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
             if rule.value((), before) is not before:
                 raise Invalid(f"{workflow_id} was forked from {source}, which has it already: redact it there")
         family = await _family(engine, workflow_id, merged=True)
-        for name in family:
-            await _present(engine, name, rule, write)
-        work = _Work(engine, rule)
-        for name in family:
-            await work.log(name)
-            await work.merges(name)
-            await work.beside(name)
-        await work.done(workflow_id, write, what)
+        done = Redaction({})
+        for _ in range(_ROUNDS):
+            work = _Work(engine, rule)
+            for name in family:
+                await _present(engine, name, rule, write)
+            for name in family:
+                await work.log(name)
+                await work.merges(name)
+                await work.beside(name)
+            await work.done(workflow_id, write, what)
+            done = Redaction(_joined(done.versions, work.versions), said=work.said)
+            if not [name for name in family if await _has(engine, name, rule)]:
+                break  # else somebody wrote it anew meanwhile
         for name in family:  # also what an interrupted one left
             for frame in (await _reframed(engine, WORKFLOWS + name, rule))[1]:
                 await engine.backend.put_keyframe(frame)
         snapshots = await _snapshots(engine, family, rule, write)
         await engine.backend.scrub()
-    return Redaction(work.versions, snapshots, work.said)
+    return msgspec.structs.replace(done, snapshots=snapshots)
 
 
 async def forget(
@@ -127,6 +134,16 @@ async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -
                 kind=REDACT,
             )
         )
+
+
+async def _has(engine: Engine, workflow_id: str, rule: Rule) -> bool:
+    """Tell whether the newest state has it: written since, by another process, which may have it in memory."""
+    actor = await engine.current(WORKFLOWS + workflow_id)
+    return actor.head.version > 0 and actor.head.kind != DELETED and rule.value((), actor.state) is not actor.state
+
+
+def _joined(one: dict[str, list[int]], other: dict[str, list[int]]) -> dict[str, list[int]]:
+    return {stream: sorted({*one.get(stream, ()), *other.get(stream, ())}) for stream in {**one, **other}}
 
 
 async def _family(engine: Engine, workflow_id: str, *, merged: bool = False) -> list[str]:

@@ -23,12 +23,11 @@ from quire.core.changes import Working
 from quire.core.diff import diff
 from quire.core.path import parse
 from quire.core.redact import ByPath, ByText, Rule, follow
-from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.limits import REDACT
 from quire.engine.lineage import origin
 from quire.engine.write import Write
-from quire.errors import CorruptRecord, Invalid, NotFound
+from quire.errors import CorruptRecord, Invalid, NotFound, StorageTimeout
 from quire.failpoints import hit
 from quire.model import (
     CHECKPOINTS,
@@ -82,16 +81,15 @@ async def redact(engine: Engine, workflow_id: str, rule: Rule, write: Write, *, 
         done = Redaction({})
         for _ in range(_ROUNDS):
             work = _Work(engine, rule)
-            for name in family:
-                await _present(engine, name, rule, write)
-            for name in family:
-                await work.log(name)
+            heads = {name: await _present(engine, name, rule, write) for name in family}
+            for name in family:  # what comes later is in somebody's memory: it is taken out by a version first
+                await work.log(name, upto=heads[name])
                 await work.merges(name)
                 await work.beside(name)
             await work.done(workflow_id, write, what)
             done = Redaction(_joined(done.versions, work.versions), said=work.said)
-            if not [name for name in family if await _has(engine, name, rule)]:
-                break  # else somebody wrote it anew meanwhile
+            if not await _anew(engine, heads, rule):
+                break
         for name in family:  # also what an interrupted one left
             for frame in (await _reframed(engine, WORKFLOWS + name, rule))[1]:
                 await engine.backend.put_keyframe(frame)
@@ -120,11 +118,13 @@ async def forget(
     return Redaction(work.versions), max(upto, after)
 
 
-async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -> None:
-    """Take it out of the newest version."""
+async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -> int:
+    """Take it out of the newest state; return a version whose state does not have it."""
     stream = WORKFLOWS + workflow_id
-    head = (await engine.current(stream)).head
-    if head.version and head.kind != DELETED:
+    for _ in range(_ROUNDS):
+        actor = await engine.current(stream)
+        if not actor.exists or not diff(actor.state, rule.value((), actor.state)):
+            return actor.head.version
         await engine.write(
             Write(
                 stream,
@@ -134,12 +134,16 @@ async def _present(engine: Engine, workflow_id: str, rule: Rule, write: Write) -
                 kind=REDACT,
             )
         )
+    raise StorageTimeout(f"{workflow_id}: others keep writing what is to be taken out: stop them, and redact it again")
 
 
-async def _has(engine: Engine, workflow_id: str, rule: Rule) -> bool:
-    """Tell whether the newest state has it: written since, by another process, which may have it in memory."""
-    actor = await engine.current(WORKFLOWS + workflow_id)
-    return actor.head.version > 0 and actor.head.kind != DELETED and rule.value((), actor.state) is not actor.state
+async def _anew(engine: Engine, heads: dict[str, int], rule: Rule) -> bool:
+    """Tell whether somebody wrote it after these versions."""
+    later = _Work(engine, rule)
+    for name, head in heads.items():
+        if (await engine.current(WORKFLOWS + name)).head.version > head:
+            await later.log(name, after=head)
+    return bool(later.versions)
 
 
 def _joined(one: dict[str, list[int]], other: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -6,10 +6,10 @@ import secrets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.moving.sources import NAMES, OPERATIONS, do
 
 import quire
 from quire.storage.memory import open_memory
-from tests.moving.sources import NAMES, OPERATIONS, do
 
 MORE = ("backup", "backup", "backup", "full", "drop")
 A_STEP = st.tuples(st.sampled_from(OPERATIONS + MORE), st.sampled_from(NAMES), st.integers(0, 4))
@@ -42,7 +42,9 @@ async def drop(store, name):
         return set()
     if await backend.streams("merges/") or await backend.streams("redactions/"):  # which tell of streams by name
         return set()
-    gone = {s for s in await backend.streams() if s in (f"workflows/{name}", f"checkpoints/{name}", f"conflicts/{name}")}
+    gone = {
+        s for s in await backend.streams() if s in (f"workflows/{name}", f"checkpoints/{name}", f"conflicts/{name}")
+    }
     for stream in gone:
         await backend.drop(stream)
         await store.engine.outdate(stream, state=True)
@@ -91,7 +93,11 @@ async def as_it_was(shelf, token, then, redacted, dropped):
     rehearsed = await quire.recover(shelf, f"memory:{token}", at=then.position, dry_run=True)
     holder = await open_memory(token, namespace="default")
     done = await quire.recover(shelf, f"memory:{token}", at=then.position)
-    assert (done.streams, done.versions, done.incomplete) == (rehearsed.streams, rehearsed.versions, rehearsed.incomplete)
+    assert (done.streams, done.versions, done.incomplete) == (
+        rehearsed.streams,
+        rehearsed.versions,
+        rehearsed.incomplete,
+    )
     async with quire.open(f"memory:{token}") as store:
         found = await seen(store, 0)
         loose = {*done.incomplete, *dropped, *(s for s in found.heads if s.startswith("redactions/"))}

@@ -101,7 +101,9 @@ async def test_closing_does_not_wait_for_the_next(tmp_path):
         assert store.repair().ok
 
 
-@pytest.mark.parametrize("how", [{"every_s": 0}, {"full_every": 0}, {"keep": 0}, {"days": -1}, {"every_s": "1"}, {"keep": True}])
+@pytest.mark.parametrize(
+    "how", [{"every_s": 0}, {"full_every": 0}, {"keep": 0}, {"days": -1}, {"every_s": "1"}, {"keep": True}]
+)
 def test_numbers_that_mean_nothing_are_refused(tmp_path, how):
     with pytest.raises(Invalid):
         said(tmp_path, **how)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.answers import blaming, keystrokes, merging
+from benchmarks.archiving import archiving
 from benchmarks.faces import scripts, sharing
 from benchmarks.growing import growing, peering
 from benchmarks.measure import machine
@@ -29,6 +30,7 @@ GROUPS = (
     merging,
     blaming,
     keystrokes,
+    archiving,
     scoped,
     reading,
     sharing,

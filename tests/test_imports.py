@@ -14,6 +14,7 @@ LEVEL = {
     "storage": 3,
     "engine": 4,
     "api": 5,
+    "backends": 6,
     "central": 6,
     "events": 6,
     "scopes": 6,
@@ -25,7 +26,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs"}
+SHARED = {"base", "codec", "open", "objects", "_jobs", "_vitals"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",
@@ -40,6 +41,7 @@ DRIVERS = {
     "rich": "cli",
     "hypothesis": "testing",
     "lupa": "scripting",
+    "pyarrow": "api",
     "pytest": "testing",
 }
 IMPURE = {"time", "random", "asyncio", "threading", "os", "pathlib", "secrets", "socket", "subprocess", "datetime"}

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from quire import central, events, scopes, sync
+from quire import backends, central, events, scopes, sync
 from quire.api import store, workflow
 from quire.events import delivery
 from quire.events.sync import Subscription
@@ -20,6 +20,7 @@ TWINS = [
     (sync.State, scopes.State, set()),
     (sync.WorkflowStateManager, scopes.WorkflowStateManager, set()),
     (sync.CentralizedStateStore, central.AsyncCentralizedStateStore, {"start"}),
+    (sync.StorageBackend, backends.StorageBackend, {"start"}),
     (sync.EventStore, events.AsyncEventStore, {"start", "fold", "drafted"}),
     (sync.StateView, events.AsyncStateView, set()),
     (Subscription, delivery.Subscription, {"start", "reach"}),
@@ -41,3 +42,10 @@ def test_same_methods_same_parameters_same_docs(ours, theirs, internal):
 def test_open_is_the_same():
     assert inspect.signature(sync.open).parameters == inspect.signature(store.open).parameters
     assert sync.open.__doc__ == store.open.__doc__
+
+
+@pytest.mark.parametrize("name", ["FileStorageBackend", "RedisStorageBackend", "DatabaseStorageBackend"])
+def test_backends_take_the_same_arguments(name):
+    ours, theirs = getattr(sync, name), getattr(backends, name)
+    assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
+    assert set(public(ours)) == set(public(theirs)) - {"start"}

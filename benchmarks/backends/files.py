@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.backends.embedded import alone, back, item, opening, used
+from benchmarks.backends.reading import read_states, rows
 from benchmarks.measure import Row, folder, in_turns
 from quire.storage._files_lines import owner, record_line
 
@@ -82,6 +83,8 @@ def files(quick):
     with folder() as place:
         rate, asked, size = asyncio.run(back(f"file:///{place}/s", 20_000))
     yield Row("feed", rate, ">=", 10_000, "/s")
+    with folder() as place:
+        yield from rows(asyncio.run(read_states(f"file:///{place}/s")), 100)
     yield Row("latest", asked, "<=", 50, "us")
     yield Row("bytes of a version with its journal, body 18", size, "<=", 1000, "B")
     times = []

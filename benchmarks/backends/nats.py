@@ -5,6 +5,7 @@ import time
 
 from nats.aio.client import Client
 
+from benchmarks.backends.reading import read_states, rows
 from benchmarks.backends.served import read_back, records_per_s, report, versions_per_s
 from benchmarks.measure import in_turns
 from quire.testing.servers.nats import NatsServer
@@ -79,6 +80,8 @@ def main():
         report("feed, pages of 1,000", feed)
         report("one stream read whole (2,000 records)", read)
         print(f"  latest(): {asked:.0f} us")
+        for row in rows(run(read_states(place())), 2000):
+            print(f"  {row.what:<58} {row.measured:>10,.1f} {row.unit} (bar <= {row.bar:g})", flush=True)
         print(
             f"  bytes per version: {single:.0f} one to an item, {packed:.0f} a hundred to an item (18 of them the change)"
         )

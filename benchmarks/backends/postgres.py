@@ -12,6 +12,7 @@ import time
 import asyncpg
 
 import quire
+from benchmarks.backends.reading import read_states, rows
 from benchmarks.measure import Row, in_turns
 from quire.model import GENESIS, Record
 from quire.storage.base import Expect, Item
@@ -190,6 +191,7 @@ def postgres(quick):
         yield Row("one sequential writer, of the bare driver", one.mid / single.mid, ">=", 0.4, note=f"{one}/s")
         rate, size = asyncio.run(fed(server, 20_000))
         yield Row("feed", rate, ">=", 10_000, "/s")
+        yield from rows(asyncio.run(read_states(server.place("read"))), 2000)
         yield Row("bytes of a version with its indexes, body 18", size, "<=", 400, "B")
         yield Row("latest, one reader", asyncio.run(asked(server, 1)) * 1e3, "<=", 2, "ms")
         yield Row("latest, 100 readers at once", asyncio.run(asked(server, 100)) * 1e3, "<=", 20, "ms")

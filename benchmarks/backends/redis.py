@@ -6,6 +6,7 @@ import time
 
 from redis.asyncio import Redis
 
+from benchmarks.backends.reading import read_states, rows
 from benchmarks.backends.served import read_back, records_per_s, report, versions_per_s
 from benchmarks.measure import in_turns
 from quire.testing.servers.redis import RedisServer
@@ -74,6 +75,8 @@ def main():
         report("feed, pages of 1,000", feed)
         report("one stream read whole (2,000 records)", read)
         print(f"  latest(): {asked:.0f} us")
+        for row in rows(run(read_states(place())), 2000):
+            print(f"  {row.what:<58} {row.measured:>10,.1f} {row.unit} (bar <= {row.bar:g})", flush=True)
         memory, log = ((b - a) / 20_000 for a, b in zip(before, after, strict=True))
         print(f"  bytes per version: {memory:.0f} in memory, {log:.0f} in the log (18 of them the change)")
 

@@ -11,6 +11,7 @@ import time
 import rocksdict
 
 from benchmarks.backends.embedded import BODY, alone, back, link, opening, used
+from benchmarks.backends.reading import read_states, rows
 from benchmarks.measure import Row, folder, in_turns
 from quire.storage._rocksdb_keys import Keys, number_key
 from quire.storage._rocksdb_write import Entry, Top, pack
@@ -76,6 +77,8 @@ def rocksdb(quick):
     with folder() as place:
         rate, asked, size = asyncio.run(back(f"rocksdb:///{place}/s", 20_000))
     yield Row("feed", rate, ">=", 10_000, "/s")
+    with folder() as place:
+        yield from rows(asyncio.run(read_states(f"rocksdb:///{place}/s")), 100)
     yield Row("latest", asked, "<=", 50, "us")
     yield Row("bytes of a version with its log, body 18", size, "<=", 1000, "B")
     times = []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quire.api.backups import prune_backups as prune_backups
     from quire.api.backups import recover as recover
     from quire.api.draft import DictDraft as DictDraft
+    from quire.api.health import Health as Health
+    from quire.api.health import HealthLimits as HealthLimits
     from quire.api.hooks import Hook as Hook
     from quire.api.hooks import Proposed as Proposed
     from quire.api.manager import StateManager as StateManager
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from quire.api.views import BlameLine as BlameLine
     from quire.api.views import Event as Event
     from quire.api.workflow import Workflow as Workflow
+    from quire.backends import DatabaseStorageBackend as DatabaseStorageBackend
+    from quire.backends import FileStorageBackend as FileStorageBackend
+    from quire.backends import RedisStorageBackend as RedisStorageBackend
+    from quire.backends import StorageBackend as StorageBackend
     from quire.central import AsyncCentralizedStateStore as AsyncCentralizedStateStore
     from quire.central import CentralizedStateStore as CentralizedStateStore
     from quire.config import Backups as Backups
@@ -66,6 +72,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "quire.api.backups": ("Backup", "Checked", "Recovered", "backups", "check_backups", "prune_backups", "recover"),
     "quire.api.draft": ("DictDraft",),
+    "quire.api.health": ("Health", "HealthLimits"),
     "quire.api.hooks": ("Hook", "Proposed"),
     "quire.api.manager": ("StateManager",),
     "quire.api.reactions": ("Changed",),
@@ -74,6 +81,7 @@ _HOMES = {
     "quire.api.triggers": ("Trigger",),
     "quire.api.views": ("BlameLine", "Event"),
     "quire.api.workflow": ("Workflow",),
+    "quire.backends": ("DatabaseStorageBackend", "FileStorageBackend", "RedisStorageBackend", "StorageBackend"),
     "quire.central": ("AsyncCentralizedStateStore", "CentralizedStateStore"),
     "quire.config": ("Backups", "Compression", "Settings"),
     "quire.core.schema": ("Schema",),
@@ -118,11 +126,15 @@ __all__ = [
     "Checkpoint",
     "Compression",
     "Conflict",
+    "DatabaseStorageBackend",
     "Delete",
     "DictDraft",
     "Event",
     "EventSchema",
     "EventStore",
+    "FileStorageBackend",
+    "Health",
+    "HealthLimits",
     "Hook",
     "Increment",
     "Insert",
@@ -130,6 +142,7 @@ __all__ = [
     "Proposed",
     "QuireError",
     "Recovered",
+    "RedisStorageBackend",
     "Remove",
     "Schema",
     "ScopeLimits",
@@ -141,6 +154,7 @@ __all__ = [
     "StateManager",
     "StateScope",
     "StateView",
+    "StorageBackend",
     "Store",
     "Trigger",
     "TriggerState",

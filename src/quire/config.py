@@ -13,6 +13,8 @@ import msgspec
 from quire.errors import Invalid
 from quire.model import Version
 
+MIB = 1024 * 1024
+
 Algorithm = Literal["zstd", "gzip", "lz4"]
 
 
@@ -88,18 +90,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How an open store behaves. Durability is the backend's business and chosen in the URL."""
 
     batch_writes_max: int = 1024
-    """Writes in one commit; more wait for the next one."""
-    batch_bytes_max: int = 8 * 1024 * 1024
+    """Writes in one commit; more wait for the next one. A transaction of more is a commit of its own."""
+    transaction_writes_max: int = 10_000
+    """Writes that are one transaction; more raise LimitExceeded."""
+    batch_bytes_max: int = 8 * MIB
     """Bytes of changes in one commit; more wait for the next one."""
     queue_writes_max: int = 100_000
     """Writes waiting at once; further writers wait for room before they queue."""
-    write_bytes_max: int = 16 * 1024 * 1024
+    write_bytes_max: int = 16 * MIB
     """Bytes of one write's changes as JSON; more raises LimitExceeded."""
     depth_max: int = 64
     """Nesting of a stored value; more raises InvalidState."""
     key_bytes_max: int = 512
     """UTF-8 bytes of one object key; more raises LimitExceeded."""
-    resident_bytes_max: int = 100 * 1024 * 1024
+    state_bytes_max: int | None = 100 * MIB
+    """Bytes of a workflow's state as JSON, with all that is kept in it; a write that leaves more raises LimitExceeded,
+    but for one that makes it smaller. None: as much as memory holds. Nothing is weighed until a state comes near."""
+    state_keys_max: int | None = None
+    """Keys of all objects in a workflow's state, at any depth; a write that leaves more raises LimitExceeded, as above."""
+    value_bytes_max: int | None = None
+    """Bytes as JSON of one value that a write puts: what is set at a path, each item added to a list, a text that was
+    spliced, and where a whole state is set each value in it; more raises LimitExceeded, unless a larger one was there.
+    What grows piece by piece is bounded by the state. Cost: an encoding of each value."""
+    blob_bytes_max: int = 256 * MIB
+    """Bytes of one blob; more raises LimitExceeded."""
+    store_bytes_max: int | None = None
+    """Bytes that the whole store may take, of all namespaces, as its backend counts them (`stats().size_bytes`); then
+    writes raise LimitExceeded, but for those that end a workflow or redact. It is looked at seldom: a store may grow
+    past it by a 64th, one commit and a keyframe, and by what other processes write meanwhile."""
+    parallel_loads_max: int = 16
+    """States being read from the store at once, each of which takes memory; more wait for their turn."""
+    resident_bytes_max: int = 100 * MIB
     """Estimated memory of the states kept ready; the least recently used are dropped and read again when asked for."""
     recent_records: int = 64
     """Newest records kept per live workflow for rebasing and watching; older ones are read from the log."""
@@ -120,14 +141,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     verify_on_load: bool = True
     """Recompute the chain of every record that a state is built from."""
 
+    def __post_init__(self) -> None:
+        for name in _LIMITS:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise Invalid(
+                    f"{name}={value!r}: a whole number of at least 1 is needed, or None where there is no limit"
+                )
+
 
 ARCHIVING = Retention(versions=100, days=30)
 """At most a hundred versions of a workflow stay, and none that is older than a month."""
 
-DEVELOPMENT = Settings(resident_bytes_max=128 * 1024 * 1024)
-PRODUCTION = Settings(resident_bytes_max=512 * 1024 * 1024)
+
+_LIMITS = ("state_bytes_max", "state_keys_max", "value_bytes_max", "store_bytes_max")
+
+DEVELOPMENT = Settings(resident_bytes_max=128 * MIB, state_bytes_max=50 * MIB, parallel_loads_max=4)
+PRODUCTION = Settings(resident_bytes_max=512 * MIB, state_bytes_max=200 * MIB)
 HIGH_THROUGHPUT = Settings(
-    resident_bytes_max=1024 * 1024 * 1024, batch_writes_max=4096, batch_bytes_max=32 * 1024 * 1024
+    resident_bytes_max=1024 * MIB,
+    state_bytes_max=500 * MIB,
+    batch_writes_max=4096,
+    batch_bytes_max=32 * MIB,
+    parallel_loads_max=32,
 )
 
 _PRESETS = {"development": DEVELOPMENT, "production": PRODUCTION, "high_throughput": HIGH_THROUGHPUT}

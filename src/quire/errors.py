@@ -164,12 +164,13 @@ class ChangeError(Invalid):
 
 
 class LimitExceeded(Invalid):
-    """A named limit was reached; nothing was stored."""
+    """A named limit was reached; nothing was stored. `path`: the JSON Pointer of what was too much, "" for all of it."""
 
     code = "limit_exceeded"
 
-    def __init__(self, message: str, *, limit: str, allowed: int, found: int) -> None:
+    def __init__(self, message: str, *, limit: str, allowed: int, found: int, path: str = "") -> None:
         super().__init__(message)
+        self.path = path
         self.limit = limit
         self.allowed = allowed
         self.found = found

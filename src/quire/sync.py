@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 from quire.api.sync import Store, Workflow, open  # noqa: A004
 
 if TYPE_CHECKING:
+    from quire.backends.sync import (
+        DatabaseStorageBackend,
+        FileStorageBackend,
+        RedisStorageBackend,
+        StorageBackend,
+    )
     from quire.central.sync import CentralizedStateStore
     from quire.events.sync import EventStore, StateView
     from quire.scopes.sync import State, WorkflowStateManager
@@ -18,18 +24,26 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CentralizedStateStore": "quire.central.sync",
+    "DatabaseStorageBackend": "quire.backends.sync",
     "EventStore": "quire.events.sync",
+    "FileStorageBackend": "quire.backends.sync",
+    "RedisStorageBackend": "quire.backends.sync",
     "State": "quire.scopes.sync",
     "StateView": "quire.events.sync",
+    "StorageBackend": "quire.backends.sync",
     "WorkflowStateManager": "quire.scopes.sync",
     "run_script": "quire.scripting.sync",
 }
 
 __all__ = [
     "CentralizedStateStore",
+    "DatabaseStorageBackend",
     "EventStore",
+    "FileStorageBackend",
+    "RedisStorageBackend",
     "State",
     "StateView",
+    "StorageBackend",
     "Store",
     "Workflow",
     "WorkflowStateManager",

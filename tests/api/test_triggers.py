@@ -602,3 +602,30 @@ def test_triggers_without_an_event_loop(tmp_path):
         made.remove()
         store.drop_trigger("t")
         assert store.triggers() == []
+
+
+async def test_one_that_was_parked_before_a_copy_is_resumed_after_its_event_and_skips_no_other(tmp_path):
+    name = f"sqlite:///{tmp_path / 'source.db'}"
+    async with quire.open(
+        name, namespace="busy"
+    ) as busy:  # positions are the whole store's: those of the copy are lower
+        wf = await busy.create("w", {"n": 0})
+        for number in range(1, 30):
+            await wf.set("/n", number)
+
+    def failing(_):
+        raise RuntimeError("no")
+
+    target = f"sqlite:///{tmp_path / 'copy.db'}"
+    async with quire.open(name) as store:
+        wf = await store.create("w", {"n": 0})
+        await store.trigger("t", failing, attempts=1)
+        await wf.set("/n", 1)
+        await until(lambda: is_parked(store))
+        await wf.set("/n", 2)
+        await store.copy_to(target)
+    told = Told()
+    async with quire.open(target) as store:
+        await store.trigger("t", told, path="/n")
+        await store.resume_trigger("t", skip=True)
+        assert await told.count(1) == [2]

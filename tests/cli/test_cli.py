@@ -95,6 +95,8 @@ def test_a_day_with_it(quire, tmp_path):
         (["--store", "postgresql://u:pw@h/d?schema=A", "ls"], 2, "schema='A'"),
         (["--store", "no/such/folder/s.db", "init"], 6, "folder"),
         (["--store", "mistyped.db", "ls"], 3, "there is no store at mistyped.db"),
+        (["--store", "file:///mistyped", "ls"], 3, "there is no store at mistyped"),
+        (["--store", "rocksdb:///mistyped", "log", "x"], 3, "there is no store at mistyped"),
         (["--namespace", "a/b", "ls"], 2, "namespace"),
     ],
 )

@@ -1,6 +1,10 @@
 """`quire copy`: between stores of any kind; a mistyped name makes none."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +67,30 @@ def test_damage_ends_it_with_the_code_for_damage(filled, tmp_path):
     db.execute("UPDATE records SET author = 'eve' WHERE version = 1")
     db.close()
     filled("copy", "s.db", "t.db", code=5)
+
+
+def test_bars_are_drawn_where_a_person_looks(filled, tmp_path):
+    pytest.importorskip("rich")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "quire.cli.main", "copy", "s.db", "t.db", "--json"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=subprocess.PIPE, stderr=slave) as child:
+        os.close(slave)
+        said, seen = child.stdout.read(), b""
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # the child closed the other end
+                break
+            if not data:
+                break
+            seen += data
+    os.close(master)
+    assert child.returncode == 0
+    assert json.loads(said)["versions"] == 3
+    assert b"versions" in seen and b"100%" in seen
+
+
+def test_elsewhere_quarters_are_told(filled, tmp_path):
+    command = [sys.executable, "-m", "quire.cli.main", "copy", "s.db", "t.db"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "100 % of the versions" in done.stderr and "\x1b" not in done.stderr + done.stdout

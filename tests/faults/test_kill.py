@@ -19,8 +19,12 @@ WRITER = str(Path(__file__).parent / "crash_writer.py")
 WRITERS = 4
 
 
-def live_and_die(path, after_s, honesty="honest", failpoint=None, end=lambda: None):
-    """Run a writer, call `end`, kill it, and return what it acknowledged: {(workflow, version): mark}."""
+def live_and_die(path, after_s, honesty="honest", failpoint=None, end=None):
+    """Run a writer, kill it, and return what it acknowledged: {(workflow, version): mark}.
+
+    end: called before the kill. What is said from then on does not count: while a disk is cut off by software, a sync that
+    is under way may still say that it went well, to a process that without power would not be there.
+    """
     env = {**os.environ, **({"QUIRE_FAILPOINT": failpoint} if failpoint else {})}
     with subprocess.Popen(
         [sys.executable, WRITER, path, str(WRITERS), honesty], stdout=subprocess.PIPE, env=env
@@ -42,11 +46,14 @@ def live_and_die(path, after_s, honesty="honest", failpoint=None, end=lambda: No
                     said += part
                     if until is None and b"ready" in said:
                         until = time.monotonic() + after_s
-        end()
+        if end is not None:
+            said += process.stdout.read() or b""
+            end()
         process.send_signal(signal.SIGKILL)
         process.wait()
         os.set_blocking(process.stdout.fileno(), True)
-        said += process.stdout.read() or b""
+        if end is None:
+            said += process.stdout.read() or b""
     acked = {}
     for line in said.decode().split("\n")[:-1]:
         if line != "ready":

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import asyncpg
 import pytest
 
 import quire
-from quire.errors import QuireError
 from quire.storage import _postgres_line
+from quire.testing.outage import attack, killed, losses
 from quire.testing.servers import Server, ServerFailed, ServerMissing
 from quire.testing.servers import fixtures as servers
 from quire.testing.servers._process import gone
@@ -102,136 +101,21 @@ def test_a_missing_server_skips_with_the_reason_and_fails_where_it_is_required(m
 # the server killed under writers, readers and a watcher
 
 WRITERS = 4
-
-
-class Story:
-    """What writers were told: {(workflow, version): mark}, and what went wrong that may go wrong."""
-
-    def __init__(self):
-        self.acked = {}
-        self.newest = {}
-        self.errors = []
-        self.wanted = 0
-        self.enough = asyncio.Event()
-
-    def ack(self, workflow, version, mark):
-        self.acked.setdefault((workflow, version), mark)
-        self.newest[workflow] = version
-        if len(self.acked) >= self.wanted:
-            self.enough.set()
-
-    async def more(self, count):
-        """Wait for so many more acknowledgements."""
-        self.wanted = len(self.acked) + count
-        self.enough.clear()
-        await asyncio.wait_for(self.enough.wait(), 60)
-
-    def met(self, error):
-        assert error.retryable, repr(error)
-        self.errors.append(error)
-
-
-async def write(store, w, story, stop, honesty):
-    wf, count = store.workflow(f"w{w}"), 0
-    while not stop.is_set():
-        count += 1
-        mark = f"{w}-{count}"
-        try:
-            if honesty == "early":
-                story.ack(w, (await wf.version()).number + 1, mark)
-            async with wf.edit(author=f"writer {w}") as state:
-                state.increment("n")
-                state["last"] = mark
-            if honesty != "early":
-                story.ack(w, (await wf.version()).number, mark)
-        except QuireError as error:
-            story.met(error)
-
-
-async def read(store, w, story, stop):
-    wf, seen = store.workflow(f"w{w}"), 0
-    while not stop.is_set():
-        known = story.newest.get(w, 0)
-        try:
-            found = (await wf.version()).number
-        except QuireError as error:
-            story.met(error)
-            continue
-        assert found >= max(seen, known), "a reader went back in time"
-        seen = found
-
-
-async def watch(store, seen):
-    async for event in store.watch(after=0):
-        seen.append((event.version.workflow_id, event.version.number))
-
-
-async def attack(server, url, kills, seed, honesty="honest"):
-    """Write, kill the server at random moments and start it again; return what was acknowledged and what is lost."""
-    chance, stop = random.Random(seed), asyncio.Event()
-    story, events = Story(), []
-    async with quire.open(url) as store:
-        for w in range(WRITERS):
-            await store.create(f"w{w}", {"n": 0, "last": None})
-        await on_disk(server)
-        async with asyncio.TaskGroup() as tasks:
-            writers = [tasks.create_task(write(store, w, story, stop, honesty)) for w in range(WRITERS)]
-            observers = [read(store, 0, story, stop), watch(store, events)] if honesty == "honest" else []
-            observers = [tasks.create_task(work) for work in observers]
-            for _ in range(kills):
-                await story.more(chance.randrange(1, 60))
-                await asyncio.to_thread(server.kill)
-                await asyncio.to_thread(server.restart)
-            await story.more(20)
-            stop.set()
-            await asyncio.gather(*writers)
-            lost = await losses(url, story.acked, events if observers else None)
-            for observer in observers:
-                observer.cancel()
-    return story, lost
-
-
-async def on_disk(server):
-    """What is there before the attack is not what is attacked."""
-    db = await asyncpg.connect(server.url)
-    await db.execute("CHECKPOINT")
-    await db.close()
-
-
-async def losses(url, acked, events):
-    """Return what was acknowledged and is not there, after checking that what is there is sound and there once."""
-    lost, there = [], []
-    async with quire.open(url) as store:
-        report = await store.verify()
-        assert report.ok, report.problems
-        for w in range(WRITERS):
-            wf = store.workflow(f"w{w}")
-            versions = await wf.history(order="oldest")
-            assert [v.number for v in versions] == list(range(1, len(versions) + 1))
-            marks = {v.number: next((c.value for c in v.changes if c.path == ("last",)), None) for v in versions}
-            written = [m for m in marks.values() if m]
-            assert len(set(written)) == len(written), "a write happened twice"
-            assert await wf.get("/n") == len(versions) - 1
-            lost += [key for key, mark in acked.items() if key[0] == w and marks.get(key[1]) != mark]
-            there += [(f"w{w}", v.number) for v in versions]
-        feed = [v async for v in all_of(store, len(there))]
-    assert sorted(feed) == sorted(there)
-    while events is not None and len(set(events)) < len(there):
-        await asyncio.sleep(0.01)  # the test's own limit ends this: the watcher hears of the last ones soon
-    assert events is None or sorted(events) == sorted(there), "the watcher missed or doubled something"
-    return lost
-
-
-async def all_of(store, count):
-    if count:
-        async for event in store.watch(after=0):
-            yield event.version.workflow_id, event.version.number
-            count -= 1
-            if count == 0:
-                return
-
-
 CLIENT = str(Path(__file__).parent / "crash_writer.py")
+
+
+def strike(server, url, times, seed, **how):
+    def on_disk(ledger):
+        """What is there before the attack is not what is attacked."""
+
+        async def checkpoint():
+            db = await asyncpg.connect(server.url)
+            await db.execute("CHECKPOINT")
+            await db.close()
+
+        asyncio.run(checkpoint())
+
+    return attack(url, killed(server), times=times, seed=seed, writers=WRITERS, begun=on_disk, **how)
 
 
 @pytest.mark.parametrize("point", ["commit:before", "commit:after"])
@@ -250,7 +134,7 @@ async def test_nothing_acknowledged_is_lost_by_kills_of_a_client(tmp_path, point
                 workflow, version, mark = line.split(" ")
                 acked[(int(workflow), int(version))] = mark
     assert len(acked) > 50
-    assert not await losses(url, acked, None)
+    assert not await asyncio.to_thread(losses, url, acked, WRITERS)
 
 
 @pytest.fixture(autouse=True)
@@ -259,34 +143,39 @@ def quiet(caplog):
 
 
 @pytest.mark.timeout(600)
-async def test_nothing_acknowledged_is_lost_by_ten_kills_of_the_server(tmp_path):
+def test_nothing_acknowledged_is_lost_by_ten_kills_of_the_server(tmp_path):
     server = started(PostgresServer())
     try:
-        story, lost = await attack(server, server.place(tmp_path), 10, seed=1)
+        ledger, lost = strike(server, server.place(tmp_path), 10, seed=1)
     finally:
         server.stop()
-    assert len(story.acked) > 100
+    assert not ledger.wrong
     assert not lost
+    assert len(ledger.acked) > 100
+    assert "OutcomeUnknown" not in ledger.errors
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(10))
-async def test_nothing_acknowledged_is_lost_by_a_hundred_kills_of_the_server(tmp_path, seed):
+def test_nothing_acknowledged_is_lost_by_a_hundred_kills_of_the_server(tmp_path, seed):
     server = started(PostgresServer())
     try:
-        _, lost = await attack(server, server.place(tmp_path), 10, seed=100 + seed)
+        ledger, lost = strike(server, server.place(tmp_path), 10, seed=100 + seed)
     finally:
         server.stop()
+    print(ledger)
+    assert not ledger.wrong
     assert not lost
+    assert "OutcomeUnknown" not in ledger.errors
 
 
 @pytest.mark.timeout(600)
-async def test_the_checker_catches_an_early_acknowledgement(tmp_path):
+def test_the_checker_catches_an_early_acknowledgement(tmp_path):
     server = started(PostgresServer())
     try:
         for seed in range(20):
-            _, lost = await attack(server, server.place(f"{tmp_path} {seed}"), 1, seed, honesty="early")
+            _, lost = strike(server, server.place(f"{tmp_path} {seed}"), 1, seed, early=True, witnesses=False)
             if lost:
                 return
     finally:
@@ -295,15 +184,15 @@ async def test_the_checker_catches_an_early_acknowledgement(tmp_path):
 
 
 @pytest.mark.timeout(600)
-async def test_the_checker_catches_a_server_that_does_not_wait_for_its_disk(tmp_path, monkeypatch):
+def test_the_checker_catches_a_server_that_does_not_wait_for_its_disk(tmp_path, monkeypatch):
     monkeypatch.setitem(_postgres_line._SETTINGS, "synchronous_commit", "off")
     server = started(PostgresServer({"wal_writer_delay": "10s"}))
     try:
         for seed in range(20):
             url = server.place(f"{tmp_path} {seed}")
-            _, lost = await attack(server, url, 1, seed, honesty="forgetful")
+            _, lost = strike(server, url, 1, seed, witnesses=False)
             if lost:
-                async with quire.open(url) as store:
+                with quire.sync.open(url) as store:
                     assert store.capabilities.durability == "process"
                     assert "synchronous_commit is off" in store.capabilities.note
                 return

@@ -65,6 +65,10 @@ async def test_every_embedded_store_moves_to_every_other(tmp_path, source, targe
 async def test_servers_are_moved_to_and_from(tmp_path, kind):
     async with filled(place("sqlite", tmp_path, "from")) as store:
         await moved_there_and_compared(store, place(kind, tmp_path, "there"))
+        await store.workflow("c").redact(text=sources.SECRET)
+        await trim(store, "c", 2)
+        await do(store, "event", "a", 9)
+        await moved_there_and_compared(store, place(kind, tmp_path, "there"))
     async with quire.open(place(kind, tmp_path, "there")) as store:
         await moved_there_and_compared(store, place("files", tmp_path, "back"))
 
@@ -221,6 +225,8 @@ async def test_writers_go_on_while_it_is_copied(tmp_path):
             while not done.is_set():
                 await flows[i].inc("/n", idempotency_key=f"{i}-{written[i]}")
                 written[i] += 1
+                if written[i] % 5 == 0:
+                    await flows[i].checkpoint(f"c{written[i]}", kind="snapshot")
 
         writers = [asyncio.create_task(write(i)) for i in range(len(flows))]
         while sum(written) < 200:
@@ -235,6 +241,27 @@ async def test_writers_go_on_while_it_is_copied(tmp_path):
             await assert_copied(source, target)
             for i, wf in enumerate(flows):
                 assert await target.workflow(wf.id).get("/n") == written[i]
+
+
+async def test_large_records_are_read_a_few_at_a_time(monkeypatch):
+    """Memory is bounded by bytes, not by how many records there are."""
+    async with quire.open("memory:large-from") as source, quire.open("memory:large-to") as target:
+        wf = await source.create("w", {"text": ""})
+        for i in range(40):
+            await wf.set("/text", str(i) * 500_000)
+        backend, asked = source.engine.backend, []
+        feed = backend.feed
+
+        async def watched(after=0, *, limit=1000):
+            page = await feed(after, limit=limit)
+            asked.append(sum(len(r.body) for r in page))
+            return page
+
+        monkeypatch.setattr(backend, "feed", watched)
+        await source.copy_to("memory:large-to")
+        assert max(asked[1:]) < 8 << 20 and max(asked) < 16 << 20 and len(asked) > 3
+        monkeypatch.undo()
+        await assert_copied(source, target)
 
 
 async def test_a_writer_that_was_answered_twice_is_not_answered_a_third_time():

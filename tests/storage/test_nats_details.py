@@ -1,9 +1,6 @@
 """What NATS promises beyond the protocol: what is refused, what late batches find, large values, removal, a cluster."""
 
-import asyncio
 import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from urllib.parse import urlsplit
@@ -13,11 +10,9 @@ import pytest
 
 import quire
 from quire.errors import (
-    Closed,
     CorruptRecord,
     Denied,
     IncompatibleFormat,
-    InvalidKey,
     LimitExceeded,
     StorageError,
     StorageFull,
@@ -32,20 +27,14 @@ from quire.storage._nats_wire import Address, Moved, Wire
 from quire.storage.base import CellWrite, Committed, Expect, Item, Refused
 from quire.storage.nats import open_nats
 from quire.storage.open import open_backend
+from quire.testing import scenes
+from quire.testing._conformance_base import begun
 from quire.testing.conformance import bare, chain, entry
+from quire.testing.scenes import following, opened
 from quire.testing.servers.fixtures import shared, started
 from quire.testing.servers.nats import NatsServer
 
 places = count()
-
-
-def begun(stream, *bodies, cells=()):
-    records = tuple(entry(stream, i, body) for i, body in enumerate(bodies, 1))
-    return Item((Expect(stream, 0, GENESIS),), records, tuple(cells))
-
-
-def following(stream, version, body=b"[]"):
-    return Item((Expect(stream, version, chain(stream, version)),), (entry(stream, version + 1, body),))
 
 
 @contextmanager
@@ -66,15 +55,6 @@ def url():
 
 def name_of(url):
     return url.partition("stream=")[2]
-
-
-@asynccontextmanager
-async def opened(url, namespace="default"):
-    backend = await open_backend(url, namespace=namespace)
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @asynccontextmanager
@@ -124,9 +104,7 @@ async def test_durability_is_claimed_only_where_the_url_says_that_the_servers_sy
     ],
 )
 async def test_a_bad_url_is_refused_with_a_remedy(rest):
-    with pytest.raises(InvalidKey) as caught:
-        await open_backend("nats://" + rest, namespace="default")
-    assert len(str(caught.value)) > 20
+    await scenes.bad_url("nats://" + rest)
 
 
 async def test_password_and_token_are_checked_and_never_shown():
@@ -146,8 +124,7 @@ async def test_password_and_token_are_checked_and_never_shown():
 async def test_a_server_that_is_not_there_is_told():
     with server() as running:
         url = running.url
-    with pytest.raises(StorageUnavailable, match="start nats-server there"):
-        await open_backend(url, namespace="default")
+    await scenes.nobody_there(url, remedy="start nats-server there")
 
 
 async def test_a_server_without_jetstream_is_refused():
@@ -180,15 +157,7 @@ async def test_subjects_of_somebody_else_are_left_alone(url):
 
 
 def test_without_the_driver_the_extra_is_named():
-    code = (
-        "import sys, asyncio; sys.modules['nats'] = None\n"
-        "from quire.storage.open import open_backend\n"
-        "try: asyncio.run(open_backend('nats://h', namespace='default'))\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("Unsupported ")
-    assert "pip install 'quire[nats]'" in said
+    scenes.missing_driver("nats", "nats://h", extra="nats")
 
 
 # room
@@ -311,11 +280,7 @@ async def test_after_a_call_that_failed_none_of_those_behind_it_takes_effect(url
     async with opened(url) as backend:
         await backend.commit([begun("s/1", b"1")])
         await backend._shelf.purge(backend._writer._mark_subject)  # the server forgot the session
-        calls = [asyncio.create_task(backend.commit([begun(f"t/{i}", b"1")])) for i in range(4)]
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(error, StorageUnavailable) for error in found)
-        await backend.recover()
-        assert await backend.streams() == ["s/1"]
+        await scenes.fail_in_a_row(backend, StorageUnavailable)
         assert isinstance((await backend.commit([following("s/1", 1)]))[0], Committed)
 
 
@@ -358,6 +323,45 @@ async def test_a_check_of_a_stream_that_is_not_written_holds_against_a_race(url)
         (outcome,) = await backend.commit([checked])
         assert isinstance(outcome, Refused)
         assert await backend.streams() == ["s/1"]
+
+
+async def test_a_replica_that_is_behind_is_asked_again_and_never_believed(url):
+    """Its answers are those of a moment before: a message is not there yet, a page ends too soon."""
+    async with opened(url) as backend:
+        await backend.commit([begun("s/1", b"1")])
+        await backend.commit([following("s/1", 1, b"2")])
+        await backend.put_blob("b", b"1")
+        behind = set()
+
+        def replicated(shelf):
+            """Have one server play the leader, and replicas that are behind in their first answer of each kind."""
+            ask, shelf.replicas = shelf._direct, 3
+
+            async def late(request):
+                answers = await ask(request)
+                kind = "page" if "next_by_subj" in request else "message" if "batch" not in request else ""
+                if not kind or "multi_last" in request or kind in behind:
+                    return answers
+                behind.add(kind)
+                return [*answers[:-2], answers[-1]] if kind == "page" else [absent]
+
+            shelf._direct = late
+
+        absent = nats.aio.msg.Msg(None, headers={"Status": "404"})
+        replicated(backend._shelf)
+        replicated(backend._side)
+        assert [r.body for r in await backend.read("s/1")] == [b"1", b"2"]
+        assert await backend.blob("b") == b"1"
+        assert behind == {"page", "message"}
+        behind.clear()
+        assert [r.version for r in await backend.feed()] == [1, 2]
+
+        async def never(request):
+            return [absent]
+
+        backend._side._direct, backend._side._patience_s = never, 0
+        with pytest.raises(StorageTimeout, match="behind"):
+            await backend.blob("b")
 
 
 # size
@@ -539,12 +543,7 @@ async def test_who_waits_is_told_when_the_server_goes():
     with server() as running:
         address = Address([f"127.0.0.1:{running.port}"], None, None)
         backend = await open_nats(address, namespace="default", patience_s=0.2)
-        waiting = asyncio.create_task(backend.changed(0, timeout_s=1000))
-        while backend._heard_on is None:
-            await asyncio.sleep(0)
-        running.kill()
-        with pytest.raises(StorageUnavailable):
-            await waiting
+        await scenes.waiter_told(running, backend, lambda: backend._heard_on)
         await backend.close()
 
 
@@ -565,10 +564,7 @@ async def test_after_a_restart_writers_get_at_most_a_retryable_error_and_readers
 
 async def test_a_handle_from_before_a_fork_is_closed_in_the_child(url):
     async with opened(url) as backend:
-        backend._pid += 1
-        with pytest.raises(Closed, match="fork"):
-            await backend.streams()
-        backend._pid -= 1
+        await scenes.forked(backend)
 
 
 async def test_a_full_server_is_told(url):
@@ -582,28 +578,5 @@ async def test_a_full_server_is_told(url):
         await wire.close()
 
 
-RIVAL = """
-import asyncio, sys, quire
-async def main(url, who):
-    async with quire.open(url) as store:
-        wf = store.workflow("w")
-        async def one(k):
-            for i in range(5):
-                async with wf.edit(author=who) as state:
-                    state.increment("n")
-                    state["log"].append(f"{who}-{k}-{i}")
-        await asyncio.gather(*(one(k) for k in range(4)))
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def test_two_processes_write_to_one_workflow_and_lose_nothing():
-    with server() as running:
-        with quire.sync.open(running.url) as store:
-            store.create("w", {"n": 0, "log": []})
-        rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, running.url, f"p{i}"]) for i in range(2)]
-        assert [rival.wait(60) for rival in rivals] == [0, 0]
-        with quire.sync.open(running.url) as store:
-            state = store.workflow("w").state()
-            assert state["n"] == len(set(state["log"])) == 40
-            assert store.verify().ok
+def test_two_processes_write_to_one_workflow_and_lose_nothing(url):
+    scenes.rivals(url)

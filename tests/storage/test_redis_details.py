@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 
@@ -12,7 +10,6 @@ import redis
 
 import quire
 from quire.errors import (
-    Closed,
     CorruptRecord,
     Denied,
     IncompatibleFormat,
@@ -30,20 +27,14 @@ from quire.storage._redis_line import Address, Line
 from quire.storage.base import CellWrite, Committed, Expect, Item, Refused
 from quire.storage.open import open_backend
 from quire.storage.redis import open_redis
+from quire.testing import scenes
+from quire.testing._conformance_base import begun
 from quire.testing.conformance import bare, chain, entry
+from quire.testing.scenes import following, opened
 from quire.testing.servers.fixtures import shared, started
 from quire.testing.servers.redis import RedisServer
 
 places = count()
-
-
-def begun(stream, *bodies, cells=()):
-    records = tuple(entry(stream, i, body) for i, body in enumerate(bodies, 1))
-    return Item((Expect(stream, 0, GENESIS),), records, tuple(cells))
-
-
-def following(stream, version, body=b"[]"):
-    return Item((Expect(stream, version, chain(stream, version)),), (entry(stream, version + 1, body),))
 
 
 @contextmanager
@@ -65,15 +56,6 @@ def place():
         client.prefix = url.partition("prefix=")[2]
         client.space = f"{client.prefix}:n:default:"
         yield url, client
-
-
-@asynccontextmanager
-async def opened(url, namespace="default"):
-    backend = await open_backend(url, namespace=namespace)
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 # what is promised
@@ -118,9 +100,7 @@ async def test_a_user_who_may_not_see_the_settings_is_told_that_nothing_is_known
     ["h:0/0", "h:99999/0", "h/x", "h/-1", "h/0?prefix=a*", "h/0?prefix=", "h/0?speed=1", "h/0#x", "h/0?ca=x", "["],
 )
 async def test_a_bad_url_is_refused_with_a_remedy(rest):
-    with pytest.raises(InvalidKey) as caught:
-        await open_backend("redis://" + rest, namespace="default")
-    assert len(str(caught.value)) > 20
+    await scenes.bad_url("redis://" + rest)
 
 
 async def test_a_database_that_is_not_there_is_refused(place):
@@ -151,8 +131,7 @@ async def test_a_user_without_rights_is_told_so(place):
 async def test_a_server_that_is_not_there_is_told():
     with server() as running:
         url = running.url
-    with pytest.raises(StorageUnavailable, match="start Redis there"):
-        await open_backend(url, namespace="default")
+    await scenes.nobody_there(url, remedy="start Redis there")
 
 
 async def test_something_else_that_listens_is_told():
@@ -168,15 +147,7 @@ async def test_something_else_that_listens_is_told():
 
 
 def test_without_the_driver_the_extra_is_named():
-    code = (
-        "import sys, asyncio; sys.modules['hiredis'] = None\n"
-        "from quire.storage.open import open_backend\n"
-        "try: asyncio.run(open_backend('redis://h', namespace='default'))\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("Unsupported ")
-    assert "pip install 'quire[redis]'" in said
+    scenes.missing_driver("hiredis", "redis://h", extra="redis")
 
 
 async def test_foreign_keys_under_the_prefix_are_left_alone(place):
@@ -254,15 +225,7 @@ async def test_after_a_call_that_failed_none_of_those_behind_it_takes_effect(pla
     with server() as running, redis.Redis(port=running.port) as client:
         async with opened(running.url) as backend:
             client.config_set("maxmemory", "1")
-            calls = [asyncio.create_task(backend.commit([begun(f"s/{i}", b"1")])) for i in range(5)]
-            (first, *others) = await asyncio.gather(*calls, return_exceptions=True)
-            client.config_set("maxmemory", "0")
-            assert isinstance(first, StorageFull)
-            assert all(isinstance(error, StorageError) for error in others)
-            with pytest.raises(StorageUnavailable):
-                await backend.commit([begun("s/6", b"1")])
-            await backend.recover()
-            assert await backend.streams() == []
+            await scenes.fail_in_a_row(backend, StorageFull, lambda: client.config_set("maxmemory", "0"))
 
 
 # what comes late
@@ -414,12 +377,7 @@ async def test_a_cancelled_commit_does_not_disturb_the_next(place):
 async def test_who_waits_is_told_when_the_server_goes():
     with server() as running:
         async with opened(running.url) as backend:
-            waiting = asyncio.create_task(backend.changed(0, timeout_s=1000))
-            while not backend._news._task:
-                await asyncio.sleep(0)
-            running.kill()
-            with pytest.raises(StorageUnavailable):
-                await waiting
+            await scenes.waiter_told(running, backend, lambda: backend._news._task)
 
 
 async def test_news_come_again_after_the_line_was_cut(place):
@@ -588,34 +546,8 @@ async def test_a_server_that_does_not_let_us_scrub_says_who_has_to():
 async def test_a_handle_from_before_a_fork_is_closed_in_the_child(place):
     url, _ = place
     async with opened(url) as backend:
-        backend._pid += 1
-        with pytest.raises(Closed, match="fork"):
-            await backend.streams()
-        backend._pid -= 1
+        await scenes.forked(backend)
 
 
-RIVAL = """
-import asyncio, sys, quire
-async def main(url, who):
-    async with quire.open(url) as store:
-        wf = store.workflow("w")
-        async def one(k):
-            for i in range(5):
-                async with wf.edit(author=who) as state:
-                    state.increment("n")
-                    state["log"].append(f"{who}-{k}-{i}")
-        await asyncio.gather(*(one(k) for k in range(4)))
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def test_two_processes_write_to_one_workflow_and_lose_nothing():
-    with server() as running:
-        with quire.sync.open(running.url) as store:
-            store.create("w", {"n": 0, "log": []})
-        rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, running.url, f"p{i}"]) for i in range(2)]
-        assert [rival.wait(60) for rival in rivals] == [0, 0]
-        with quire.sync.open(running.url) as store:
-            state = store.workflow("w").state()
-            assert state["n"] == len(set(state["log"])) == 40
-            assert store.verify().ok
+def test_two_processes_write_to_one_workflow_and_lose_nothing(place):
+    scenes.rivals(place[0])

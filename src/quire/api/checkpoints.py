@@ -48,6 +48,7 @@ class Checkpoints:
         if kind == SNAPSHOT:
             whole = canonical(await engine.state_at(WORKFLOWS + self.workflow_id, version))
             label["blob"], label["size_bytes"] = blake3(whole).hexdigest(), len(whole)
+            await engine.take_blob(len(whole))
             await engine.backend.put_blob(label["blob"], whole)
 
         def plan(labels: dict[str, Any]) -> list[Change]:

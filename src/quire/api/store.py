@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from quire.api import backups, moving, trigger_desk, triggers, views, writes
+from quire.api import backups, measuring, moving, tables, trigger_desk, triggers, views, writes
 from quire.api.backups import Backup
+from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
 from quire.api.keeping import Keeper
 from quire.api.migrating import Migrated, migrated
@@ -32,13 +33,13 @@ from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
-from quire.engine.sweep import Sweeper, Swept
+from quire.engine.sweep import Holdings, Sweeper, Swept, holdings
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid
-from quire.model import WORKFLOWS, Version
-from quire.storage.base import Capabilities
-from quire.storage.open import archive_of, open_backend
+from quire.model import WORKFLOWS, Gain, Version
+from quire.storage.base import Capabilities, Durability
+from quire.storage.open import archive_of, open_backend, train
 
 _PAGE = 1000
 
@@ -192,6 +193,7 @@ class Store:
         self.keeper = None if backup is None else Keeper(engine, namespace, backup)
         self.reactions = Reactions(engine)
         self._before = BeforeHooks(engine)
+        self._looks = measuring.Looks()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -358,9 +360,10 @@ class Store:
             running.cancel()
 
     async def put_blob(self, data: bytes) -> str:
-        """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state."""
+        """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state. Raises LimitExceeded."""
         if not isinstance(data, bytes):
             raise Invalid(f"a blob is bytes, not {type(data).__name__}")
+        await self.engine.take_blob(len(data))
         name = blake3(data).hexdigest()
         await self.engine.backend.put_blob(name, data)
         return name
@@ -396,15 +399,57 @@ class Store:
         """
         return [m async for m in migrated(self.engine, lambda: self.workflows(prefix), plan=plan)]
 
-    async def sweep(self, *, plan: bool = False) -> Swept:
+    async def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
         """Move to the archive what retention lets go, now instead of when it would be next.
 
-        plan: move nothing, only say what would go. Raises Invalid where the store was opened without an archive.
+        plan: move nothing, only say what would go.  retention: other rules than the store was opened with, for once.
+        Raises Invalid where the store was opened without an archive.
         Cost: reads and writes what it moves; looks at each workflow that changed since, or may have grown old.
         """
         if self._sweeper is None:
             raise Invalid("this store has no archive: open it with archive= or retention=")
-        return await self._sweeper.sweep(plan=plan)
+        return await self._sweeper.sweep(plan=plan, rules=retention)
+
+    async def archived(self, *, check: bool = False) -> Holdings:
+        """Return what went to the archive, by workflow, and where that is.
+
+        check: read every segment there and say what is wrong with it. Raises Invalid where the store has no archive.
+        Cost: reads a cell for each workflow that has something there; with check, everything that is there.
+        """
+        if self.engine.archive is None:
+            raise Invalid("this store has no archive: open it with archive= or retention=")
+        return await holdings(self.engine.archive, check=check)
+
+    async def export_table(self, path: str, *, workflow_id: str | None = None, replace: bool = False) -> int:
+        """Write every version, of one workflow or all, archived or not, to a Parquet file; return how many.
+
+        A row has position, workflow, version, time, author, message, kind, changes (as JSON), redacted and chain (in hex).
+        replace: a file that exists. Raises WorkflowNotFound, AlreadyExists, Unsupported without pyarrow, StorageError.
+        Cost: reads everything once; about a hundred megabytes of memory at most, however large the store is.
+        """
+        if workflow_id is not None:
+            await self.workflow(workflow_id).version()
+        return await tables.export(self.engine, self._ids(workflow_id), path, replace=replace)
+
+    async def _ids(self, workflow_id: str | None) -> AsyncGenerator[str]:
+        if workflow_id is not None:
+            yield workflow_id
+            return
+        after = ""
+        while names := await self.engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
+            for name in names:
+                yield name.removeprefix(WORKFLOWS)
+            after = names[-1]
+
+    async def train(self, kind: str = "workflows") -> Gain:
+        """Train a zstd dictionary on the newest changes of a kind of stream, and compress with it from now on.
+
+        kind: what stands before the slash in the names of streams: workflows, events, checkpoints, ...
+        Returns what it saves on changes that it did not learn from. Raises Unsupported for a namespace that is not
+        compressed, Invalid for another algorithm, and where there are fewer than 50 changes.
+        Cost: reads up to 4,000 of them; a second or so.
+        """
+        return await train(self.engine.backend, kind)
 
     async def backup(
         self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
@@ -481,8 +526,48 @@ class Store:
             commits=engine.committer.commits,
         )
 
+    async def health(
+        self,
+        *,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Health:
+        """Say how the store is doing: ok, degraded or unhealthy, with reasons and figures. Never later than the deadline.
+
+        It reads, commits a cell of its own and removes it, asks the backend for disk, memory, replicas and settings, and
+        looks how far watchers and triggers are. One that does not answer by then is unhealthy, and says so.
+        write: False leaves the commit out; it makes no version, but costs what two durable writes cost.
+        expect_durability: what acknowledged writes have to survive (none, process, power); None for a loss of power where a
+        server's settings decide that, for what the URL says where it does.  limits: from where on a figure is not well.
+        Raises Closed, Invalid for arguments that make no sense. Cost: some round trips, and two durable commits.
+        """
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return await self._looks.through(measuring.health(self.engine, **how))
+
+    async def watch_health(
+        self,
+        *,
+        every_s: float = 10.0,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> AsyncGenerator[Health]:
+        """Yield how the store is doing: now, and whenever a check changes its status, until the store is closed.
+
+        every_s: the pause between two looks; the other arguments as for `health`. A failure is told `every_s` and the
+        deadline after it began, at most; what only moves a figure is not told. Raises Closed, Invalid.
+        """
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        async with aclosing(measuring.watch(self.engine, self._looks, every_s, **how)) as changes:
+            async for change in changes:
+                yield change
+
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""
+        await self._looks.end()
         await self.reactions.close()
         if self.keeper is not None:
             await self.keeper.close()

@@ -21,6 +21,7 @@ from quire.api import workflow as _workflow
 from quire.api.backups import Backup
 from quire.api.conflicts import Choice
 from quire.api.draft import DictDraft
+from quire.api.health import Health, HealthLimits
 from quire.api.hooks import Hook, Proposed
 from quire.api.merging import MergeResult
 from quire.api.migrating import Migrated
@@ -40,12 +41,12 @@ from quire.engine.clock import Clock
 from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
 from quire.engine.redaction import Redaction
-from quire.engine.sweep import Swept
+from quire.engine.sweep import Holdings, Swept
 from quire.engine.verify import Report
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
-from quire.model import Checkpoint, Conflict, Version
-from quire.storage.base import Capabilities
+from quire.model import Checkpoint, Conflict, Gain, Version
+from quire.storage.base import Capabilities, Durability
 
 T = TypeVar("T")
 
@@ -275,8 +276,17 @@ class Store:
     def migrate(self, prefix: str = "", *, plan: bool = False) -> list[Migrated]:
         return self._loop.run(self._store.migrate(prefix, plan=plan))
 
-    def sweep(self, *, plan: bool = False) -> Swept:
-        return self._loop.run(self._store.sweep(plan=plan))
+    def sweep(self, *, plan: bool = False, retention: Retention | None = None) -> Swept:
+        return self._loop.run(self._store.sweep(plan=plan, retention=retention))
+
+    def archived(self, *, check: bool = False) -> Holdings:
+        return self._loop.run(self._store.archived(check=check))
+
+    def export_table(self, path: str, *, workflow_id: str | None = None, replace: bool = False) -> int:
+        return self._loop.run(self._store.export_table(path, workflow_id=workflow_id, replace=replace))
+
+    def train(self, kind: str = "workflows") -> Gain:
+        return self._loop.run(self._store.train(kind))
 
     def backup(
         self, dest: str, *, full: bool = False, progress: Callable[[int, int], None] | None = None
@@ -299,6 +309,29 @@ class Store:
 
     def stats(self) -> Stats:
         return self._loop.run(self._store.stats())
+
+    def health(
+        self,
+        *,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Health:
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return self._loop.run(self._store.health(**how))
+
+    def watch_health(
+        self,
+        *,
+        every_s: float = 10.0,
+        deadline_s: float = 5.0,
+        write: bool = True,
+        expect_durability: Durability | None = None,
+        limits: HealthLimits | None = None,
+    ) -> Iterator[Health]:
+        how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        return self._loop.iterate(self._store.watch_health(every_s=every_s, **how))
 
     def close(self) -> None:
         try:

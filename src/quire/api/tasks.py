@@ -109,9 +109,12 @@ async def _restore(manager: StateManager, payload: dict[str, Any]) -> Any:
     return {"restored": True}
 
 
-async def _archive(_manager: StateManager, _payload: dict[str, Any]) -> Any:
-    """No archive is configured, so nothing may be removed: versions leave the log only when a copy is durable."""
-    return {"archived": 0, "reason": "no archive is configured; every version stays in the log"}
+async def _archive(manager: StateManager, _payload: dict[str, Any]) -> Any:
+    """Versions leave the log only when a copy is durable: without an archive nothing may be removed."""
+    if manager.store.engine.archive is None:
+        return {"archived": 0, "reason": "no archive is configured; every version stays in the log"}
+    done = await manager.store.sweep()
+    return {"archived": done.versions, "workflows": done.moved, "problems": done.problems}
 
 
 _TYPES: dict[str, Callable[[StateManager, dict[str, Any]], Awaitable[Any]]] = {

@@ -119,8 +119,14 @@ class Desk:
             return [Set(("status",), "active"), Delete(("parked",))] if now.get("parked") == parked else []
 
         said = f"resumed {'after' if skip else 'at'} {parked['workflow_id']}@{parked['version']}"
-        moves = (CellWrite(self.cursor, cursor, str(parked["position"]).encode()),) if skip else ()
+        moves = (CellWrite(self.cursor, cursor, str(await self._place(parked)).encode()),) if skip else ()
         await self.engine.write(self._write(plan, said, "resume"), moves)
+
+    async def _place(self, parked: dict[str, Any]) -> int:
+        """Return the position of the event it stands at: what was written down is another store's, where this is a copy."""
+        stream, version = WORKFLOWS + parked["workflow_id"], parked["version"]
+        found = await self.engine.backend.read(stream, after=version - 1, upto=version)
+        return found[0].position if found else parked["position"]
 
     async def drop(self) -> None:
         """Make it not exist; its history stays. Raises NotFound."""

@@ -249,13 +249,13 @@ class Workflow(Reader):
         fork = Workflow(self._engine, new_id)
         number = await self._number(at)
         origin = await self._engine.record(self.stream, number)
-        start = await self._engine.state_at(self.stream, number)
+        start, size = await self._engine.start_at(self.stream, number)
         if (await self._engine.current(fork.stream)).head.version:
             raise AlreadyExists(f"{new_id} exists, or existed: a fork needs an id that was never used")
         how = {"author": author, "message": f"forked from {self.id}@{number}" if message is None else message}
         plan = [Fork(self.id, number, origin.chain.hex())]
         write, _ = writes.write(fork.stream, plan, how, kind="fork", exists=False, start=start, allow_empty=True)
-        write.if_version = 0
+        write.if_version, write.start_bytes = 0, size
         await self._engine.write(write)
         return fork
 
@@ -300,7 +300,8 @@ class Workflow(Reader):
 
         path: of an object's key; whatever was at or below it becomes "[REDACTED]".  text: or a text, wherever it is in
         a string.  keep_current: only what the path held before it was last replaced whole.
-        Backups, archives and copies elsewhere are not reached. Nor are messages: `said` names versions that have the text.
+        So is what went to the archive. Backups and copies elsewhere are not reached; nor are messages: `said` names versions
+        that have the text.
         Raises Invalid for a path through a list, a text in a key, or what came from the workflow this was forked from;
         InvalidState where the schema does not allow the mark: set another value first, and keep the current one.
         Cost: reads every version of these workflows; with SQLite the file is written anew.

@@ -14,7 +14,7 @@ from quire.core.path import parse
 from quire.core.resolve import Policy, check_policy
 from quire.core.values import clean
 from quire.engine.actor import DELETED
-from quire.engine.lineage import REDACT
+from quire.engine.limits import REDACT
 from quire.engine.write import Plan, Write
 from quire.errors import Invalid, InvalidState
 from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice

@@ -20,26 +20,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from quire.api.sync import Store, Workflow
+    from quire.config import Retention
     from quire.core.schema import Schema
 
 _LOOKS_LIKE_JSON = re.compile(r"""[\[{"]|-?(NaN|Infinity|(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z""")
 """Whoever writes this means JSON: an open bracket or a number out of range must not be stored as text."""
+_FOLDER = re.compile(r"(?:file|rocksdb):///([^?]*)", re.IGNORECASE)
 _AT_BYTE = re.compile(r"(.*) \(byte (\d+)\)")
 
 
 @contextlib.contextmanager
-def opened(ctx: click.Context, *, make: bool = False, schemas: Sequence[Schema] = ()) -> Generator[Store]:
+def opened(
+    ctx: click.Context,
+    *,
+    make: bool = False,
+    schemas: Sequence[Schema] = (),
+    archive: str | None = None,
+    retention: Retention | None = None,
+) -> Generator[Store]:
     """Open the store of this call. Only `init`, `set` and `import` make a new one: a mistyped path must not."""
     from quire.api import sync  # half of a call's time: `--help` does without
 
+    url, namespace = store_of(ctx, make=make)
+    with sync.open(url, namespace=namespace, schemas=schemas, archive=archive, retention=retention) as store:
+        yield store
+
+
+def store_of(ctx: click.Context, *, make: bool = False) -> tuple[str, str]:
+    """Return the URL and namespace of the store of this call. Raises for a file that is not there, or not ours to open."""
     url, namespace = ctx.obj
     if not url:
         raise Invalid("the store has no name: give --store PATH, or unset QUIRE_STORE for quire.db here")
     file = file_of(url)
     if file is not None:
         _check(file, make=make)
-    with sync.open(url, namespace=namespace, schemas=schemas) as store:
-        yield store
+    elif not make:
+        _check_folder(url)
+    return url, namespace
 
 
 def file_of(url: str) -> str | None:
@@ -50,6 +67,16 @@ def file_of(url: str) -> str | None:
         return unquote(url.removeprefix("sqlite:///").partition("?")[0])
     known = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
     return None if known or "\0" in url else url.partition("?")[0]
+
+
+def _check_folder(url: str) -> None:
+    """Say that a store which is a folder is not there, instead of making it."""
+    from urllib.parse import unquote
+
+    folder = _FOLDER.match(url)
+    if folder is not None and not Path(unquote(folder[1])).is_dir():
+        command = f"quire --store {shlex.quote(url)} init"
+        raise NotFound(f"there is no store at {unquote(folder[1])}; `{command}` makes one")
 
 
 def _check(file: str, *, make: bool) -> None:

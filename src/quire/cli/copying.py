@@ -6,14 +6,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import click
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
     from quire.engine.copying import Step
 
-_FOLDER = re.compile(r"(file|rocksdb):///([^?]*)", re.IGNORECASE)
 _QUARTERS = 4
 
 
@@ -75,10 +71,7 @@ def _check_source(url: str) -> None:
     """Say plainly that a store is not there. Raises NotFound, Invalid."""
     if url.lower().startswith("memory:"):
         raise Invalid(f"{url}: a store in memory is seen by its own process only; there, say `store.copy_to(...)`")
-    folder = _FOLDER.match(url)
-    if folder is not None and not Path(unquote(folder[2])).is_dir():
-        raise NotFound(f"there is no store at {unquote(folder[2])}")
-    if not url or (file_of(url) == "" and folder is None):
+    if not url or file_of(url) == "":
         raise Invalid("FROM is empty: give the URL or path of a store")
 
 

@@ -1,7 +1,8 @@
 """Where the `quire` script enters: the group, which command lives in which file, and what becomes of errors.
 
-1. A user sees one sentence and an exit code, never a traceback. The codes: 0 fine, 1 differences or a failed check,
-   2 usage, 3 not found, 4 conflict, 5 integrity, 6 unavailable, 7 denied, 70 a fault of Quire's own, 130 interrupted.
+1. A user sees one sentence and an exit code, never a traceback. The codes: 0 fine, 1 differences, a failed check or a
+   degraded store, 2 usage, 3 not found, 4 conflict, 5 integrity, 6 unavailable, 7 denied, 70 a fault of Quire's own,
+   130 interrupted.
 2. What is asked for goes to stdout, what is said about it to stderr. A reader that stops reading ends us quietly.
 3. A command's file is imported when the command is called.
 """
@@ -24,6 +25,7 @@ SECTIONS = {
     "Start": {
         "init": ("care:init", "Make a new store, or check that one is there."),
         "demo": ("showing:demo", "Watch agents survey Python, be killed, and go on."),
+        "dev": ("dev:dev", "Start a private server to try, until Ctrl-C."),
         "completion": ("showing:completion", "Print the completion script of a shell."),
     },
     "Read": {
@@ -53,11 +55,16 @@ SECTIONS = {
     },
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
+        "doctor": ("doctoring:doctor", "Examine the store and what is around it."),
         "backup": ("backing:backup", "Back the store up to DEST, whole or what changed since."),
         "backups": ("backing:backups", "List, check or prune the backups in PLACE."),
         "recover": ("backing:recover", "Bring a backup in PLACE back to the store."),
         "stats": ("care:stats", "Count what the store holds."),
+        "train": ("secrets:train", "Learn from the changes there are how to store them smaller."),
+        "rotate": ("secrets:rotate", "Have an encrypted store open with another key."),
         "migrate": ("changing:migrate", "Bring states to the newest version of their schemas."),
+        "sweep": ("archiving:sweep", "Move old versions to the archive, where they can still be read."),
+        "archive": ("archiving:archive", "Say which versions are in the archive, and where."),
         "redact": ("changing:redact", "Take something out of NAME in every version there is."),
         "copy": ("copying:copy", "Copy all of a store to another of any kind."),
         "export": ("moving:export", "Write the history of NAME to FILE or stdout."),

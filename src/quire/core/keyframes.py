@@ -19,6 +19,8 @@ from quire.errors import CorruptRecord
 from quire.model import Head, Keyframe
 
 _LEVEL = 3
+_STATE_MAX_BYTES = 1024 * 1024 * 1024
+"""What claims to be larger is not expanded: it is damage, and the log is read instead."""
 _RECORD_BYTES = 150
 """What a record weighs beside its body: chain, author, message, index. Small changes cost more to read than they say."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -45,7 +47,7 @@ def state_of(keyframe: Keyframe) -> dict[str, Any]:
     at = f"{keyframe.stream}@{keyframe.version}"
     try:
         # the declared size is checked against ours first: a frame may claim any size
-        if zstandard.frame_content_size(keyframe.body) != keyframe.size:
+        if not 0 <= keyframe.size <= _STATE_MAX_BYTES or zstandard.frame_content_size(keyframe.body) != keyframe.size:
             raise CorruptRecord(f"{at}: the keyframe's size is wrong; it will be rebuilt from the log", at=at)
         text = zstandard.ZstdDecompressor().decompress(keyframe.body, max_output_size=keyframe.size)
         if blake3(text).digest() != keyframe.digest:

@@ -1,7 +1,7 @@
 """Segments: records in a file of their own, for archives and backups. Bytes in, records out; nothing else is known here.
 
     one JSON text a line, UTF-8, the whole compressed with zstd
-    {"quire": "segment", "format": 1, "namespace": ...}
+    {"quire": "segment", "format": 1, "namespace": ..., "salt": ...}   salt: only where the writer gave one
     {"keyframe": {...}}                                      a state that some of the records begin from
     {"position": ..., "stream": ..., "version": ..., ...}    records, each stream's in the order of its versions
     {"end": {"records": ..., "keyframes": ..., "digest": ...}}   blake3 of all lines before it
@@ -28,14 +28,17 @@ FORMAT = 1
 SUFFIX = ".jsonl.zst"
 EXPANDED_MAX_BYTES = 1024 * 1024 * 1024
 """What claims to be larger is a bomb: writers close a segment long before."""
+_RECORD_BYTES = 260
+"""What a line takes beside its body and message."""
 _LEVEL = 9
 """Written once and kept for years; five times slower than 3, and a fifth smaller."""
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
     quire: str
     format: int
     namespace: str
+    salt: str = ""
 
 
 class _Frame(msgspec.Struct, frozen=True):
@@ -71,11 +74,15 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """What a segment holds, as it is stored: of one namespace, in the order it was given."""
+    """What a segment holds, as it is stored: of one namespace, in the order it was given.
+
+    salt: means nothing; with another one the same content has another name.
+    """
 
     namespace: str
     records: Sequence[Record]
     keyframes: Sequence[Keyframe] = ()
+    salt: str = ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -86,7 +93,12 @@ _line = msgspec.json.Decoder(_Line).decode_lines
 
 def weight(records: Iterable[Record]) -> int:
     """Return about how many bytes records take before they are compressed: what a writer closes a segment by."""
-    return sum(len(r.body) + len(r.message) + 260 for r in records)
+    return sum(len(r.body) + len(r.message) + _RECORD_BYTES for r in records)
+
+
+def frame_weight(frames: Iterable[Keyframe]) -> int:
+    """Return about how many bytes keyframes take: base64, and hardly any less when compressed again."""
+    return sum(len(k.body) * 4 // 3 + _RECORD_BYTES for k in frames)
 
 
 def name_of(data: bytes) -> str:
@@ -96,7 +108,7 @@ def name_of(data: bytes) -> str:
 
 def encode(segment: Segment) -> bytes:
     """Return the bytes of a segment: the same for the same content."""
-    head = _encoder.encode(_Head("segment", FORMAT, segment.namespace)) + b"\n"
+    head = _encoder.encode(_Head("segment", FORMAT, segment.namespace, segment.salt)) + b"\n"
     text = head + _lines([*map(_framed, segment.keyframes), *map(_recorded, segment.records)])
     end = _Line(end=_End(len(segment.records), len(segment.keyframes), blake3(text).hexdigest()))
     return zstandard.ZstdCompressor(level=_LEVEL).compress(text + _lines([end]))
@@ -130,7 +142,7 @@ def decode(data: bytes, what: str, *, max_bytes: int = EXPANDED_MAX_BYTES) -> Se
         raise _damaged(what, str(cause)) from cause
     if (len(records), len(frames)) != (end.records, end.keyframes):
         raise _damaged(what, f"it holds {len(records)} records of {end.records}")
-    return Segment(head.namespace, records, frames)
+    return Segment(head.namespace, records, frames, head.salt)
 
 
 def _expanded(data: bytes, what: str, max_bytes: int) -> bytes:

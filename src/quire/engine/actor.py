@@ -17,6 +17,8 @@ from quire.core import layout, record
 from quire.core.changes import Working
 from quire.core.layout import Stamps
 from quire.core.schema import Schemas
+from quire.core.weigh import Weighed, Weight, weigh
+from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
@@ -33,9 +35,12 @@ class Actor:
     """The live state of one stream. Lives on the event loop; no method here waits."""
 
     __slots__ = (
+        "_limits",
+        "_pending_bytes",
         "_schemas",
         "_settings",
         "_start",
+        "_start_bytes",
         "_working",
         "changes_since_keyframe",
         "head",
@@ -47,6 +52,7 @@ class Actor:
         "state",
         "state_size",
         "waiters",
+        "weight",
     )
 
     def __init__(
@@ -57,6 +63,10 @@ class Actor:
         self.head = head
         self.state = state
         self.state_size = state_size
+        """What the state weighs at most: its last keyframe and the changes since. Sums of numbers may outgrow them, to twice."""
+        self.weight: Weight | None = None
+        """What it weighs exactly, once that was needed."""
+        self._limits = limits_of(settings) if head.stream.startswith(WORKFLOWS) else None
         self.stale = False
         self.recent: deque[Record] = deque(maxlen=settings.recent_records)
         self.waiters: list[asyncio.Future[None]] = []
@@ -65,6 +75,8 @@ class Actor:
         self.keyframe_size = 0
         self._working: Working | None = None
         self._start: dict[str, Any] | None = None
+        self._start_bytes = 0
+        self._pending_bytes = 0
         self.pending: list[Record] = []
         """Records sealed in this batch."""
 
@@ -83,8 +95,9 @@ class Actor:
         version = tip.version
         self._expect(write, version, present=version > 0 and tip.kind != DELETED)
         working = self._working
-        if working is None:
-            working = self._working = Working(self.state)
+        if working is None or (type(working) is Working and self._nears_a_limit()):
+            working = self._rebuilt()
+        weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
         plan = write.plan
@@ -96,40 +109,46 @@ class Actor:
         if before is not None:
             plan = write.hooked = before(write, plan, working.state)
         changes = self._apply(working, plan, write)
-        start = self._start
+        start = self._start, self._start_bytes
         if write.start is not None:
-            self._start = write.start
-            working = self._working = Working(write.start)
+            self._start, self._start_bytes = write.start, write.start_bytes
+            working = self._working = self._begun()
         if not changes and not write.allow_empty:
             return None
         try:
+            if self._limits is not None:
+                self._limits.check_state(write.stream, write.kind, changes, weight, weight_of(working))
             sealed = self._sealed(write, changes, working.state, tip, now_ms)
         except BaseException:  # what was applied has no record
-            self._start = start
-            self._rebuild()
+            self._start, self._start_bytes = start
+            self._rebuilt()
             raise
         self.pending.append(sealed)
+        self._pending_bytes += len(sealed.body)
         return sealed
 
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
         if len(self.pending) > count:
             del self.pending[count:]
+            self._pending_bytes = sum(len(sealed.body) for sealed in self.pending)
             if not self.pending:
-                self._start = None
-            self._rebuild()
+                self._start, self._start_bytes = None, 0
+            self._rebuilt()
 
     def publish(self) -> None:
         """The batch is durable: it becomes the state."""
         assert self._working is not None
-        self._accept(self.pending, self._working.state)
+        self.state_size += self._start_bytes
+        self._accept(self.pending, self._working)
         self.abandon()
 
     def abandon(self) -> None:
         """Forget the batch; what is durable stays."""
         self.pending = []
+        self._pending_bytes = 0
         self._working = None
-        self._start = None
+        self._start, self._start_bytes = None, 0
 
     def absorb(self, records: Sequence[Record]) -> None:
         """Take in records that another process committed after our head. Raises CorruptRecord if they do not follow."""
@@ -137,14 +156,14 @@ class Actor:
         if not new:
             return
         record.check_all(new, self.head.version, self.head.chain)
-        working = Working(self.state)
+        working = Working(self.state) if self.weight is None else Weighed(self.state, self.weight)
         for entry in new:
             for change in record.decode(entry):
                 if isinstance(change, Fork):
                     self.stale = True  # its state starts elsewhere: it is loaded again
                     return
                 working.apply(change)
-        self._accept(new, working.state)
+        self._accept(new, working)
 
     def since(self, version: int) -> list[Record] | None:
         """Published records after `version`, oldest first; None when the actor no longer remembers them all."""
@@ -161,9 +180,9 @@ class Actor:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _accept(self, records: Sequence[Record], state: dict[str, Any]) -> None:
+    def _accept(self, records: Sequence[Record], working: Working) -> None:
         last = records[-1]
-        self.state = state
+        self.state = working.state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
         self.recent.extend(records)
         size = 0
@@ -171,7 +190,8 @@ class Actor:
             size += len(entry.body)
         self.changes_since_keyframe += len(records)
         self.size_since_keyframe += size
-        self.state_size += size
+        self.weight = weight_of(working)
+        self.state_size = self.state_size + size if self.weight is None else self.weight.size_bytes
 
     def _expect(self, write: Write, version: int, *, present: bool) -> None:
         if write.exists is not None and write.exists is not present:
@@ -240,13 +260,18 @@ class Actor:
     def _apply(self, working: Working, changes: Sequence[Change | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
         kept: list[Change | Fork] = []
+        limits = self._limits
+        if limits is not None and not limits.of_values:
+            limits = None
         try:
             for change in changes:
+                if limits is not None:
+                    limits.check_value(write.stream, write.kind, working.state, change)
                 if type(change) is Fork or working.apply(cast("Change", change)):
-                    kept.append(change)  # noqa: PERF401 - what was kept when one fails has to be known
+                    kept.append(change)  # what was kept when one fails has to be known
         except BaseException as error:
             if kept:
-                self._rebuild()
+                self._rebuilt()
             if isinstance(error, ChangeError) and write.met:  # it builds on something of its own that gave way
                 raise MergeConflict(
                     f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
@@ -256,14 +281,31 @@ class Actor:
             raise
         return kept
 
-    def _rebuild(self) -> None:
-        """Make the working state anew from what is published and pending: a write failed half-way."""
-        working = Working(self.state if self._start is None else self._start)
+    def _nears_a_limit(self) -> bool:
+        """Whether what is published and pending may weigh so much that it has to be known."""
+        limits = self._limits
+        return limits is not None and limits.near(self.state_size + self._start_bytes + self._pending_bytes)
+
+    def _begun(self) -> Working:
+        """Return a working state on what the batch starts from, one that knows its weight where that matters."""
+        weighed = self.weight is not None or self._nears_a_limit()
+        if self._start is not None:
+            return Weighed(self._start, weigh(self._start)) if weighed else Working(self._start)
+        if not weighed:
+            return Working(self.state)
+        if self.weight is None:
+            self.weight = weigh(self.state)
+        return Weighed(self.state, self.weight)
+
+    def _rebuilt(self) -> Working:
+        """Make the working state anew from what is published and pending: a write failed half-way, or a limit is near."""
+        working = self._begun()
         for sealed in self.pending:
             for change in record.decode(sealed):
                 if not isinstance(change, Fork):
                     working.apply(change)
         self._working = working
+        return working
 
 
 def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:

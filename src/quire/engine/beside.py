@@ -15,7 +15,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from blake3 import blake3
 
-from quire.engine.loading import COPIES, Loader, at_once, pages
+from quire.engine.loading import COPIES, Loader
+from quire.engine.paging import at_once, pages
 from quire.errors import CorruptRecord
 from quire.failpoints import hit
 from quire.model import CHECKPOINTS, WORKFLOWS, Cell, Record
@@ -152,16 +153,17 @@ class Blobs:
         self.dropped += len(ours)
 
     async def missing(self) -> list[str]:
-        """Return the names of the source's blobs that the target does not have."""
-        found: list[str] = []
+        """Return the names of the source's blobs that did not arrive. What was put meanwhile is brought over first."""
+        late: list[str] = []
         after: str | None = ""
         while after is not None:
             page = await self._source.blobs(after=after, limit=_PAGE)
             upto = page[-1] if len(page) == _PAGE else None
             there = {name async for name in _blobs_between(self._target, after, upto)}
-            found += [name for name in page if name not in there]
+            late += [name for name in page if name not in there]
             after = upto
-        return found
+        await at_once(self._one(name) for name in late)
+        return [name for name in late if await self._target.blob(name) is None and await self._source.blob(name)]
 
 
 def _goes_along(name: str) -> bool:

@@ -17,6 +17,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
 
 import msgspec
 
@@ -25,6 +26,7 @@ from quire.engine import conflicts
 from quire.engine.actor import Actor, NeedHistory
 from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
+from quire.engine.quota import Quota, frees
 from quire.engine.resident import Residents
 from quire.engine.telling import INTERRUPTED, STOPPED, UNTOLD, stops, twin, typed
 from quire.engine.write import Before, Write
@@ -32,6 +34,7 @@ from quire.errors import (
     Closed,
     Conflict,
     Invalid,
+    LimitExceeded,
     MergeConflict,
     OutcomeUnknown,
     QuireError,
@@ -42,6 +45,9 @@ from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
 
 log = logging.getLogger("quire.engine")
+
+_TOOK_KEPT = 512
+"""Commits whose duration is remembered; older ones are forgotten."""
 
 _place = msgspec.structs.force_setattr
 """For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
@@ -146,6 +152,9 @@ class Committer:
         self.turn = asyncio.Lock()
         """Held while a commit is on its way, and until what became of it is known: for whoever else commits."""
         self.commits = 0
+        self.took_s: deque[float] = deque(maxlen=_TOOK_KEPT)
+        """How long the backend took for each of the newest commits that did not fail."""
+        self.quota = Quota(backend, settings, clock)
         self.before: Before | None = None
         """Asked of every write as it is prepared; None while there is no hook."""
 
@@ -155,9 +164,17 @@ class Committer:
         """Write all or none; return each write's version, None for one that changed nothing.
 
         cells: set in the same commit.  stamp: one more, made from the records.
-        If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise,
+        If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise, LimitExceeded,
         StorageTimeout when other processes kept winning, OutcomeUnknown, CellMoved, Closed.
         """
+        most = self._settings.transaction_writes_max
+        if len(writes) > most:
+            raise LimitExceeded(
+                f"a transaction of {len(writes):,} writes, allowed are {most:,} (transaction_writes_max); divide it",
+                limit="transaction_writes_max",
+                allowed=most,
+                found=len(writes),
+            )
         cause = CAUSE.get()
         if cause is not None:
             sign(writes, cause)
@@ -173,6 +190,11 @@ class Committer:
         if self._task is None:
             self._task = loop.create_task(self._drain())
         return await future
+
+    @property
+    def broken(self) -> bool:
+        """Whether a commit failed in a way that could not be cleared up yet: the next write tries to."""
+        return self._broken
 
     async def close(self) -> None:
         """Finish what is queued, refuse what comes later."""
@@ -227,14 +249,21 @@ class Committer:
         """Apply queued writes to their actors, up to the bounds of one commit."""
         bundles: dict[str, _Bundle] = {}
         queue, settings, peek = self._queue, self._settings, self._residents.peek
+        full = await self.quota.full()
         now_ms = self._clock.now_ms()
-        size = 0
+        count = size = 0
         most = 1 if self._alone else settings.batch_writes_max
-        while queue and len(taken) < most and size < settings.batch_bytes_max:
+        while queue and count < most and size < settings.batch_bytes_max:
+            if count and count + len(queue[0].writes) > most:
+                break
             submission = queue.popleft()
             taken.append(submission)
+            count += max(1, len(submission.writes))
             self._alone = max(0, self._alone - 1)
             if submission.future.done():  # its caller was cancelled before anything happened
+                continue
+            if full is not None and not frees(submission.writes):
+                submission.fail(twin(full))
                 continue
             try:
                 actors: list[Actor] = []
@@ -255,6 +284,7 @@ class Committer:
                 submission.fail(error if isinstance(error, Exception) else typed(error, "reading what to write onto"))
                 continue
             self._join(bundles, submission, actors)
+        self.quota.wrote(count, size)
         self._make_room()
         return list({id(b): b for b in bundles.values()}.values())
 
@@ -457,7 +487,10 @@ class Committer:
     async def _send(self, bundles: Sequence[_Bundle], items: Sequence[Item]) -> Sequence[Outcome | QuireError]:
         try:
             try:
-                return await self._backend.commit(items)
+                begun = perf_counter()
+                outcomes = await self._backend.commit(items)
+                self.took_s.append(perf_counter() - begun)
+                return outcomes
             except (Exception, asyncio.CancelledError) as error:
                 if stops(error):
                     raise

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 
 from quire.core import record
-from quire.engine.loading import at_once, differs
+from quire.engine.loading import differs
+from quire.engine.paging import at_once, feed
 from quire.errors import Conflict, CorruptRecord
 from quire.model import GENESIS, REDACTED, Head, Record
 from quire.storage.base import Backend
@@ -99,7 +100,7 @@ class Comparison:
         """
         chains: dict[str, tuple[int, bytes]] = {}
         others = set(self.beyond)
-        while page := await target.feed(after, limit=_PAGE):
+        async for page in feed(target, after):
             after = page[-1].position
             redacted: list[Record] = []
             for entry in page:

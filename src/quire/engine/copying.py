@@ -17,6 +17,7 @@ What is not:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Literal
 
 import msgspec
@@ -25,7 +26,8 @@ from blake3 import blake3
 from quire.core import record
 from quire.engine.beside import Blobs, Cells, first_of
 from quire.engine.comparing import Comparison, check_target, names
-from quire.engine.loading import COPIES, Loader, at_once, pages
+from quire.engine.loading import COPIES, Loader
+from quire.engine.paging import at_once, feed, pages
 from quire.errors import CorruptRecord, Invalid
 from quire.failpoints import hit
 from quire.model import REDACTIONS, Keyframe, Record, Set
@@ -160,11 +162,13 @@ class _Copy:
     async def _follow(self) -> None:
         """Load what the source has committed by now."""
         goal, loader = await self._source.latest(), self.loader
-        position = loader.progress.position
-        while position < goal and (page := await self._source.feed(position, limit=_PAGE)):
-            await loader.take(page)
-            position = page[-1].position
-            self._tell(Step("versions", min(position, goal), goal))
+        if loader.progress.position < goal:
+            async with aclosing(feed(self._source, loader.progress.position)) as found:
+                async for page in found:
+                    await loader.take(page)
+                    self._tell(Step("versions", min(loader.position, goal), goal))
+                    if loader.position >= goal:
+                        break
         await loader.flush()
 
     async def _base(self, stream: str, version: int) -> Keyframe | None:

@@ -29,6 +29,7 @@ from quire.errors import (
     Closed,
     CorruptRecord,
     InvalidState,
+    LimitExceeded,
     MigrationFailed,
     QuireError,
     StorageError,
@@ -103,6 +104,18 @@ class Engine:
                 await self.live(write.stream)
         return await self.committer.submit(writes)
 
+    async def take_blob(self, size_bytes: int) -> None:
+        """Count a blob that is about to be put. Raises LimitExceeded for one that is too large, and where the store is full."""
+        allowed = self.settings.blob_bytes_max
+        if size_bytes > allowed:
+            raise LimitExceeded(
+                f"a blob of {size_bytes:,} bytes, allowed are {allowed:,} (blob_bytes_max); divide it",
+                limit="blob_bytes_max",
+                allowed=allowed,
+                found=size_bytes,
+            )
+        await self.committer.quota.take(size_bytes)
+
     @asynccontextmanager
     async def key_lock(self, name: str) -> AsyncGenerator[None]:
         """One task at a time per name."""
@@ -144,7 +157,7 @@ class Engine:
             )
             try:
                 await self.committer.submit((write,))
-            except InvalidState as error:
+            except (InvalidState, LimitExceeded) as error:
                 raise MigrationFailed(where, step.before, step.after, str(error)) from error
             hit("migrate:step")
             actor = await self.current(stream)
@@ -157,6 +170,13 @@ class Engine:
             return actor.state
         if not 1 <= version < actor.head.version:
             raise VersionNotFound(stream.removeprefix(WORKFLOWS), version, newest=actor.head.version)
+        return (await self.residents.materialise(stream, version))[0]
+
+    async def start_at(self, stream: str, version: int) -> tuple[dict[str, Any], int]:
+        """Return the state at a version for a fork to begin with, and what it weighs at most, as `Write.start_bytes`."""
+        actor = await self.current(stream)
+        if version == actor.head.version:
+            return actor.state, actor.state_size
         return await self.residents.materialise(stream, version)
 
     async def record(self, stream: str, version: int) -> Record:
@@ -249,6 +269,8 @@ class Engine:
         """Take in what other processes committed."""
         async with self._catching_up:
             target = await self.backend.latest()
+            if self.archive is not None and self.seen < target and await self.archive.top() > self.seen:
+                self._skip(target)
             while self.seen < target:
                 page = await self.backend.feed(self.seen, limit=_FEED_PAGE)
                 for entry in page:
@@ -260,6 +282,12 @@ class Engine:
                 if len(page) < _FEED_PAGE:
                     self.seen = max(self.seen, target)
             self._wake_store()
+
+    def _skip(self, target: int) -> None:
+        """Part of what others committed is in the archive by now, and nobody who asks for the newest waits for that."""
+        self.recent.clear()
+        self.seen = target
+        self.residents.each(_outdated)
 
     def _take_in(self, entry: Record) -> None:
         actor = self.residents.peek(entry.stream)
@@ -307,7 +335,8 @@ class Engine:
                 actor.changes_since_keyframe -= changes
                 actor.size_since_keyframe -= size
                 actor.keyframe_size = len(frame.body)
-                actor.state_size = frame.size
+                if actor.weight is None:
+                    actor.state_size = frame.size + actor.size_since_keyframe
                 self.residents.settle(actor)
                 gone = 0 if self.archive is None else await self.archive.went(stream)
                 old = keyframes.surplus([v for v in await self.backend.keyframes(stream) if v > gone])
@@ -343,6 +372,12 @@ class Engine:
             except StorageError as error:
                 log.warning("watching: the store does not answer, trying again: %s", error)
                 await self.clock.sleep(_POLL_S)
+
+
+def _outdated(actor: Actor) -> None:
+    if not actor.pending:  # else it is about to be refused, and refreshed by the committer
+        actor.stale = True
+    actor.wake()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

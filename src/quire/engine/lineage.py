@@ -16,12 +16,9 @@ import msgspec
 from quire.core import record
 from quire.core.fold import copied
 from quire.engine.engine import Engine
+from quire.engine.limits import REDACT
 from quire.errors import CorruptRecord, MergeConflict
 from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record, Version
-
-REDACT = "redact"
-"""The kind of versions that take out what redaction takes out of the past as well. Both sides of a merge were redacted,
-so these changed nothing for it."""
 
 Knowledge = dict[str, int]
 """For each workflow the newest of its versions that is known."""
@@ -205,7 +202,7 @@ def point_of(origin: str) -> Point:
 
 def named(workflow_id: str, entry: Record, merge: Entry | None) -> list[tuple[Change, str | None]]:
     """Return the changes of a record with their origins; those of a merge keep the ones they had."""
-    if entry.kind == REDACT:
+    if entry.kind == REDACT:  # both sides of a merge were redacted, so these changed nothing for it
         return []
     changes = [c for c in record.decode(entry) if not isinstance(c, Fork)]
     if merge is not None and len(merge.taken) == len(changes):

@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from itertools import islice
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import msgspec
 
 from quire.core import keyframes, record
 from quire.engine.actor import DELETED
+from quire.engine.paging import at_once, pages
 from quire.errors import Conflict, CorruptRecord, IncompatibleFormat
 from quire.failpoints import hit
 from quire.model import Head, Keyframe, Record
 from quire.storage.base import Backend, CellWrite, Expect, Item, Refused
-
-T = TypeVar("T")
 
 COPIES = "copies/"
 """How the names of cells begin that tell of copies."""
@@ -43,8 +41,6 @@ _AHEAD = 2
 """Commits on their way at once."""
 _HEADS_MAX = 100_000
 """Heads remembered; beyond that all are forgotten and asked for again."""
-_AT_ONCE = 16
-_PAGE = 1000
 _WHY = "a placeholder: what was here had been removed before the copy"
 
 Base = Callable[[str, int], Awaitable[Keyframe | None]]
@@ -334,27 +330,6 @@ def differs(stream: str, version: int) -> Conflict:
         f"{stream}: the target has another version {version} than the source, so it is no copy of it; "
         "nothing of it was touched: copy to a new store or namespace"
     )
-
-
-async def pages(backend: Backend, stream: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record]:
-    """Yield the records of a stream, read in pages."""
-    while page := await backend.read(stream, after=after, upto=upto, limit=_PAGE):
-        for entry in page:
-            yield entry
-        after = page[-1].version
-
-
-async def at_once(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all of it, a few at a time; return the results in order."""
-    jobs = iter(work)
-    done: list[T] = []
-    while some := list(islice(jobs, _AT_ONCE)):
-        found = await asyncio.gather(*some, return_exceptions=True)
-        for result in found:  # all of them have ended before one is told of
-            if isinstance(result, BaseException):
-                raise result
-            done.append(result)
-    return done
 
 
 def _progress(cell: str, value: bytes) -> Progress:

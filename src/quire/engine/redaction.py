@@ -25,7 +25,8 @@ from quire.core.path import parse
 from quire.core.redact import ByPath, ByText, Rule, follow
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
-from quire.engine.lineage import REDACT, origin
+from quire.engine.limits import REDACT
+from quire.engine.lineage import origin
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, NotFound
 from quire.failpoints import hit

@@ -42,6 +42,7 @@ class Residents:
         self._loading: dict[str, asyncio.Task[Actor]] = {}
         self._bytes = 0
         self._sizes: dict[str, int] = {}
+        self._turns = asyncio.Semaphore(settings.parallel_loads_max)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -88,10 +89,14 @@ class Residents:
         for actor in list(self._actors.values()):
             visit(actor)
 
-    async def materialise(self, stream: str, version: int) -> dict[str, Any]:
-        """Return the state of an old version, a fresh object. Raises CorruptRecord where the log is damaged."""
-        state, _, _ = await self._read(stream, version)
-        return state
+    async def materialise(self, stream: str, version: int) -> tuple[dict[str, Any], int]:
+        """Return the state of an old version, a fresh object, and what it weighs at most, as far as its changes tell.
+
+        Raises CorruptRecord where the log is damaged.
+        """
+        async with self._turns:
+            state, _, since = await self._read(stream, version)
+        return state, since.state_bytes
 
     def evict(self, keep: str | None = None) -> None:
         """Drop the least recently used actors while over the bound, but not those in use, nor `keep`."""
@@ -106,7 +111,8 @@ class Residents:
             self._bytes -= self._sizes.pop(stream, 0)
 
     async def _load(self, stream: str) -> Actor:
-        state, head, since = await self._read(stream, None)
+        async with self._turns:  # a state being read weighs on memory and is not counted yet
+            state, head, since = await self._read(stream, None)
         old = self._actors.get(stream)
         actor = Actor(self._settings, self._schemas, head, state, state_size=since.state_bytes)
         actor.changes_since_keyframe = since.changes
@@ -168,7 +174,7 @@ class Residents:
             if self._settings.verify_on_load:
                 record.check_all(page, head.version, head.chain)
             if page[0].version == 1 and page[0].kind == "fork":
-                state = await self._forked(page[0], depth)
+                state, since.state_bytes = await self._forked(page[0], depth)
             state = fold(state, page)
             last = page[-1]
             head = Head(stream, last.version, last.chain, last.kind)
@@ -180,18 +186,18 @@ class Residents:
             raise VersionNotFound(stream.removeprefix(WORKFLOWS), upto, newest=head.version or None)
         return state, head, since
 
-    async def _forked(self, first: Record, depth: int) -> dict[str, Any]:
-        """Return the state that a forked log starts from, checking that the parent is still the one forked."""
+    async def _forked(self, first: Record, depth: int) -> tuple[dict[str, Any], int]:
+        """Return the state that a forked log starts from, and its bytes, checking that the parent is still the one forked."""
         origin = record.decode(first)[0]
         if not isinstance(origin, Fork) or depth > _FORK_DEPTH_MAX:
             raise CorruptRecord(f"{first.stream}: its fork record cannot be followed", at=f"{first.stream}@1")
-        state, head, _ = await self._read(WORKFLOWS + origin.workflow_id, origin.version, depth + 1)
+        state, head, since = await self._read(WORKFLOWS + origin.workflow_id, origin.version, depth + 1)
         if head.chain.hex() != origin.chain:
             raise CorruptRecord(
                 f"{first.stream}: forked from {origin.workflow_id}@{origin.version}, whose history differs now",
                 at=f"{first.stream}@1",
             )
-        return state
+        return state, since.state_bytes
 
 
 def _agreed(frame: Keyframe, page: list[Record]) -> Head:

@@ -17,6 +17,8 @@ from quire.model import GENESIS, REDACTED, REDACTIONS, WORKFLOWS, Fork, Record
 from quire.storage.base import Backend
 
 _PAGE = 1000
+_SILENT_MAX = 3
+"""Streams in a row that cannot be read because nobody answers; then nothing more is asked."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -43,6 +45,7 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     problems: list[str] = []
     redacted = Redactions()
     counts = {"streams": 0, "versions": 0, "keyframes": 0, "blobs": 0}
+    silent = 0
     try:
         problems += await backend.check()
         await redacted.learn(backend, residents)
@@ -50,9 +53,17 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
         while names := await backend.streams(prefix, after=after, limit=_PAGE):
             for name in names:
                 counts["streams"] += 1
-                versions, frames = await _stream(backend, residents, name, problems, redacted)
-                counts["versions"] += versions
-                counts["keyframes"] += frames
+                seen = _Seen()
+                try:
+                    await _stream(backend, residents, name, problems, redacted, seen)
+                    silent = 0
+                except StorageError as error:
+                    problems.append(f"{name}: reading stopped after version {seen.version}: {error}")
+                    silent = silent + 1 if error.retryable else 0
+                    if silent == _SILENT_MAX:
+                        raise
+                counts["versions"] += seen.versions
+                counts["keyframes"] += seen.keyframes
             after = names[-1]
         counts["blobs"] = await _blobs(backend, problems)
         cell = ""
@@ -61,6 +72,15 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     except StorageError as error:
         problems.append(f"reading stopped: {error}")
     return Report(**counts, problems=problems)
+
+
+class _Seen:
+    """How far one stream was read. version: the newest that was proved."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.versions = 0
+        self.keyframes = 0
 
 
 class Redactions:
@@ -89,37 +109,37 @@ class Redactions:
 
 
 async def _stream(
-    backend: Backend, residents: Residents, name: str, problems: list[str], redacted: Redactions
-) -> tuple[int, int]:
-    """Replay one stream from its beginning, comparing with each keyframe on the way; return versions and keyframes."""
+    backend: Backend, residents: Residents, name: str, problems: list[str], redacted: Redactions, seen: _Seen
+) -> None:
+    """Replay one stream from its beginning, comparing with each keyframe on the way. Raises StorageError."""
     frames = await backend.keyframes(name)
-    version, chain, working = 0, GENESIS, Working.owning({})
-    versions = 0
-    while page := await backend.read(name, after=version, limit=_PAGE):
-        if versions == 0 and page[0].version > 1:  # trimmed: the history begins at a keyframe
+    seen.keyframes = len(frames)
+    chain, working = GENESIS, Working.owning({})
+    while page := await backend.read(name, after=seen.version, limit=_PAGE):
+        if seen.versions == 0 and page[0].version > 1:  # trimmed: the history begins at a keyframe
             try:
                 base = await backend.keyframe(name, page[0].version)
                 if base is None or (base.version, base.chain) != (page[0].version, page[0].chain):
                     raise CorruptRecord(f"{name}: begins at version {page[0].version} without a keyframe of it")
-                version, chain = base.version, base.chain
+                seen.version, chain = base.version, base.chain
                 working = Working.owning(keyframes.state_of(base))
-                versions, page = 1, page[1:]
+                seen.versions, page = 1, page[1:]
             except CorruptRecord as error:
                 problems.append(str(error))
-                return len(page), len(frames)
+                seen.versions = len(page)
+                return
         for entry in page:
             try:
-                record.check(entry, version + 1, chain)
+                record.check(entry, seen.version + 1, chain)
                 if (problem := redacted.problem(entry)) is not None:
                     problems.append(problem)
                 working = await applied(entry, working, residents)
             except (CorruptRecord, ChangeError, NotFound) as error:
                 problems.append(str(error))  # what follows hangs on this one: nothing more can be said of this stream
-                return versions, len(frames)
-            versions, version, chain = versions + 1, entry.version, entry.chain
-            if version in frames:
-                problems += await _frame(backend, name, version, working)
-    return versions, len(frames)
+                return
+            seen.versions, seen.version, chain = seen.versions + 1, entry.version, entry.chain
+            if seen.version in frames:
+                problems += await _frame(backend, name, seen.version, working)
 
 
 async def applied(entry: Record, working: Working, residents: Residents) -> Working:
@@ -127,7 +147,7 @@ async def applied(entry: Record, working: Working, residents: Residents) -> Work
     for change in record.decode(entry):
         if isinstance(change, Fork):
             origin = WORKFLOWS + change.workflow_id
-            working = Working.owning(await residents.materialise(origin, change.version))
+            working = Working.owning((await residents.materialise(origin, change.version))[0])
         else:
             working.apply(change)
     return working
@@ -137,7 +157,9 @@ async def _frame(backend: Backend, name: str, version: int, working: Working) ->
     """Compare a keyframe with what the log gives."""
     try:
         frame = await backend.keyframe(name, version)
-        if frame is not None and not same(keyframes.state_of(frame), working.state):
+        if frame is None or frame.version != version:
+            return []  # it was dropped since they were listed
+        if not same(keyframes.state_of(frame), working.state):
             return [f"{name}@{version}: the keyframe differs from what the log gives"]
     except CorruptRecord as error:
         return [str(error)]

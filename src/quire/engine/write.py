@@ -41,6 +41,8 @@ class Write(msgspec.Struct, eq=False):
     allow_empty: bool = False
     start: dict[str, Any] | None = None
     """The state a forked log starts from."""
+    start_bytes: int = 0
+    """What that weighs at most, as far as the parent's changes tell."""
     guard: Callable[[dict[str, Any]], None] | None = None
     """Looks at the state the write is about to meet, and raises to refuse it."""
     history: list[Record] = []

@@ -140,25 +140,35 @@ class Shelf:
             moment = int(about.get("Nats-UpTo-Sequence", "0"))
             if moment >= floor and messages:  # the anchor, or what was announced before
                 return [stored(m) for m in messages], moment, int(about.get("Nats-Num-Pending", "0")) > 0
-            if asyncio.get_running_loop().time() > until:
-                raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
-            await asyncio.sleep(_PAUSE_MIN_S)
+            await self._behind(until)
 
     async def newest(self, subject: str) -> Stored | None:
         """Return the newest message on a subject, which may have wildcards."""
-        if self.replicas > 1:
-            return await self._newest_of_leader(subject)
-        answer = (await self._direct({"last_by_subj": subject}))[0]
-        return None if status(answer) else stored(answer)
+        if self.replicas == 1:
+            answer = (await self._direct({"last_by_subj": subject}))[0]
+            return None if status(answer) else stored(answer)
+        until = asyncio.get_running_loop().time() + self._patience_s
+        while sequence := await self._newest_of_leader(subject):
+            found = await self.get(sequence)
+            if found is not None:
+                return found
+            await self._behind(until)  # or it was removed just now: then the leader names another
+        return None
 
-    async def _newest_of_leader(self, subject: str) -> Stored | None:
+    async def _newest_of_leader(self, subject: str) -> int:
+        """Return the sequence of the newest message on a subject as the leader has it, 0 where there is none."""
         try:
-            found = (await self.api("STREAM.MSG.GET", {"last_by_subj": subject}))["message"]
+            return (await self.api("STREAM.MSG.GET", {"last_by_subj": subject}))["message"]["seq"]
         except Refusal as error:
             if error.number in _NOT_THERE:
-                return None
+                return 0
             raise
-        return await self.get(found["seq"])
+
+    async def _behind(self, until: float) -> None:
+        """Give a replica time to catch up. Raises StorageTimeout when there is none left."""
+        if asyncio.get_running_loop().time() > until:
+            raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
+        await asyncio.sleep(_PAUSE_MIN_S)
 
     async def get(self, sequence: int) -> Stored | None:
         """Return the message of a sequence, None if it was removed."""
@@ -169,17 +179,15 @@ class Shelf:
         """Return up to `count` messages on a subject from a sequence on, and whether there are more behind them."""
         until = asyncio.get_running_loop().time() + self._patience_s
         while True:
-            newest = await self._newest_of_leader(subject) if self.replicas > 1 else None
+            newest = await self._newest_of_leader(subject) if self.replicas > 1 else 0
             request = {"seq": max(1, sequence), "next_by_subj": subject, "batch": count, "max_bytes": _PAGE_BYTES}
             *messages, end = await self._direct(request)
             found = [stored(m) for m in messages]
             more = status(end) == "204" and int((end.headers or {}).get("Nats-Num-Pending", "0")) > 0
             reached = found[-1].sequence if found else sequence - 1
-            if more or newest is None or newest.sequence <= reached:
+            if more or newest <= reached:
                 return found, more
-            if asyncio.get_running_loop().time() > until:
-                raise StorageTimeout(f"{self.name}: a replica is behind for longer than {self._patience_s:g} s")
-            await asyncio.sleep(_PAUSE_MIN_S)
+            await self._behind(until)
 
     async def whole(self, message: Stored) -> bytes:
         """Return all of what a message holds the end of."""

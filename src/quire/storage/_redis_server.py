@@ -49,7 +49,7 @@ async def survey(line: _Line, shown: str) -> Capabilities:
     try:
         for section in ("server", "replication", "cluster"):
             about |= await info(line.ask, section)
-        settings = await _settings(line)
+        settings = await settings_of(line.ask)
     except Denied:
         settings = None
     if about.get("cluster_enabled") == "1":
@@ -63,15 +63,15 @@ async def survey(line: _Line, shown: str) -> Capabilities:
     version = tuple(int(n) for n in about.get("redis_version", "").split(".")[:2] if n.isdigit())
     if version and version < _OLDEST:
         raise Unsupported(f"{shown} is Redis {about['redis_version']}; 6.2 or newer is needed", capability="redis>=6.2")
-    return _promised(settings)
+    return promised(settings)
 
 
-async def _settings(line: _Line) -> dict[str, str] | None:
+async def settings_of(ask: Ask) -> dict[str, str] | None:
     """Return what durability hangs on, or None where the server does not tell."""
     found: dict[str, str] = {}
     for name in ("appendonly", "appendfsync", "maxmemory-policy"):
         try:
-            pair = await line.ask("CONFIG", "GET", name)
+            pair = await ask("CONFIG", "GET", name)
         except (Denied, Refusal, Unsupported):  # forbidden, renamed, or unknown here
             return None
         if len(pair) != 2:
@@ -80,7 +80,8 @@ async def _settings(line: _Line) -> dict[str, str] | None:
     return found
 
 
-def _promised(settings: Mapping[str, str] | None) -> Capabilities:
+def promised(settings: Mapping[str, str] | None) -> Capabilities:
+    """Return what a server of these settings promises; None for settings that it does not show."""
     durability, note = "none", ""
     if settings is None:
         note = f"{_MAY_LOSE}: the server does not show its settings (CONFIG GET), so it cannot be known"

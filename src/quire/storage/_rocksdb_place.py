@@ -47,6 +47,11 @@ _PART = "database"
 _POSITION = b"position"
 _WAL_MAX_BYTES = 64 * 1024 * 1024
 _LOGS_KEPT = 2
+_COMPLAINTS = (
+    ("background-errors", "RocksDB failed to write its tables; its LOG says why, see disk and folder"),
+    ("is-write-stopped", "RocksDB takes no writes until it has sorted its tables; see that the disk keeps up"),
+)
+"""Properties of RocksDB that are 0 where all is well, and what is said where they are not."""
 
 
 def ours(error: BaseException, path: str) -> BaseException:
@@ -103,6 +108,9 @@ class Place:
 
     def open(self) -> None:
         """Open the database, replaying what was synced and not yet sorted in. Blocks."""
+        self._open(rocksdict.AccessType.read_write())
+
+    def _open(self, access: Any) -> None:
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(True)
         options.create_missing_column_families(True)
@@ -112,10 +120,15 @@ class Place:
         # the default takes whatever is damaged for the end of the log, and loses in silence what came after it
         options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
         families = {name: rocksdict.Options(raw_mode=True) for name in FAMILIES}
-        self._db = rocksdict.Rdict(f"{self.path}/{_PART}", options, column_families=families)
+        self._db = rocksdict.Rdict(f"{self.path}/{_PART}", options, column_families=families, access_type=access)
         self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
         stored = self._db.get(_POSITION)
         self.position = 0 if stored is None else int.from_bytes(stored, "big")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything can be read."""
+        return self._db is not None
 
     def family(self, name: str) -> Any:
         """Return a column family, to be used and let go."""
@@ -137,6 +150,8 @@ class Place:
 
         fill: given a batch and where to find a column family, it returns the newest position then.
         """
+        if self._db is None:
+            raise StorageUnavailable(f"{self.path} could not be opened again after a failed write; call `recover`")
         batch = rocksdict.WriteBatch(raw_mode=True)
         position = fill(batch, self._db.get_column_family_handle)
         if position != self.position:
@@ -148,10 +163,18 @@ class Place:
         self.position = position
 
     def reopen(self) -> None:
-        """Close the database and open it anew, so that what is read is what is on the disk. In the writer's thread."""
+        """Close the database and open it anew, so that what is read is what is on the disk. In the writer's thread.
+
+        Opening writes. Where the disk is full it fails, and the database is opened for reading only, until there is room.
+        """
         with self.reader.paused():
             self.shut()
-            self.open()
+            try:
+                self.open()
+            except Exception as error:
+                if isinstance(_meaning(error, self.path), StorageFull):
+                    self._open(rocksdict.AccessType.read_only())
+                raise
         self.broken = False
 
     def compact(self) -> None:
@@ -179,6 +202,27 @@ class Place:
             _remove(part)
             raise
         _sync(target.parent)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of the database's files, and of those that are its logs."""
+        used = logs = 0
+        with os.scandir(f"{self.path}/{_PART}") as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # compacted away just now
+                    size = entry.stat(follow_symlinks=False).st_size
+                    used += size
+                    logs += size if entry.name.endswith(".log") else 0
+        return used, logs
+
+    def complaints(self) -> tuple[str, ...]:
+        """Say what RocksDB could not do in the background."""
+        if self._db is None:
+            return (f"{self.path} could not be opened again after a failed write; see its disk, then write again",)
+        found: list[str] = []
+        for name, said in _COMPLAINTS:
+            if self._db.property_int_value(f"rocksdb.{name}"):
+                found.append(f"{self.path}: {said}")
+        return tuple(found)
 
     def wake(self) -> None:
         """Let everybody who waits look again."""

@@ -36,6 +36,8 @@ from quire.storage._sqlite_worker import Db
 
 APPLICATION_ID = 0x51554952  # "QUIR"
 SCHEMA_VERSION = 1
+SOUND = (3, 51, 3)
+"""The first release whose write-ahead log several connections may write: see the WAL-reset bug in https://sqlite.org/wal.html"""
 WAL_PAGES = 1000
 """Pages of the write-ahead log after which a commit copies it into the file; quiet moments do so before. A log that
 stays small is overwritten in place, which is quicker to sync than one that grows."""

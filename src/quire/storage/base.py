@@ -21,7 +21,7 @@ Rules that hold everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
@@ -108,6 +108,51 @@ class StorageStats(msgspec.Struct, frozen=True):
     blobs: int
     cells: int
     size_bytes: int
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """A copy that a server keeps elsewhere. in_sync: whether it follows now; None where we may not know.
+
+    behind_bytes, behind_s: what it has not got yet, and how long it has not been heard of, where the server tells.
+    """
+
+    name: str
+    in_sync: bool | None
+    behind_bytes: int | None = None
+    behind_s: float | None = None
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend knows of its surroundings. None, "" and () where it does not apply or may not be known.
+
+    place: where the store is, for people, without a password.  server: product and release of what stores.
+    promises: the capabilities in force now, where a server's settings decide them.
+    clock_ms: the server's clock when it answered, UTC milliseconds; None where it is ours.
+    read_only: whether writing is refused now.  used_bytes: what the store takes, where that is cheap to say.
+    disk_free_bytes, disk_total_bytes: of the disk it lies on, or of the room that the server gives it.
+    file_system: its type, as the system calls it.  memory_used_bytes, memory_limit_bytes: of the server.
+    log_bytes: a write-ahead log that was not copied into the files yet.  sessions, sessions_max: of the server.
+    replicas: copies beside what answers; replicas_wanted: how many the settings ask for.
+    warnings: what else is wrong: sentences that say what, where and what to do.
+    """
+
+    place: str = ""
+    server: str = ""
+    promises: Capabilities | None = None
+    clock_ms: int | None = None
+    read_only: bool | None = None
+    used_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    disk_total_bytes: int | None = None
+    file_system: str = ""
+    memory_used_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    log_bytes: int | None = None
+    sessions: int | None = None
+    sessions_max: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    replicas_wanted: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -223,6 +268,14 @@ class Backend(Protocol):
         """Counts and size."""
         ...
 
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How its surroundings are: disk, memory, replicas, settings. Cheap, and it changes nothing.
+
+        What cannot be known, or not by us, is left out. Raises StorageTimeout after `timeout_s`, StorageError where
+        nobody answers, Closed.
+        """
+        ...
+
     async def scrub(self) -> None:
         """Leave no trace of what was removed or rewritten in what the backend itself keeps: free pages, logs, journals.
 
@@ -246,6 +299,21 @@ class Backend(Protocol):
         ...
 
 
+class Archived(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a stream is in an archive. first, last: the oldest and newest version of those.
+
+    versions: how many of them.  kept: those that are within reach as well.  segments, size_bytes: as they lie there.
+    """
+
+    stream: str
+    first: int
+    last: int
+    versions: int
+    kept: tuple[int, ...]
+    segments: int
+    size_bytes: int
+
+
 class Archive(Protocol):
     """What a backend can do besides whose old versions may lie elsewhere: see wrap/archived.py."""
 
@@ -254,10 +322,34 @@ class Archive(Protocol):
     inner: Backend
     """What is here."""
 
+    async def top(self) -> int:
+        """The newest position that went to the archive; 0 for none."""
+        ...
+
     async def went(self, stream: str) -> int:
         """The newest version that went to the archive; 0 for none."""
         ...
 
+    async def kept(self, stream: str) -> set[int]:
+        """Which of the versions that went are within reach as well."""
+        ...
+
+    async def place(self) -> str:
+        """Where it is: a URL, or `store:`."""
+        ...
+
+    def holds(self) -> AsyncGenerator[Archived]:
+        """What of each stream is there, by name."""
+        ...
+
+    def examined(self) -> AsyncGenerator[tuple[str, str | None]]:
+        """Read every segment: its stream, and what is wrong with it, None for nothing."""
+        ...
+
     async def shelve(self, stream: str, upto: int, *, keep: Collection[int] = ()) -> int:
         """Move records with version <= upto there; return how many are no longer here."""
+        ...
+
+    async def hold(self, stream: str, versions: Collection[int]) -> int:
+        """Keep versions within reach that went there before; return how many were not. Each has a keyframe."""
         ...

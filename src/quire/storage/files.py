@@ -26,7 +26,8 @@ from quire.storage._files_place import Place
 from quire.storage._files_read import Reader
 from quire.storage._files_write import Writer
 from quire.storage._jobs import Jobs
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats
+from quire.storage._vitals import bytes_of, disk_of, within
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")
 
@@ -257,6 +258,25 @@ class FilesBackend:
     async def stats(self) -> StorageStats:
         """Counts of this namespace; the size is of the whole folder. Cost: looks at every file."""
         return await self._read(lambda state: care.counts(self._reader, self._cells, state, self._path))
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the disk is, and how large the journal. What all files take is not counted: that looks at each."""
+        place = self._alive()
+
+        def job() -> Vitals:
+            disk = disk_of(self._path)
+            return Vitals(
+                place=self._path,
+                read_only=disk.read_only,
+                disk_free_bytes=disk.free_bytes,
+                disk_total_bytes=disk.total_bytes,
+                file_system=disk.file_system,
+                log_bytes=bytes_of(place.journal.path),
+                warnings=disk.warnings(self._path),
+            )
+
+        async with within(timeout_s, self._path):
+            return await min(self._readers, key=lambda r: r.waiting).do(job)
 
     async def scrub(self) -> None:
         """Write feeds and cells anew, and empty the journal. Cost: reads everything."""

@@ -17,7 +17,7 @@ import msgspec
 
 from quire.errors import Closed, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
-from quire.storage.base import Capabilities, CellWrite, Committed, Item, Outcome, Refused, StorageStats
+from quire.storage.base import Capabilities, CellWrite, Committed, Item, Outcome, Refused, StorageStats, Vitals
 
 
 class _Space:
@@ -295,6 +295,11 @@ class MemoryBackend:
                 cells=len(space.cells),
                 size_bytes=sum(map(_size, self._place.spaces.values())),
             )
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:  # noqa: ARG002 - it answers at once
+        """What its values take: there is nothing around them."""
+        with self._held():
+            return Vitals(place="memory", used_bytes=sum(map(_size, self._place.spaces.values())))
 
     async def scrub(self) -> None:
         """What is gone is gone."""

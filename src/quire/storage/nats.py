@@ -31,12 +31,14 @@ from quire.errors import (
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _nats_rows as rows
 from quire.storage import _nats_server as server
+from quire.storage import _nats_vitals as vital
 from quire.storage import _nats_writer as writing
 from quire.storage._nats_log import Log
 from quire.storage._nats_shelf import Shelf
 from quire.storage._nats_wire import Address, Moved, Wire
 from quire.storage._nats_writer import Places, Writer
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats
+from quire.storage._vitals import within
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 _OLDEST = (2, 12)
 _TIMEOUT_S = 10.0
@@ -401,6 +403,14 @@ class NatsBackend:
             cells=len(await self._shelf.subjects(self._places.cells())),
             size_bytes=sum(state["bytes"] for state in states),
         )
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the servers are: who follows, and what room there is."""
+        self._alive()
+        async with within(timeout_s, self._shown):
+            await self._reading.open()
+            shelves = (self._shelf, self._side)
+            return await vital.look(self._reading, shelves, self.capabilities, self._shown, timeout_s / 2)
 
     async def scrub(self) -> None:
         """Erase what was rewritten and is left of an interruption; what was removed was overwritten then already."""

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from quire.config import Compression
 from quire.core.names import check_id, check_namespace
 from quire.errors import Denied, InvalidKey, StorageUnavailable, Unsupported
+from quire.model import Gain
 from quire.storage.base import RECOVERING, Archive, Backend
 from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
 from quire.storage.wrap._around import Seal, layers, stored
@@ -122,6 +123,53 @@ async def open_bare(
 def archive_of(backend: Backend) -> Archive | None:
     """Return the archive of an open namespace, None where it has none."""
     return next((cast("Archive", layer) for layer in layers(backend) if layer.own == ARCHIVE), None)
+
+
+async def train(backend: Backend, kind: str) -> Gain:
+    """Train a dictionary on what streams of a kind hold in an open namespace, and use it from now on.
+
+    Raises Unsupported for a namespace that is not compressed, Invalid where there is too little to learn from.
+    """
+    from quire.storage.wrap.compressed import Compressed
+
+    within = next((layer for layer in layers(backend) if isinstance(layer, Compressed)), None)
+    if within is None:
+        raise Unsupported(
+            "this namespace is not compressed, so a dictionary is of no use; open it once with ?compression=zstd at the "
+            "end of its URL, and what is written from then on is",
+            capability="compression",
+        )
+    return await within.train(kind)
+
+
+async def rotate_key(url: str, *, namespace: str, old: bytes, new: bytes) -> bool:
+    """Have an encrypted namespace open with another key from now on: one small write, whole or not at all.
+
+    Returns False where it opens with the new one already, so that a call that was killed may be repeated.
+    Raises Denied for an old key that is not the one, and for a namespace that is not encrypted; InvalidKey.
+    """
+    url, options = _wrapping(url)
+    if any(name.startswith("encryption_key") for name in options):
+        raise InvalidKey("the keys are given beside the URL when one is changed; leave encryption_key_... out of it")
+    if old == new:
+        raise InvalidKey("the new encryption key is the old one; make another")
+    backend = await _open_bare(url, namespace)
+    try:
+        from quire.storage.wrap import encrypted
+
+        if await encrypted.opens(backend, namespace=namespace, key=new):
+            return False
+        await encrypted.rotate(backend, namespace=namespace, old=old, new=new)
+        return True
+    finally:
+        await backend.close()
+
+
+def read_key(file: str) -> bytes:
+    """Return the encryption key that a file holds as 64 hex digits. Raises InvalidKey."""
+    key = _key({"encryption_key_file": file})
+    assert key is not None
+    return key
 
 
 def _wrapping(url: str) -> tuple[str, dict[str, str]]:

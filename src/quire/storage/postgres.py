@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 from quire.errors import Closed, QuireError, StorageUnavailable, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _postgres_read as ask
+from quire.storage import _postgres_vitals as vital
 from quire.storage._postgres_items import beyond
 from quire.storage._postgres_line import Db, Line, Lines, Place, refusal
 from quire.storage._postgres_log import CommitLine
 from quire.storage._postgres_scrub import scrub
 from quire.storage._postgres_watch import Listener, Newest
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats
+from quire.storage._vitals import within
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 from quire.storage.codec import pack
 
 T = TypeVar("T")
@@ -75,15 +77,7 @@ class PostgresBackend:
     def capabilities(self) -> Capabilities:
         """What the server's settings let us promise, as of when the session that commits began."""
         risks = self._log.server.risks if self._log.server else []
-        return Capabilities(
-            backend="postgresql",
-            durability="process" if risks else "power",
-            multi_process=True,
-            backup=False,
-            note=f"may lose acknowledged writes when the server's machine loses power: {', '.join(risks)}"
-            if risks
-            else "every acknowledged write is on the server's disk",
-        )
+        return vital.promised(risks)
 
     def _alive(self) -> None:
         if self._closed:
@@ -243,6 +237,12 @@ class PostgresBackend:
     async def stats(self) -> StorageStats:
         """Counts of this namespace; the size is of all tables of the store with their indexes."""
         return ask.stats((await self._fetch(ask.STATS, self._namespace))[0])
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the server is: what its settings promise now, standbys, sessions."""
+        self._alive()
+        async with within(timeout_s, self._place.shown):
+            return await self._answer(self._lines.do(lambda db: vital.look(db, self._place)))
 
     async def scrub(self) -> None:
         """Write all tables anew. Needs as much free space as they take; nobody reads or writes meanwhile.

@@ -32,9 +32,11 @@ from quire.errors import (
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _redis_rows as rows
 from quire.storage import _redis_server as server
+from quire.storage import _redis_vitals as vital
 from quire.storage._redis_line import Address, Forgotten, Line, Word
 from quire.storage._redis_news import News
-from quire.storage.base import Capabilities, Committed, Item, Outcome, Refused, StorageStats
+from quire.storage._vitals import within
+from quire.storage.base import Capabilities, Committed, Item, Outcome, Refused, StorageStats, Vitals
 
 FORMAT = "quire 1"
 
@@ -358,6 +360,11 @@ class RedisBackend:
         counts = await self._call("stats")
         memory = await server.info(self._ask, "memory")
         return StorageStats(*counts, size_bytes=int(memory.get("used_memory", 0)))
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the server is, and what its settings promise now."""
+        async with within(timeout_s, self._shown):
+            return await vital.look(self._ask, self._shown)
 
     async def scrub(self) -> None:
         """Have Redis write its log and its snapshot anew, and forget its list of slow commands.

@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,8 @@ from quire.storage._rocksdb_write import (
     pointer_of,
     top_of,
 )
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats
+from quire.storage._vitals import disk_of, within
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")
 
@@ -74,9 +76,11 @@ class RocksdbBackend:
         if os.getpid() != self._pid:
             raise Closed("this store was opened before a fork; open it anew in the child process")
 
-    def _read(self, job: Callable[[], T]) -> asyncio.Future[T]:
+    async def _read(self, job: Callable[[], T]) -> T:
         self._alive()
-        return self._place.reader.do(job)
+        if not self._place.is_open:  # an earlier `recover` failed, and whoever reads first tries again
+            await self.recover()
+        return await self._place.reader.do(job)
 
     def _change(self, job: Callable[[], T]) -> asyncio.Future[T]:
         self._alive()
@@ -419,6 +423,28 @@ class RocksdbBackend:
             )
 
         return await self._read(job)
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the disk is, how large tables and logs are, and whether RocksDB goes on in the background."""
+        place = self._place
+
+        def job() -> Vitals:
+            disk = disk_of(place.path)
+            used, logs = place.sizes()
+            return Vitals(
+                place=place.path,
+                server=f"RocksDB of rocksdict {version('rocksdict')}",
+                read_only=disk.read_only,
+                used_bytes=used,
+                disk_free_bytes=disk.free_bytes,
+                disk_total_bytes=disk.total_bytes,
+                file_system=disk.file_system,
+                log_bytes=logs,
+                warnings=(*disk.warnings(place.path), *place.complaints()),
+            )
+
+        async with within(timeout_s, place.path):
+            return await self._read(job)
 
     async def scrub(self) -> None:
         """Write everything anew without what was removed, and open it anew: the list of tables names keys too."""

@@ -23,7 +23,8 @@ from quire.storage import _sqlite_file as files
 from quire.storage import _sqlite_read as ask
 from quire.storage._sqlite_worker import Db, Worker
 from quire.storage._sqlite_write import Writer
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats
+from quire.storage._vitals import bytes_of, disk_of, within
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")
 
@@ -273,6 +274,35 @@ class SqliteBackend:
     async def stats(self) -> StorageStats:
         """Counts of this namespace; the size is of the file with its write-ahead log."""
         return await self._read(lambda db: ask.counts(db, self._namespace, self._path))
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the disk is, how large file and write-ahead log are, and which SQLite this is."""
+        async with within(timeout_s, self._path):
+            return await self._read(lambda _: self._look())
+
+    def _look(self) -> Vitals:
+        disk = disk_of(self._path)
+        file, log = bytes_of(self._path), bytes_of(f"{self._path}-wal")
+        release = apsw.sqlite_lib_version()
+        warnings = list(disk.warnings(self._path))
+        if file is None:
+            warnings.append(f"{self._path} is not there any more; close the store everywhere and restore a backup")
+        if tuple(map(int, release.split("."))) < files.SOUND:
+            warnings.append(
+                f"SQLite {release} can damage a file that several connections write (its write-ahead log is reset too "
+                f"early); {'.'.join(map(str, files.SOUND))} or newer is needed: upgrade the package apsw"
+            )
+        return Vitals(
+            place=self._path,
+            server=f"SQLite {release}",
+            read_only=disk.read_only,
+            used_bytes=None if file is None else file + (log or 0),
+            disk_free_bytes=disk.free_bytes,
+            disk_total_bytes=disk.total_bytes,
+            file_system=disk.file_system,
+            log_bytes=log or 0,
+            warnings=tuple(warnings),
+        )
 
     async def scrub(self) -> None:
         """Write the file anew. Needs as much free space as the file takes."""

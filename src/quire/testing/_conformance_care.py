@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import get_args
 
+import msgspec
 import pytest
 
-from quire.errors import Closed, Unsupported
+from quire.errors import Closed, StorageTimeout, Unsupported
 from quire.model import Keyframe
 from quire.storage.base import Backend, CellWrite, Durability, Expect, Item
 from quire.testing._conformance_base import (
@@ -135,6 +137,7 @@ class CarePromises(Suite):
             backend.cells,
             backend.check,
             backend.stats,
+            lambda: backend.vitals(timeout_s=FAR_S),
             backend.scrub,
             lambda: backend.backup(str(self.place / "copy")),
             backend.recover,
@@ -159,6 +162,36 @@ class CarePromises(Suite):
         assert stats.size_bytes > 0
         none = await other.stats()
         assert (none.streams, none.records, none.keyframes, none.blobs, none.cells) == (0, 0, 0, 0, 0)
+
+    @promise
+    async def test_vitals_are_figures_that_can_be_true(self) -> None:
+        backend = await filled(await self.handle())
+        vitals = await backend.vitals(timeout_s=FAR_S)
+        figures = msgspec.structs.asdict(vitals)
+        assert all(figure >= 0 for figure in figures.values() if type(figure) in (int, float))
+        pairs = (
+            (vitals.disk_free_bytes, vitals.disk_total_bytes),
+            (vitals.sessions, vitals.sessions_max),
+        )
+        assert all(part <= whole for part, whole in pairs if part is not None and whole is not None)
+        assert vitals.place
+        assert vitals.used_bytes != 0
+        assert vitals.read_only is not True
+        assert vitals.promises is None or vitals.promises == backend.capabilities
+        assert all(replica.name for replica in vitals.replicas)
+        assert all(warning.strip() for warning in vitals.warnings)
+
+    @promise
+    async def test_asking_for_vitals_changes_nothing_even_when_given_up(self) -> None:
+        backend = await filled(await self.handle())
+        before = [await everything(backend), await backend.latest(), await backend.stats()]
+        for timeout_s in (FAR_S, 0.0):
+            with suppress(StorageTimeout):
+                await backend.vitals(timeout_s=timeout_s)
+        assert [await everything(backend), await backend.latest(), await backend.stats()] == before
+        asked = [backend.vitals(timeout_s=FAR_S) for _ in range(3)]
+        await asyncio.gather(*asked, appended(backend, "s/1", b"4"))
+        assert (await backend.heads(["s/1"]))[0].version == 4
 
     @promise
     async def test_scrub_leaves_what_is_there(self) -> None:

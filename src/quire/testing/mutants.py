@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from quire.model import Record
-from quire.storage.base import Item, Outcome, Refused
+from quire.storage.base import Item, Outcome, Refused, Vitals
 from quire.storage.memory import MemoryBackend
 
 
@@ -186,6 +186,24 @@ class WaitsForNothing(MemoryBackend):
         return await self.latest()
 
 
+class LeavesATrace(MemoryBackend):
+    """Writes something to see whether it can."""
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """Look, and leave a blob."""
+        await self.put_blob("probe", b"1")
+        return await super().vitals(timeout_s=timeout_s)
+
+
+class MixesUpFigures(MemoryBackend):
+    """Tells what is taken for what is free."""
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """Take one figure for the other."""
+        found = await super().vitals(timeout_s=timeout_s)
+        return msgspec.structs.replace(found, disk_free_bytes=2000, disk_total_bytes=1000)
+
+
 class NeverCloses(MemoryBackend):
     """Goes on after it was closed."""
 
@@ -213,6 +231,8 @@ MUTANTS: dict[type[MemoryBackend], tuple[str, bool]] = {
     NeverExpires: ("test_cell_expires_by_the_clock_of_the_backend", True),
     ReplacesText: ("test_bodies_may_be_any_bytes", True),
     WaitsForNothing: ("test_changed_wakes_on_a_commit_of_another_handle", False),
+    LeavesATrace: ("test_asking_for_vitals_changes_nothing_even_when_given_up", False),
+    MixesUpFigures: ("test_vitals_are_figures_that_can_be_true", False),
     NeverCloses: ("test_closed_handle_refuses_everything", False),
 }
 """Mutant to the promise that must be found broken, and whether the machine must find it too."""

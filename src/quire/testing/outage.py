@@ -1,92 +1,142 @@
-"""Kill a server while writers write through the public API, again and again; then count what became of every write.
+"""Strike a server while writers write through the public API, again and again; then count what became of every write.
 
-Each write carries a mark of its own and an idempotency key, and is tried again until it is acknowledged. So every mark
-has to be there exactly once, and at the version that was acknowledged. Whatever the writers are told in between has to
-be an error that says so: retryable, or that the outcome is not known.
+1. Every write carries a mark of its own and counts itself. Half of the writers give an idempotency key and try again
+   until they are told that it is done; the others try once, and what they are told is held against the log.
+2. Whatever anybody is told in between has to be an error that says so: retryable, or that the outcome is not known.
+3. A reader sees no version disappear, a watcher hears of every version, and of none twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import tempfile
 import threading
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import quire
-from quire.errors import NotFound, OutcomeUnknown, QuireError
+from quire import Increment, QuireError, Set, Store, Version, Workflow
+from quire.testing._outage_ledger import WAIT_S, Ledger, losses, may_be_told
+from quire.testing.disk import Disk
+from quire.testing.servers import Server
 
-_WAIT_S = 60.0
-"""A writer that gets nothing acknowledged for so long hangs."""
+T = TypeVar("T")
 
+__all__ = ["Ledger", "attack", "killed", "lose_power", "losses", "served_from"]
 
-class Ledger:
-    """What the writers were told. acked: (workflow, version) to mark.  errors: by type, how often.  wrong: the rest."""
-
-    def __init__(self) -> None:
-        self.acked: dict[tuple[int, int], str] = {}
-        self.errors: dict[str, int] = {}
-        self.wrong: list[BaseException] = []
-        self.stopping = False
-        self._more = threading.Condition()
-
-    def add(self, workflow: int, version: int, mark: str) -> None:
-        """Keep an acknowledgement."""
-        with self._more:
-            self.acked[workflow, version] = mark
-            self._more.notify_all()
-
-    def failed(self, error: QuireError) -> None:
-        """Count an error that a writer may be told."""
-        with self._more:
-            name = type(error).__name__
-            self.errors[name] = self.errors.get(name, 0) + 1
-
-    def gave_up(self, error: BaseException) -> None:
-        """Keep an error that no writer may be told."""
-        with self._more:
-            self.wrong.append(error)
-            self._more.notify_all()
-
-    def wait_for(self, more: int) -> None:
-        """Wait until that many more writes are acknowledged, or a writer gave up."""
-        with self._more:
-            wanted = len(self.acked) + more
-            if not self._more.wait_for(lambda: len(self.acked) >= wanted or bool(self.wrong), _WAIT_S):
-                raise AssertionError(f"nothing was acknowledged for {_WAIT_S:g} s; errors: {self.errors}")
+_PAUSE_S = 0.005
+"""Between two tries of a write: a server that is down refuses at once."""
 
 
-async def _write(url: str, writers: int, ledger: Ledger) -> None:
-    async with quire.open(url) as store:
+class _Crew:
+    """Writers, and who watches them, on one open store."""
 
-        async def persist(write: Callable[[], Any]) -> Any:
-            while True:
-                try:
-                    return await write()
-                except QuireError as error:
-                    if ledger.stopping or (not error.retryable and not isinstance(error, OutcomeUnknown)):
-                        raise
-                    ledger.failed(error)
-                    await asyncio.sleep(0.005)  # a server that is down refuses at once
+    def __init__(self, store: Store, ledger: Ledger, *, early: bool) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._early = early
+        self._heard: list[tuple[str, int]] = []
+        self._more = asyncio.Event()
 
-        async def one(w: int) -> None:
-            wf = store.workflow(f"w{w}")
+    async def write(self, w: int) -> None:
+        """Write until told to stop, and read each write back."""
+        wf, ledger, number = self._store.workflow(f"w{w}"), self._ledger, 0
+        while not ledger.stopping:
+            number += 1
+            mark = f"{w}-{number}"
+            if self._early:
+                ledger.add(w, (await self._persist(wf.version)).number + 1, mark)
+            version = await self._apply(wf, w, mark)
+            if version is None:
+                continue
+            if not self._early and not ledger.add(w, version.number, mark):
+                continue
+            found = await self._persist(lambda: wf.get("/last"))
+            if found != mark:
+                raise AssertionError(f"w{w}: {mark} was acknowledged, and {found} is read right after it")
+
+    async def _apply(self, wf: Workflow, w: int, mark: str) -> Version | None:
+        changes = [Increment(("n",), 1), Set(("last",), mark)]
+        if w % 2:
+            return await self._persist(lambda: wf.apply(changes, author=f"a{w}", idempotency_key=mark))
+        try:
+            return await wf.apply(changes, author=f"a{w}")
+        except QuireError as error:
+            if not may_be_told(error):
+                raise
+            self._ledger.failed(error, w, mark)
+            await asyncio.sleep(_PAUSE_S)
+            return None
+
+    async def _persist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again until there is an answer."""
+        until = time.monotonic() + WAIT_S
+        while True:
             try:
-                number = 0
-                while not ledger.stopping:
-                    number += 1
-                    mark = f"{w}-{number}"
-                    version = await persist(
-                        lambda mark=mark: wf.set("/last", mark, author=f"a{w}", idempotency_key=mark)
-                    )
-                    ledger.add(w, version.number, mark)
-                    found = await persist(lambda: wf.get("/last"))
-                    if found != mark:
-                        raise AssertionError(f"w{w}: {mark} was acknowledged, and {found} is read right after it")
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it is reported
+                return await ask()
+            except QuireError as error:
+                if not may_be_told(error) or time.monotonic() > until:
+                    raise
+                self._ledger.failed(error)
+                await asyncio.sleep(_PAUSE_S)
+
+    async def read(self) -> None:
+        """See no version disappear."""
+        wf, seen = self._store.workflow("w0"), 0
+        while not self._ledger.stopping:
+            known = self._ledger.newest(0)
+            found = (await self._persist(wf.version)).number
+            if found < max(seen, known):
+                raise AssertionError(f"a reader saw version {found} after {max(seen, known)}")
+            seen = found
+
+    async def listen(self) -> None:
+        """Hear of everything."""
+        async for event in self._store.watch(after=0):
+            self._heard.append((event.version.workflow_id, event.version.number))
+            self._more.set()
+
+    async def all_heard(self, writers: int) -> None:
+        """Wait until the watcher heard of everything, and fail if it heard of something twice."""
+        there: list[tuple[str, int]] = []
+        for w in range(writers):
+            newest = await self._persist(self._store.workflow(f"w{w}").version)
+            there += [(f"w{w}", number) for number in range(1, newest.number + 1)]
+        while len(set(self._heard)) < len(there):
+            self._more.clear()
+            await self._more.wait()
+        if sorted(self._heard) != sorted(there):
+            raise AssertionError("the watcher heard of something twice")
+
+
+async def _work(url: str, writers: int, ledger: Ledger, *, early: bool, witnesses: bool) -> None:
+    over = False
+
+    async def honest(work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it is reported
+            if not over:
                 ledger.gave_up(error)
 
-        await asyncio.gather(*(one(w) for w in range(writers)))
+    async with quire.open(url) as store:
+        crew = _Crew(store, ledger, early=early)
+        works = [crew.write(w) for w in range(writers)]
+        if not witnesses:
+            await asyncio.gather(*map(honest, works))
+            return
+        watcher = asyncio.create_task(honest(crew.listen()))
+        await asyncio.gather(*map(honest, works), honest(crew.read()))
+        if not ledger.wrong:
+            await honest(asyncio.wait_for(crew.all_heard(writers), WAIT_S))
+        over = True
+        watcher.cancel()
+        await watcher
 
 
 def attack(
@@ -96,21 +146,31 @@ def attack(
     times: int,
     seed: int,
     writers: int = 4,
-    told: Callable[[Ledger], None] | None = None,
+    begun: Callable[[Ledger], None] | None = None,
+    early: bool = False,
+    witnesses: bool = True,
 ) -> tuple[Ledger, list[tuple[int, int]]]:
     """Write to a store while `outage` strikes at random moments; return what was told, and what of it is lost.
 
     outage: takes the server down and up again; called in this thread, the writers are in another.
-    told: is given the ledger before anything is written, for an outage that waits for writers to go on.
-    Raises AssertionError where a write is there twice, or the log is not sound.
+    begun: is given the ledger when the workflows are there and nothing is written yet.
+    early: acknowledge what is not yet so, the negative control.  witnesses: whether somebody reads and watches.
+    Raises AssertionError where the log is not sound, or anything was there twice, or in spite of an error.
     """
     chance, ledger = random.Random(seed), Ledger()
-    if told is not None:
-        told(ledger)
     with quire.sync.open(url) as store:
         for w in range(writers):
-            store.create(f"w{w}", {"last": None})
-    thread = threading.Thread(target=lambda: asyncio.run(_write(url, writers, ledger)), daemon=True)
+            store.create(f"w{w}", {"n": 0, "last": None})
+    if begun is not None:
+        begun(ledger)
+
+    def run() -> None:
+        try:
+            asyncio.run(_work(url, writers, ledger, early=early, witnesses=witnesses))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported
+            ledger.gave_up(error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         for _ in range(times):
@@ -122,25 +182,50 @@ def attack(
             ledger.wait_for(2 * writers)  # all went on
     finally:
         ledger.stopping = True
-        thread.join(_WAIT_S)
+        thread.join(2 * WAIT_S)
     assert not thread.is_alive(), "the writers hang"
-    return ledger, _losses(url, ledger, writers)
+    return ledger, losses(url, ledger.acked, writers, ledger.refused)
 
 
-def _losses(url: str, ledger: Ledger, writers: int) -> list[tuple[int, int]]:
-    lost: list[tuple[int, int]] = []
-    with quire.sync.open(url) as store:
-        report = store.verify()
-        assert report.ok, report.problems
-        for w in range(writers):
-            told = {version: mark for (flow, version), mark in ledger.acked.items() if flow == w}
-            try:
-                versions = store.workflow(f"w{w}").history(order="oldest")
-            except NotFound:
-                lost += [(w, version) for version in told]
-                continue
-            assert [v.number for v in versions] == list(range(1, len(versions) + 1))
-            marks = {v.number: getattr(v.changes[0], "value", None) for v in versions[1:]}
-            assert len(set(marks.values())) == len(marks), f"w{w}: a write happened twice"
-            lost += [(w, version) for version, mark in told.items() if marks.get(version) != mark]
-    return lost
+def killed(server: Server) -> Callable[[], None]:
+    """Return the outage that is SIGKILL and a new start on the same data."""
+
+    def outage() -> None:
+        server.kill()
+        server.restart()
+
+    return outage
+
+
+@contextmanager
+def served_from(folder: Path, server: Server) -> Generator[None]:
+    """Have a server make its folder in another one than the system's for such; at the end it is killed."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        server.start()
+    finally:
+        tempfile.tempdir = before
+    try:
+        yield
+    finally:
+        if server.running:
+            server.kill()
+
+
+def lose_power(server: Server, *, times: int, seed: int) -> tuple[Ledger, list[tuple[int, int]]]:
+    """Attack a server whose disk is cut off at random moments. Raises DiskMissing, ServerMissing.
+
+    Nobody reads or watches: until the server is killed it may show what has gone with the disk.
+    """
+    ledgers: list[Ledger] = []
+    with Disk() as disk, served_from(disk.folder, server):
+        os.sync()  # that its folder is there is not what is looked at
+
+        def outage() -> None:
+            with ledgers[0].without_power():
+                disk.cut()
+                server.kill()
+                disk.again()
+                server.restart()
+
+        return attack(server.url, outage, times=times, seed=seed, writers=8, begun=ledgers.append, witnesses=False)

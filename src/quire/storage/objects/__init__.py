@@ -45,18 +45,20 @@ class Objects(Protocol):
         ...
 
 
-async def open_objects(url: str) -> Objects:
+async def open_objects(url: str, *, tried: bool = True) -> Objects:
     """Return the place that a URL names, after finding out that it can be written, read, listed and removed from.
 
     A path or `file:///folder` (relative), `file:////var/folder` (absolute); `memory:name`, for tests; `s3://bucket/prefix`,
     `gs://bucket/prefix`, `az://container/prefix`, for a service that is compatible with S3 with
     `?endpoint=https://host&region=auto`, and `allow_http=true` for one without TLS.
+    tried: False for whoever only reads, and may be allowed no more: nothing is asked of the place then.
     Raises InvalidKey for a URL that is not allowed, Unsupported where a driver is not installed, Denied, NotFound for a
     bucket that is not there, StorageUnavailable.
-    Cost: five requests.
+    Cost: six requests.
     """
     place = _opened(url)
-    await probe(place)
+    if tried:
+        await probe(place)
     return place
 
 

@@ -16,6 +16,8 @@ from quire.storage.objects.names import checked, oversized
 
 T = TypeVar("T")
 
+_TRIES = 100
+
 
 class Folder:
     """A folder, made when something is put there, for its owner's eyes only."""
@@ -50,10 +52,9 @@ class Folder:
 
     def _put(self, name: str, data: bytes) -> bool:
         target = self.root / name
-        self._make(target.parent)
         part = target.parent / f".part-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            with os.fdopen(self._begun(part), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -66,6 +67,14 @@ class Folder:
             part.unlink(missing_ok=True)
         _sync_folder(target.parent)
         return new
+
+    def _begun(self, part: Path) -> int:
+        """Open a new file in a folder that is made if need be; whoever removes its last file removes the folder too."""
+        for _ in range(_TRIES):
+            self._make(part.parent)
+            with suppress(FileNotFoundError):
+                return os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        raise StorageUnavailable(f"{self.url}: others keep removing the folder {part.parent.name}; try again")
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, durably."""
@@ -94,6 +103,9 @@ class Folder:
         with suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
             _sync_folder(target.parent)
+            if target.parent != self.root:
+                with suppress(OSError):  # there is more in it
+                    target.parent.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,6 +25,7 @@ from quire.storage.base import (
     Item,
     Outcome,
     StorageStats,
+    Vitals,
 )
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Around:
     def __init__(self, inner: Backend, note: str) -> None:
         """note: what people are told of it."""
         self.inner = inner
+        self._note = note
         caps = inner.capabilities
         self.capabilities: Capabilities = _replace(caps, note="; ".join(filter(None, (caps.note, note))))
 
@@ -269,6 +271,14 @@ class Around:
         blobs = await self.inner.blobs(after=self.own, limit=_OWN_MAX)
         cells = await self.inner.cells(self.own, limit=_OWN_MAX)
         return len(cells), sum(name.startswith(self.own) for name in blobs)
+
+    async def vitals(self, *, timeout_s: float) -> Vitals:
+        """How the surroundings of the backend within are, with what this wrapper says of itself."""
+        found = await self.inner.vitals(timeout_s=timeout_s)
+        if found.promises is None:
+            return found
+        note = "; ".join(filter(None, (found.promises.note, self._note)))
+        return _replace(found, promises=_replace(found.promises, note=note))
 
     async def scrub(self) -> None:
         """Leave no trace of what was removed."""

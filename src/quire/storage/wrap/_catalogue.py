@@ -35,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     """A segment. name: blake3 of its bytes.  first, last: versions.  low, high: positions, 0 where they mean nothing here.
 
     versions: which of them it holds, None for all.  keyframes: versions it has states of.  within: a blob of the store.
+    weight: about its bytes before compression.  shared: another store may name it too, so it is never removed from here.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Entry(msgspec.Struct, frozen=True):
     keyframes: tuple[int, ...] = ()
     versions: tuple[int, ...] | None = None
     within: bool = False
+    weight: int = 0
+    shared: bool = False
 
     def __len__(self) -> int:
         return self.last - self.first + 1 if self.versions is None else len(self.versions)
@@ -55,12 +58,29 @@ class Entry(msgspec.Struct, frozen=True):
         return self.first <= version <= self.last and (self.versions is None or version in self.versions)
 
 
+class Loose(msgspec.Struct, frozen=True):
+    """A segment that is written and not catalogued yet, or not any more. time: since when, UTC milliseconds.
+
+    late: whoever was writing it may still come to the end, so it is removed more than once.
+    """
+
+    name: str
+    within: bool
+    time: int
+    late: bool = False
+
+
 class Catalogue(msgspec.Struct, frozen=True):
-    """The cell of a stream. entries: by version, without overlap.  kept: single versions of them, within reach as well."""
+    """The cell of a stream. entries: by version, without overlap.  kept: single versions of them, within reach as well.
+
+    coming: about to be written.  gone: to be removed. So none is forgotten, whenever somebody is killed.
+    """
 
     format: int = FORMAT
     entries: tuple[Entry, ...] = ()
     kept: tuple[Entry, ...] = ()
+    coming: tuple[Loose, ...] = ()
+    gone: tuple[Loose, ...] = ()
 
     @property
     def last(self) -> int:
@@ -90,10 +110,30 @@ class Catalogue(msgspec.Struct, frozen=True):
                 best = (entry, found)
         return best
 
+    def tail(self, first: int, weight: int, most: int) -> tuple[Entry, ...]:
+        """Return the newest segments that go into one with what begins at `first`: each at most twice what follows it.
+
+        So a log has few segments, by the logarithm of how often something went, and each byte is written as seldom.
+        most: what is heavier together stays apart.
+        """
+        taken: list[Entry] = []
+        for e in reversed(self.entries):
+            fits = e.last == first - 1 and e.weight <= 2 * weight and e.weight + weight <= most
+            if not fits or e.low == 0:  # where positions mean nothing they must not get to where they do
+                break
+            taken.append(e)
+            first, weight = e.first, weight + e.weight
+        return tuple(reversed(taken))
+
     def elsewhere(self) -> Catalogue:
-        """Return what this is in a store that gave the records other positions: the feed knows nothing of them."""
-        entries, kept = (tuple(_replace(e, low=0, high=0) for e in some) for some in (self.entries, self.kept))
-        return _replace(self, entries=entries, kept=kept)
+        """Return what this is in a store that gave the records other positions: the feed knows nothing of them.
+
+        The store it is from goes on with the same segments, so none is removed from here.
+        """
+        entries, kept = (
+            tuple(_replace(e, low=0, high=0, shared=not e.within) for e in some) for some in (self.entries, self.kept)
+        )
+        return Catalogue(entries=entries, kept=kept)
 
 
 _replace = msgspec.structs.replace

@@ -8,48 +8,35 @@
 4. What is here is answered from here. Only who asks for an old version waits for the archive, and is told if it is away.
 5. Single versions can be kept within reach: a record and its state in a blob of the store itself.
 
-`shelve` moves records; who decides which is engine/sweep.py.
+This file reads; _moving.py moves, _books.py keeps the cells, _shelf.py the segments. Who decides what goes is
+engine/sweep.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import msgspec
 
-from quire.core import segment
 from quire.core.segment import Segment
-from quire.errors import Invalid, InvalidKey, StorageError, StorageUnavailable
-from quire.failpoints import hit
+from quire.errors import CorruptRecord, InvalidKey, QuireError, StorageUnavailable
 from quire.model import Cell, Keyframe, Record
-from quire.storage.base import Backend, CellWrite, Committed, Item, StorageStats
+from quire.storage.base import Archived as Held
+from quire.storage.base import Backend, CellWrite, Item, Outcome, StorageStats
 from quire.storage.objects import Objects, open_objects
 from quire.storage.wrap import ARCHIVE
 from quire.storage.wrap._around import Around, claim_cell
-from quire.storage.wrap._catalogue import (
-    PREFIX,
-    About,
-    Catalogue,
-    Entry,
-    about_of,
-    read_about,
-    read_catalogue,
-    stream_of,
-    write,
-)
+from quire.storage.wrap._books import Books
+from quire.storage.wrap._catalogue import About, Catalogue, Entry, about_of, read_about, write
+from quire.storage.wrap._moving import Mover
 from quire.storage.wrap._shelf import WITHIN, Shelf, path_of
 
 log = logging.getLogger("quire.archive")
 
-_SEGMENT_BYTES = 4 * 1024 * 1024
-"""A segment is closed at so many bytes before compression: what reading one old version costs at most."""
-_SMALL_BYTES = 256 * 1024
-"""A segment of less takes in what goes after it, so that there are few of them however often a sweep comes by."""
 _PAGE = 1000
 _TRIES = 20
 _replace = msgspec.structs.replace
@@ -71,18 +58,22 @@ async def open_archived(inner: Backend, *, namespace: str, place: str | None = N
             log.warning("the archive does not answer, old versions cannot be read and none are moved there: %s", error)
     fresh = About(id=secrets.token_hex(16), place=place or WITHIN)
     about = read_about(Cell(ARCHIVE, await claim_cell(inner, ARCHIVE, write(fresh))))
-    if place is not None and place != about.place:
-        about = await _moved(inner, about, place, objects)
-    return Archived(inner, namespace, about, objects)
+    archived = Archived(inner, namespace, about, objects)
+    while place is not None and place != about.place:
+        about = await _moved(archived, inner, about, place, objects)
+    return archived
 
 
-async def _moved(inner: Backend, about: About, place: str, objects: Objects | None) -> About:
+async def _moved(archived: Archived, inner: Backend, about: About, place: str, objects: Objects | None) -> About:
     """Have the archive lie in another place from now on. Raises InvalidKey where its segments are not there."""
-    cells = await _cells(inner)
-    away = [e for cell in cells for e in read_catalogue(cell).entries if not e.within]
+    away = [e.name async for _, known in archived.books.each() for e in known.entries if not e.within]
+    if away and place == WITHIN:
+        raise InvalidKey(
+            f"the archive of this namespace has {len(away)} segments in {about.place}, and cannot be moved into the store"
+        )
     if away:
         there = set() if objects is None else set(await objects.names(f"archives/{about.id}/"))
-        missing = sum(path_of(about.id, e.name) not in there for e in away)
+        missing = sum(path_of(about.id, name) not in there for name in away)
         if missing:
             raise InvalidKey(
                 f"the archive of this namespace is in {about.place}, and {missing} of its {len(away)} segments are not "
@@ -90,7 +81,7 @@ async def _moved(inner: Backend, about: About, place: str, objects: Objects | No
             )
     changed = _replace(about, place=place, changes=about.changes + 1)
     await inner.commit([Item(cells=(CellWrite(ARCHIVE, write(about), write(changed)),))])
-    return read_about(Cell(ARCHIVE, await claim_cell(inner, ARCHIVE, write(changed))))
+    return await about_of(inner)  # refused where something was moved there meanwhile: then all is looked at again
 
 
 class Archived(Around):
@@ -103,29 +94,69 @@ class Archived(Around):
         super().__init__(inner, f"old versions {where}")
         self.turn: AbstractAsyncContextManager[Any] = nullcontext()
         """Held while this commits: whoever else commits to the same handle gives its own."""
-        self.shelf = Shelf(inner, namespace, about, objects)
-        self._moving: dict[str, asyncio.Lock] = {}
-        self._all: tuple[int, dict[str, Catalogue]] = (-1, {})
+        self.shelf = Shelf(inner, namespace, objects)
+        self.books = Books(inner, lambda: self.turn)
+        self.mover = Mover(inner, self.books, self.shelf)
+        self._placed: tuple[int, list[tuple[str, Entry]]] = (-1, [])
+        """All segments by their first position, as of a number of changes. About 500 bytes for each."""
 
     # what is known
 
-    async def about(self) -> About:
-        """Return what the namespace says of its archive."""
-        return await about_of(self.inner)
+    async def top(self) -> int:
+        """Return the newest position that went to the archive; 0 for none."""
+        return (await self.books.about()).top
 
     async def went(self, stream: str) -> int:
         """Return the newest version that went to the archive; 0 for none."""
-        return (await self.catalogue(stream)).last
+        return (await self.books.catalogue(stream)).last
 
-    async def catalogue(self, stream: str) -> Catalogue:
-        """Return where the records of a stream went."""
-        return read_catalogue(await self.inner.cell(PREFIX + stream))
+    async def kept(self, stream: str) -> set[int]:
+        """Return which of the versions that went are within reach as well."""
+        return {e.first for e in (await self.books.catalogue(stream)).kept}
 
-    async def catalogues(self) -> dict[str, Catalogue]:
-        """Return where everything went, by stream. Cost: reads a cell for each stream that has anything there."""
-        return {stream_of(cell): read_catalogue(cell) for cell in await _cells(self.inner)}
+    async def place(self) -> str:
+        """Return where it is now: what `open_archived` was given."""
+        return (await self.books.about()).place
+
+    async def holds(self) -> AsyncGenerator[Held]:
+        """Yield what of each stream is in the archive, by name."""
+        async for stream, known in self.books.each():
+            if known.entries:
+                yield Held(
+                    stream=stream,
+                    first=known.entries[0].first,
+                    last=known.last,
+                    versions=known.held(),
+                    kept=tuple(e.first for e in known.kept),
+                    segments=len(known.all()),
+                    size_bytes=sum(e.size for e in known.all()),
+                )
+
+    async def examined(self) -> AsyncGenerator[tuple[str, str | None]]:
+        """Read every segment as it is now; yield for each its stream, and what is wrong with it, None for nothing."""
+        async for stream, _ in self.books.each():
+            seen: set[str] = set()
+            while (entry := _next((await self.books.catalogue(stream)).all(), seen)) is not None:
+                seen.add(entry.name)
+                try:
+                    await self.shelf.examine(entry, stream)
+                except QuireError as error:
+                    if entry in (await self.books.catalogue(stream)).all():  # or another took its place meanwhile
+                        yield stream, str(error)
+                    continue
+                yield stream, None
 
     # log
+
+    async def commit(self, items: Sequence[Item]) -> list[Outcome]:
+        """Store items in order, durably, and answer for each."""
+        await self.books.mend()
+        return await super().commit(items)
+
+    async def recover(self) -> None:
+        """After a failed commit: reconnect."""
+        await super().recover()
+        self.books.mended()
 
     async def read(
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
@@ -136,67 +167,97 @@ class Archived(Around):
         if (found and found[0].version == after + 1) or (not found and upto is None) or limit == 0:
             return found
         stop = found[0].version - 1 if found else upto or 0
-        catalogue = await self.catalogue(stream)
-        old: list[Record] = []
-        for entry in catalogue.reading(after, stop):
-            records = (await self.shelf.get(entry, stream)).records
-            old += [r for r in records if after < r.version <= stop]
-            if limit is not None and len(old) >= limit:
-                break
+
+        async def look(known: Catalogue) -> list[Record]:
+            old: list[Record] = []
+            for entry in known.reading(after, stop):
+                records = (await self.shelf.get(entry, stream)).records
+                old += [r for r in records if after < r.version <= stop]
+                if limit is not None and len(old) >= limit:
+                    break
+            return old
+
+        old = await self.books.settled(stream, look)
         return [*old, *found] if limit is None else [*old, *found][:limit]
 
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
-        """Records of this namespace in commit order, wherever they are."""
-        page = await self.inner.feed(after, limit=limit)
-        about = await self.about()  # after the page: what left meanwhile is named there
-        if after >= about.top:
-            return page
-        bound = page[-1].position if len(page) == limit else about.top
+        """Records of this namespace in commit order, wherever they are.
+
+        Cost: one segment in memory; but where many streams went at one time, reads one of each for every page.
+        """
+        for _ in range(_TRIES):
+            page = await self.inner.feed(after, limit=limit)
+            if _dense(after, page):
+                return page
+            about = await self.books.about()  # after the page: what left meanwhile is named there
+            if after >= about.top:
+                return page
+            try:
+                return await self._merged(about, after, page, limit)
+            except CorruptRecord:
+                if (await self.books.about()).changes == about.changes:
+                    raise
+        raise StorageUnavailable("other processes kept changing the archive; try again")
+
+    async def _merged(self, about: About, after: int, page: Sequence[Record], limit: int) -> list[Record]:
+        """Return a page of the feed with what is in the archive in between."""
+        bound = page[-1].position  # what went from beyond it, since the page was read, others may lie between
         found = {r.position: r for r in page}
-        for stream, entry in await self._by_position(about, after, bound):
-            if len(found) >= limit and sorted(found)[limit - 1] < entry.low:
+        for stream, entry in await self._by_position(about):
+            if entry.low > bound:
                 break
+            if entry.high <= after:
+                continue
             for r in (await self.shelf.get(entry, stream)).records:
                 if after < r.position <= bound:
                     found[r.position] = r
+            if len(found) > limit:  # what is beyond is asked for again: it need not be kept in mind
+                found = {p: found[p] for p in sorted(found)[:limit]}
+                bound = max(found)
         return [found[position] for position in sorted(found)[:limit]]
+
+    async def _by_position(self, about: About) -> list[tuple[str, Entry]]:
+        if self._placed[0] != about.changes:
+            placed = [(s, e) async for s, known in self.books.each() for e in known.entries if e.low > 0]
+            self._placed = (about.changes, sorted(placed, key=lambda each: each[1].low))
+        return self._placed[1]
 
     async def trim(self, stream: str, upto: int) -> int:
         """Remove old records for good, here and in the archive, never the head's."""
-        gone = await self.inner.trim(stream, upto)
-        async with self._lock(stream):
-            before = (await self.catalogue(stream)).held()
 
-            def left(old: Segment) -> Segment:
-                records = [r for r in old.records if r.version > upto]
-                return _replace(old, records=records, keyframes=[k for k in old.keyframes if k.version > upto])
+        def left(old: Segment) -> Segment:
+            records = [r for r in old.records if r.version > upto]
+            return _replace(old, records=records, keyframes=[k for k in old.keyframes if k.version > upto])
 
-            await self._changed(stream, lambda e: e.first <= upto, left)
-            return gone + before - (await self.catalogue(stream)).held()
+        async with self.mover.alone(stream):
+            before = (await self.books.catalogue(stream)).held()
+            if before:
+                await self.mover.change(stream, lambda e: e.first <= upto, left)
+                before -= (await self.books.catalogue(stream)).held()
+                await self.mover.tidied(stream)
+        return await self.inner.trim(stream, upto) + before
 
     async def drop(self, stream: str) -> None:
         """Remove a stream with its records and keyframes, here and in the archive."""
-        await self.inner.drop(stream)
-        async with self._lock(stream):
-            while True:
-                cell = await self.inner.cell(PREFIX + stream)
-                if cell is None:
-                    return
-                if await self._record(cell, stream, None, 0):
+        async with self.mover.alone(stream):
+            for _ in range(_TRIES):
+                await self.mover.empty(stream)
+                await self.inner.drop(stream)
+                if not (await self.books.catalogue(stream)).entries:  # or another process was just moving some of it
                     break
-            old = read_catalogue(cell)
-            await self.shelf.discard(old.all())
+            await self.mover.tidied(stream)
 
     async def rewrite(self, records: Sequence[Record]) -> int:
-        """Give records another body, wherever they are: those in the archive in new segments."""
+        """Give records another body, wherever they are: those in the archive in new segments, one after the other."""
         found = await self.inner.rewrite(records)
         by_stream: dict[str, dict[int, Record]] = {}
         for r in records:
             by_stream.setdefault(r.stream, {})[r.version] = r
         for stream, wanted in by_stream.items():
             here = {r.version for r in await self.inner.read(stream, after=min(wanted) - 1, upto=max(wanted))}
-            async with self._lock(stream):
-                gone = await self._rewritten(stream, wanted)
+            async with self.mover.alone(stream):
+                gone = await self.mover.rewrite(stream, wanted)
+                await self.mover.tidied(stream)
             found += len(gone - here)
         return found
 
@@ -207,44 +268,50 @@ class Archived(Around):
         found = await self.inner.keyframe(stream, at)
         if found is not None or at is None:
             return found
-        place = (await self.catalogue(stream)).framed(at)
-        if place is None:
-            return None
-        frames = (await self.shelf.get(place[0], stream)).keyframes
-        return next((k for k in frames if k.version == place[1]), None)
+
+        async def look(known: Catalogue) -> Keyframe | None:
+            place = known.framed(at)
+            frames = () if place is None else (await self.shelf.get(place[0], stream)).keyframes
+            return next((k for k in frames if place is not None and k.version == place[1]), None)
+
+        return await self.books.settled(stream, look)
 
     async def keyframes(self, stream: str) -> list[int]:
         """Versions that have one, ascending, wherever they are."""
-        known = await self.catalogue(stream)
+        known = await self.books.catalogue(stream)
         there = (v for e in known.all() for v in e.keyframes)
         return sorted({*await self.inner.keyframes(stream), *there})
 
     async def put_keyframe(self, keyframe: Keyframe) -> None:
         """Keep it, beside its record."""
         stream, version = keyframe.stream, keyframe.version
-        if not any(e.holds(version) for e in (await self.catalogue(stream)).all()):
+        known = await self.books.catalogue(stream)
+        if not any(e.holds(version) for e in known.entries):
             await self.inner.put_keyframe(keyframe)
             return
+        near = any(e.holds(version) for e in known.kept)  # then it goes there, and nowhere else
 
         def new(old: Segment) -> Segment:
             others = [k for k in old.keyframes if k.version != version]
             return _replace(old, keyframes=sorted([*others, keyframe], key=lambda k: k.version))
 
-        async with self._lock(stream):
-            await self._changed(stream, lambda e: e.holds(version), new)
+        async with self.mover.alone(stream):
+            await self.mover.change(stream, lambda e: e.holds(version) and (len(e) == 1 or not near), new)
+            await self.mover.tidied(stream)
 
     async def drop_keyframes(self, stream: str, versions: Sequence[int]) -> None:
         """Remove those, wherever they are."""
         await self.inner.drop_keyframes(stream, versions)
         gone = frozenset(versions)
-        if not any(gone.intersection(e.keyframes) for e in (await self.catalogue(stream)).all()):
+        if not any(gone.intersection(e.keyframes) for e in (await self.books.catalogue(stream)).all()):
             return
-        async with self._lock(stream):
-            await self._changed(
+        async with self.mover.alone(stream):
+            await self.mover.change(
                 stream,
                 lambda e: not gone.isdisjoint(e.keyframes),
                 lambda old: _replace(old, keyframes=[k for k in old.keyframes if k.version not in gone]),
             )
+            await self.mover.tidied(stream)
 
     # moving
 
@@ -256,191 +323,84 @@ class Archived(Around):
         Raises StorageError, with nothing lost; Invalid for a missing keyframe.
         Cost: reads what it moves, writes it compressed, reads that again; holds a segment in memory.
         """
-        async with self._lock(stream):
-            gone = 0
-            while True:
-                catalogue = await self.catalogue(stream)
-                first = await self.inner.read(stream, limit=1)
-                if not first or first[0].version > upto:
-                    return gone
-                if catalogue.last < first[0].version:
-                    bounded = await self._page(stream, first[0].version, upto)
-                    if not bounded:
-                        return gone
-                    await self._shelve(stream, bounded, frozenset(keep))
-                    catalogue = await self.catalogue(stream)
-                gone += await self._remove(stream, min(catalogue.last, upto))
+        async with self.mover.alone(stream):
+            gone = await self.mover.shelve(stream, upto, frozenset(keep))
+            await self.mover.tidied(stream)
+        return gone
 
-    async def _page(self, stream: str, first: int, upto: int) -> list[Record]:
-        """Return the oldest records here that fill a segment, but not the head's."""
-        (head,) = await self.inner.heads([stream])
-        upto = min(upto, head.version - 1)
-        page: list[Record] = []
-        while upto >= first and segment.weight(page) < _SEGMENT_BYTES:
-            more = await self.inner.read(stream, after=first - 1, upto=upto, limit=_PAGE)
-            page += more
-            if len(more) < _PAGE:
-                break
-            first = more[-1].version + 1
-        return page
-
-    async def _shelve(self, stream: str, page: list[Record], keep: frozenset[int]) -> None:
-        """Make a page of records durable elsewhere, and say so in the catalogue."""
-        first, last = page[0].version, page[-1].version
-        cell = await self.inner.cell(PREFIX + stream)
-        old = read_catalogue(cell)
-        frames = [
-            await self.inner.keyframe(stream, v) for v in await self.inner.keyframes(stream) if first <= v <= last
-        ]
-        framed = {k.version: k for k in frames if k is not None}
-        new, replaced = old, None
-        for version in sorted(v for v in keep if first <= v <= last):
-            if version not in framed:
-                raise Invalid(f"{stream}: version {version} is to be kept, and has no keyframe")
-            (record,) = (r for r in page if r.version == version)
-            kept = await self.shelf.put(self.shelf.segment([record], [framed[version]]), within=True)
-            new = _replace(new, kept=(*new.kept, kept))
-        whole, states = page, list(framed.values())
-        if old.entries and (tail := old.entries[-1]).last == first - 1 and tail.size < _SMALL_BYTES:
-            replaced = tail
-            before = await self.shelf.get(tail, stream)
-            whole, states = [*before.records, *page], [*before.keyframes, *states]
-        entry = await self.shelf.put(self.shelf.segment(whole, states), within=self.shelf.place == WITHIN)
-        new = _replace(new, entries=(*(e for e in old.entries if e is not replaced), entry))
-        hit("archive:stored")
-        if not await self._record(cell, stream, new, max(r.position for r in page)):
-            return  # another process was first: the caller looks again
-        hit("archive:recorded")
-        if replaced is not None:
-            await self.shelf.discard([replaced])
-
-    async def _remove(self, stream: str, upto: int) -> int:
-        """Remove records that the catalogue has, but not what was redacted since it was written."""
-        here = await self.inner.read(stream, upto=upto)
-        if here:
-            catalogue = await self.catalogue(stream)
-            holding = [e for e in catalogue.all() if e.last >= here[0].version and e.first <= upto]
-            there = {r.version: r for e in holding for r in (await self.shelf.get(e, stream)).records}
-            changed = {r.version: r for r in here if r.version in there and there[r.version].body != r.body}
-            if changed:
-                await self._rewritten(stream, changed)
-            frames = await self.inner.keyframes(stream)
-            await self.inner.drop_keyframes(stream, [v for v in frames if here[0].version <= v <= upto])
-        return await self.inner.trim(stream, upto)
-
-    async def _rewritten(self, stream: str, wanted: dict[int, Record]) -> set[int]:
-        """Give these versions other bodies in the segments that hold them; return which were found there."""
-        found: set[int] = set()
-
-        def new(old: Segment) -> Segment:
-            found.update(r.version for r in old.records if r.version in wanted and wanted[r.version].chain == r.chain)
-            return _replace(old, records=[_rewritten(r, wanted.get(r.version)) for r in old.records])
-
-        await self._changed(stream, lambda e: any(map(e.holds, wanted)), new)
-        return found
-
-    async def _changed(self, stream: str, which: Callable[[Entry], bool], new: Callable[[Segment], Segment]) -> None:
-        """Put others in the place of segments, or none in that of one that would be empty."""
-        while True:
-            cell = await self.inner.cell(PREFIX + stream)
-            catalogue = read_catalogue(cell)
-            swapped: dict[str, Entry | None] = {}
-            for entry in filter(which, catalogue.all()):
-                old = await self.shelf.get(entry, stream)
-                left = new(old)
-                if left != old:
-                    swapped[entry.name] = await self.shelf.put(left, within=entry.within) if left.records else None
-            if not swapped:
-                return
-            entries, kept = (
-                tuple(e for each in some if (e := swapped.get(each.name, each)) is not None)
-                for some in (catalogue.entries, catalogue.kept)
-            )
-            if await self._record(cell, stream, _replace(catalogue, entries=entries, kept=kept), 0):
-                await self.shelf.discard(e for e in catalogue.all() if e.name in swapped)
-                return
-
-    async def _record(self, cell: Cell | None, stream: str, catalogue: Catalogue | None, top: int) -> bool:
-        """Commit a catalogue in the place of the one in `cell`; False where another process changed something first."""
-        for _ in range(_TRIES):
-            about = await self.about()
-            changed = _replace(about, top=max(about.top, top), changes=about.changes + 1)
-            value = None if catalogue is None else write(catalogue)
-            writes = (
-                CellWrite(PREFIX + stream, None if cell is None else cell.value, value),
-                CellWrite(ARCHIVE, write(about), write(changed)),
-            )
-            async with self.turn:
-                try:
-                    (outcome,) = await self.inner.commit([Item(cells=writes)])
-                except StorageError:
-                    await self.inner.recover()  # or nobody else could commit either
-                    raise
-            if isinstance(outcome, Committed):
-                return True
-            if PREFIX + stream in outcome.cells:
-                return False
-        raise StorageUnavailable(f"{stream}: other processes kept changing the archive; try again")
-
-    # inside
-
-    async def _by_position(self, about: About, after: int, upto: int) -> list[tuple[str, Entry]]:
-        """Return the segments that have records with after < position <= upto, in the order of their first."""
-        if self._all[0] != about.changes:
-            self._all = (about.changes, await self.catalogues())
-        found: list[tuple[str, Entry]] = []
-        for stream, catalogue in self._all[1].items():
-            entries = catalogue.reading(0, catalogue.last + 1)
-            found += [(stream, e) for e in entries if e.high > after and e.low <= upto]
-        return sorted(found, key=lambda each: each[1].low)
-
-    def _lock(self, stream: str) -> asyncio.Lock:
-        return self._moving.setdefault(stream, asyncio.Lock())
+    async def hold(self, stream: str, versions: Collection[int]) -> int:
+        """Keep versions within reach that went to the archive before; return how many were not. Each has a keyframe."""
+        async with self.mover.alone(stream):
+            return await self.mover.hold(stream, versions)
 
     # care
 
+    async def scrub(self) -> None:
+        """Leave no trace of what was removed, here and in the archive: also of what somebody was killed while moving."""
+        async for stream, known in self.books.each():
+            first = await self.inner.read(stream, limit=1)
+            async with self.mover.alone(stream):
+                if first and first[0].version <= known.last:
+                    await self.mover.correct(stream, first[0].version, known.last)
+                await self.mover.tidy(stream, everything=True)
+        await self.inner.scrub()
+
     async def own_counts(self) -> tuple[int, int]:
         """The cell of the namespace, those of streams, and the segments that are blobs."""
-        catalogues = (await self.catalogues()).values()
-        blobs = {e.name for c in catalogues for e in c.all() if e.within}
-        return 1 + len(catalogues), len(blobs)
+        cells = 1
+        async for _ in self.books.each():
+            cells += 1
+        blobs, last = 0, ARCHIVE
+        while names := [n for n in await self.inner.blobs(after=last, limit=_PAGE) if n.startswith(ARCHIVE)]:
+            blobs, last = blobs + len(names), names[-1]
+        return cells, blobs
 
     async def stats(self) -> StorageStats:
         """Counts of all, here and in the archive; the size is of what is here."""
         found = await super().stats()
-        catalogues = (await self.catalogues()).values()
-        return _replace(
-            found,
-            records=found.records + sum(c.held() for c in catalogues),
-            keyframes=found.keyframes + sum(len({v for e in c.all() for v in e.keyframes}) for c in catalogues),
-        )
+        records = keyframes = 0
+        async for _, known in self.books.each():
+            records += known.held()
+            keyframes += len({v for e in known.all() for v in e.keyframes})
+        return _replace(found, records=found.records + records, keyframes=found.keyframes + keyframes)
 
     async def check(self) -> list[str]:
-        """Problems of the backend within and of the archive: segments that are missing there. Reads none of them."""
+        """Problems of the backend within and of the archive: segments that are missing there, versions kept near.
+
+        Reads those alone; the others are read by whoever reads the logs.
+        """
         problems = await self.inner.check()
         try:
-            catalogues = await self.catalogues()
-            away = [(s, e) for s, c in catalogues.items() for e in c.entries if not e.within]
-            if away:
-                about = await self.about()
-                there = set(await self.shelf.names())
-                problems += [
-                    f"{s}: the segment of versions {e.first} to {e.last} is gone from {self.shelf.place}"
-                    for s, e in away
-                    if path_of(about.id, e.name) not in there
-                ]
-        except StorageError as error:
+            about = await self.books.about()
+            there: set[str] | None = None
+            async for stream, known in self.books.each():
+                for e in known.entries:
+                    if e.within:
+                        continue
+                    there = set(await self.shelf.names()) if there is None else there
+                    if path_of(about.id, e.name) not in there and e in (await self.books.catalogue(stream)).entries:
+                        where = f"versions {e.first} to {e.last} is gone from {about.place}"
+                        problems.append(f"{stream}: the segment of {where}")
+                problems += [f"{stream}: {said}" for e in known.kept if (said := await self._wrong(e, stream))]
+        except QuireError as error:
             problems.append(f"the archive cannot be examined: {error}")
         return problems
 
+    async def _wrong(self, entry: Entry, stream: str) -> str | None:
+        try:
+            await self.shelf.examine(entry, stream)
+        except CorruptRecord as error:
+            return str(error) if entry in (await self.books.catalogue(stream)).kept else None
+        return None
 
-async def _cells(inner: Backend) -> list[Cell]:
-    """Return the cells of streams that have something in the archive."""
-    found: list[Cell] = []
-    while page := await inner.cells(PREFIX, after=found[-1].name if found else "", limit=_PAGE):
-        found += page
-    return found
+
+def _dense(after: int, page: Sequence[Record]) -> bool:
+    """Tell whether nothing can be missing in a page of the feed.
+
+    A stream's head is always here, and so is older than none of its records: beyond the last one here nothing went.
+    """
+    return not page or (page[0].position == after + 1 and page[-1].position == after + len(page))
 
 
-def _rewritten(old: Record, new: Record | None) -> Record:
-    return old if new is None or new.chain != old.chain else _replace(old, body=new.body)
+def _next(entries: Sequence[Entry], seen: set[str]) -> Entry | None:
+    return next((e for e in entries if e.name not in seen), None)

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from quire.config import Algorithm, Compression
 from quire.errors import CorruptRecord, Invalid, Unsupported
-from quire.model import Record
+from quire.model import Gain, Record
 from quire.storage.base import Backend, CellWrite, Committed, Item
 from quire.storage.wrap import BOOK
 from quire.storage.wrap._around import Around, claim_cell
@@ -50,16 +50,6 @@ class _Book(msgspec.Struct, frozen=True):
     format: int
     compression: Compression
     dictionaries: dict[str, str] = {}
-
-
-class Gain(msgspec.Struct, frozen=True):
-    """What a dictionary saves on the samples it was not trained on: bytes plain, compressed without it, and with it."""
-
-    kind: str
-    samples: int
-    plain_bytes: int
-    without_bytes: int
-    with_bytes: int
 
 
 def checked(compression: Compression | str) -> Compression:
@@ -287,19 +277,29 @@ def _compressor(said: Compression) -> tuple[bytes, Callable[[bytes], bytes]]:
     return _LZ4, lambda data: lz4.compress(data, compression_level=level)
 
 
+def _claimed(size: int) -> int:
+    """Return a size that a frame claims, so that no more is expanded than that."""
+    if not 0 < size <= _PLAIN_MAX_BYTES:
+        raise _TooLarge(f"it claims {size} bytes")
+    return size
+
+
 def _expand_gzip(data: bytes) -> bytes:
+    size = _claimed(int.from_bytes(data[-4:], "little"))  # RFC 1952 section 2.3.1
     worker = zlib.decompressobj(wbits=31)
-    found = worker.decompress(data, _PLAIN_MAX_BYTES + 1)
-    if len(found) > _PLAIN_MAX_BYTES or worker.unconsumed_tail or worker.unused_data or not worker.eof:
-        raise _TooLarge("it is cut off, too large, or more than one")
+    found = worker.decompress(data, size + 1)
+    if len(found) != size or worker.unconsumed_tail or worker.unused_data or not worker.eof:
+        raise _TooLarge("it is cut off, of another size than it claims, or more than one")
     return found
 
 
 def _expand_lz4(data: bytes) -> bytes:
-    worker = _lz4().LZ4FrameDecompressor()
-    found = worker.decompress(data, max_length=_PLAIN_MAX_BYTES + 1)
-    if len(found) > _PLAIN_MAX_BYTES or worker.unused_data or not worker.eof:
-        raise _TooLarge("it is cut off, too large, or more than one")
+    lz4 = _lz4()
+    size = _claimed(lz4.get_frame_info(data)["content_size"])
+    worker = lz4.LZ4FrameDecompressor()
+    found = worker.decompress(data, max_length=size + 1)
+    if len(found) != size or worker.unused_data or not worker.eof:
+        raise _TooLarge("it is cut off, of another size than it claims, or more than one")
     return found
 
 

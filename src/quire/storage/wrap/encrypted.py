@@ -129,6 +129,16 @@ async def open_encrypted(inner: Backend, *, namespace: str, key: bytes) -> Encry
     return Encrypted(inner, namespace, _unwrap(key, namespace, stored))
 
 
+async def opens(inner: Backend, *, namespace: str, key: bytes) -> bool:
+    """Tell whether this is the master key that a namespace opens with now. Raises InvalidKey, CorruptRecord."""
+    _checked(key)
+    found = await inner.cell(KEYRING)
+    try:
+        return found is not None and bool(_unwrap(key, namespace, found.value))
+    except Denied:
+        return False
+
+
 async def rotate(inner: Backend, *, namespace: str, old: bytes, new: bytes) -> None:
     """Have a namespace open with another master key from now on. Handles that are open stay so.
 

@@ -9,6 +9,7 @@ and ends with the process that started it. `fixtures` shares one between the tes
 
 from __future__ import annotations
 
-from quire.testing.servers._process import Server, ServerFailed, ServerMissing, free_port
+from quire.testing.servers._keeping import ServerFailed, free_port
+from quire.testing.servers._process import Server, ServerMissing
 
 __all__ = ["Server", "ServerFailed", "ServerMissing", "free_port"]

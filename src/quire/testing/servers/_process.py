@@ -2,7 +2,7 @@
 
 1. It is a child of this process, started without a shell, and ended by its process id, never by a name.
 2. Where Linux can, it dies with the thread that started it, however that ends.
-3. Its folder belongs to it alone; whoever may not run as root runs as an unprivileged user that is there already.
+3. Its folder belongs to it alone, and goes with it unless it was told to keep one; whoever may not run as root runs as an unprivileged user that is there already.
 4. A server that does not come up is an error that shows the end of its log.
 """
 
@@ -14,12 +14,13 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import IO, ClassVar, NamedTuple, Self
+
+from quire.testing.servers._keeping import Keeping, ServerFailed, free_port
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_TAIL_BYTES = 4000
@@ -31,10 +32,6 @@ _LOOK_S = 0.02
 
 class ServerMissing(Exception):
     """The server's program is not installed. The message says what would bring it."""
-
-
-class ServerFailed(Exception):
-    """The server did not come up, or did not end. The message holds the end of its log."""
 
 
 class _Identity(NamedTuple):
@@ -67,6 +64,7 @@ class Server:
         self.folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._built = False
+        self._kept: Keeping | None = None
 
     # what a subclass gives
 
@@ -93,13 +91,10 @@ class Server:
         if self._process is not None:
             raise ServerFailed(f"{self.name} runs already, as process {self.pid}")
         if not self._built:
-            self.folder = Path(tempfile.mkdtemp(prefix=f"quire-{self.name}-"))
-            try:
-                self._own(self.folder)
-                self.build()
-            except BaseException:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
+            if self._kept is None:
+                self._build_in(Path(tempfile.mkdtemp(prefix=f"quire-{self.name}-")))
+            else:
+                self.folder, self.port = self._kept.enter(self._build_in)
             self._built = True
         chosen = self.port != 0
         for attempt in range(_PORTS_TRIED):
@@ -111,6 +106,16 @@ class Server:
             except ServerFailed:
                 if chosen or attempt == _PORTS_TRIED - 1 or not self._port_was_taken():
                     raise
+        if self._kept is not None:
+            self._kept.note(self.port)
+        return self
+
+    def keep(self, folder: Path) -> Self:
+        """Have its data in a folder that stays, made if it is not there, gone on with if it is. Before the first start.
+
+        `start` then raises ServerFailed for a folder that holds anything else, or that another such server uses.
+        """
+        self._kept = Keeping(folder.absolute(), self.name)
         return self
 
     def kill(self) -> None:
@@ -124,14 +129,16 @@ class Server:
         return self.start()
 
     def stop(self) -> None:
-        """End it in good order and remove its folder. Idempotent."""
+        """End it in good order and remove its folder, unless that is kept. Idempotent."""
         try:
             if self._process is not None:
                 self._end(self.stop_signal)
         finally:
-            if self._built:
+            if self._kept is not None:
+                self._kept.leave()
+            elif self._built:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._built = False
+            self._built = False
 
     @property
     def pid(self) -> int:
@@ -182,6 +189,15 @@ class Server:
     @property
     def _log_path(self) -> Path:
         return self.folder / "server.log"
+
+    def _build_in(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self._own(folder)
+            self.build()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _launch(self) -> None:
         with self._log_path.open("ab") as log:
@@ -277,13 +293,6 @@ def nobody() -> pwd.struct_passwd:
 def gone(handle: int, timeout_s: float) -> bool:
     """Wait until the process of a pidfd has ended; tell whether it did in time."""
     return bool(select.select([handle], [], [], timeout_s)[0])
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _environment() -> dict[str, str]:

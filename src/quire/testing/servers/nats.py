@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Self
 from urllib.request import urlopen
 
-from quire.testing.servers._process import Server, ServerFailed, ServerMissing, free_port
+from quire.testing.servers._keeping import ServerFailed, free_port
+from quire.testing.servers._process import Server, ServerMissing
 
 _CLUSTER_S = 60.0
 _LOOK_S = 0.05
@@ -113,10 +114,25 @@ class NatsCluster:
             raise
         return self
 
+    def keep(self, folder: Path) -> Self:
+        """Have the nodes' data in a folder that stays, as `Server.keep` does."""
+        for node in self.nodes:
+            node.keep(folder / node.node)
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether all nodes are there."""
+        return all(node.running for node in self.nodes)
+
+    def log(self) -> str:
+        """Return the ends of what the nodes wrote about themselves."""
+        return "\n".join(f"{node.node}:\n{node.log()}" for node in self.nodes)
+
     def await_leader(self) -> None:
-        """Wait until a node says that all is well with JetStream."""
+        """Wait until each node says that all is well with JetStream, and knows who leads the streams that it has."""
         until = time.monotonic() + _CLUSTER_S
-        while not all(node.running and _healthy(node) for node in self.nodes):
+        while not all(node.running and _healthy(node) and _led(node) for node in self.nodes):
             if time.monotonic() > until:
                 raise ServerFailed(f"the cluster found no leader in {_CLUSTER_S:g} s:\n{self.nodes[0].log()}")
             time.sleep(_LOOK_S)
@@ -125,13 +141,9 @@ class NatsCluster:
         """Return the node that leads a stream now, None while none does."""
         for node in self.nodes:
             if node.running:
-                with urlopen(f"http://127.0.0.1:{node.monitor}/jsz?streams=1&config=0", timeout=5) as answer:
-                    found = json.load(answer)
-                for account in found.get("account_details") or []:
-                    for detail in account.get("stream_detail") or []:
-                        if detail["name"] == stream and detail.get("cluster", {}).get("leader"):
-                            leader = detail["cluster"]["leader"]
-                            return next(n for n in self.nodes if n.node == leader)
+                leader = _streams(node).get(stream)
+                if leader:
+                    return next(n for n in self.nodes if n.node == leader)
         return None
 
     def stop(self) -> None:
@@ -152,6 +164,23 @@ def _healthy(node: NatsServer) -> bool:
             return answer.status == 200
     except OSError:
         return False
+
+
+def _led(node: NatsServer) -> bool:
+    try:
+        return all(_streams(node).values())
+    except OSError:
+        return False
+
+
+def _streams(node: NatsServer) -> dict[str, str]:
+    """Return who leads each stream, as far as a node knows; "" for nobody now."""
+    with urlopen(f"http://127.0.0.1:{node.monitor}/jsz?streams=1&config=0", timeout=5) as answer:
+        found = json.load(answer)
+    details = [
+        detail for account in found.get("account_details") or [] for detail in account.get("stream_detail") or []
+    ]
+    return {detail["name"]: (detail.get("cluster") or {}).get("leader") or "" for detail in details}
 
 
 def program() -> Path:

@@ -46,12 +46,15 @@ class PostgresServer(Server):
     def __init__(self, settings: dict[str, str] | None = None) -> None:
         super().__init__()
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._programs = Path()
 
     @property
     def data(self) -> Path:
         """Where its files are."""
         return self.folder / "data"
+
+    @property
+    def _programs(self) -> Path:
+        return _reachable(programs(), self.folder)
 
     @property
     def url(self) -> str:
@@ -79,10 +82,10 @@ class PostgresServer(Server):
 
     def build(self) -> None:
         """Make a cluster."""
-        self._programs = _reachable(programs(), self.folder)
+        sync = ("--no-sync",) if self._kept is None else ()
         self.run(
             *(self._programs / "initdb", "--pgdata", self.data, "--username", USER, "--auth", "trust"),
-            *("--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"),
+            *("--encoding", "UTF8", "--locale", "C", "--no-instructions", *sync),
         )
         access = self.data / "pg_hba.conf"
         access.write_text("host all +locked 127.0.0.1/32 scram-sha-256\n" + access.read_text())
@@ -147,6 +150,8 @@ def _reachable(folder: Path, place: Path) -> Path:
     if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in folder.resolve().parents):
         return folder
     copy = place / "programs"
+    if copy.exists():
+        return copy / "bin"
     shutil.copytree(folder.parent, copy, symlinks=True)
     user = nobody()
     for file in (copy, *copy.rglob("*")):

@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from quire import sync as sync
     from quire.api.backups import Backup as Backup
     from quire.api.backups import Checked as Checked
-    from quire.api.backups import Recovered as Recovered
     from quire.api.backups import backups as backups
     from quire.api.backups import check_backups as check_backups
     from quire.api.backups import prune_backups as prune_backups
-    from quire.api.backups import recover as recover
     from quire.api.draft import DictDraft as DictDraft
     from quire.api.health import Health as Health
     from quire.api.health import HealthLimits as HealthLimits
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from quire.api.hooks import Proposed as Proposed
     from quire.api.manager import StateManager as StateManager
     from quire.api.reactions import Changed as Changed
+    from quire.api.recovery import Recovered as Recovered
+    from quire.api.recovery import recover as recover
     from quire.api.store import Store as Store
     from quire.api.store import open as open  # noqa: A004
     from quire.api.trigger_desk import TriggerState as TriggerState
@@ -70,12 +70,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "quire.api.backups": ("Backup", "Checked", "Recovered", "backups", "check_backups", "prune_backups", "recover"),
+    "quire.api.backups": ("Backup", "Checked", "backups", "check_backups", "prune_backups"),
     "quire.api.draft": ("DictDraft",),
     "quire.api.health": ("Health", "HealthLimits"),
     "quire.api.hooks": ("Hook", "Proposed"),
     "quire.api.manager": ("StateManager",),
     "quire.api.reactions": ("Changed",),
+    "quire.api.recovery": ("Recovered", "recover"),
     "quire.api.store": ("Store", "open"),
     "quire.api.trigger_desk": ("TriggerState",),
     "quire.api.triggers": ("Trigger",),

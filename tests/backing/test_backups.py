@@ -7,6 +7,7 @@ import pytest
 from tests.moving.sources import NAMES, do, everything, filled, trim
 
 import quire
+import quire.config
 from quire.api.backups import is_place
 from quire.engine.clock import FakeClock
 from quire.engine.watch import Cursor
@@ -151,6 +152,50 @@ async def test_an_archived_namespace_comes_back_with_what_its_archive_has(tmp_pa
         assert (await store.verify()).ok
     async with quire.open(url) as store:
         assert await store.workflow("w").get("/n", version=11) == 10, "the archive was not touched"
+
+
+@pytest.mark.parametrize("how", [{}, {"encryption_key": KEY}], ids=str)
+async def test_a_lost_store_is_rebuilt_from_backup_and_archive(tmp_path, how):
+    """What was swept into the archive after the backup goes on from it; other histories and damage do not come in."""
+    url, shelf = str(tmp_path / "s.db"), f"file:///{tmp_path}/place"
+    rules = quire.config.Retention(versions=5, every_s=0)
+    async with quire.open(url, archive=f"file:///{tmp_path}/old", retention=rules, **how) as store:
+        wf, other = await store.create("w", {"n": 0}), await store.create("other", {"n": 0})
+        for n in range(1, 21):
+            await wf.set("/n", n)
+        await store.backup(shelf)
+        for n in range(21, 61):
+            await wf.set("/n", n)
+            await other.set("/n", n)
+        await store.sweep()
+        wanted = {v.number: v.checksum for v in await wf.history()}
+    (tmp_path / "s.db").unlink()
+    done = await quire.recover(shelf, url, extend=True, **how)
+    assert done.extended > 30
+    async with quire.open(url, **how) as store:
+        found = {v.number: v.checksum for v in await store.workflow("w").history()}
+        assert found == {n: wanted[n] for n in found} and len(found) >= 55
+        assert await store.workflow("w").get("/n") == max(found) - 1
+        report = await store.verify()
+        assert report.ok, report.problems
+        await store.workflow("w").set("/n", "on")
+    with pytest.raises(Invalid, match="point in time"):
+        await quire.recover(shelf, url, extend=True, at=1)
+    victim = next(f for f in (tmp_path / "old").rglob("*.zst"))
+    data = victim.read_bytes()
+    victim.write_bytes(data[:-1])
+    with pytest.raises(CorruptRecord, match=victim.name):
+        await quire.recover(shelf, str(tmp_path / "t.db"), extend=True, **how)
+    victim.write_bytes(data)
+    await quire.recover(shelf, str(tmp_path / "t.db"), extend=True, **how)
+
+
+async def test_without_an_archive_there_is_nothing_to_go_on_with(tmp_path):
+    async with quire.open(str(tmp_path / "s.db")) as store:
+        await store.create("w", {})
+        await store.backup(f"file:///{tmp_path}/place")
+    with pytest.raises(Invalid, match="needs an archive"):
+        await quire.recover(f"{tmp_path}/place", str(tmp_path / "t.db"), extend=True)
 
 
 # what a backup has

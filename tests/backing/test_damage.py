@@ -11,6 +11,7 @@ from tests.moving.sources import do, everything, filled
 
 import quire
 from quire.api import backups as api
+from quire.api import recovery
 from quire.core import segment
 from quire.engine.backing import books, recovering
 from quire.engine.backing.shelf import Shelf
@@ -321,6 +322,7 @@ async def test_a_place_that_fails_now_and_then_loses_nothing(tmp_path, monkeypat
     async with filled(str(tmp_path / "s.db")) as store:
         with monkeypatch.context() as patch:
             patch.setattr(api, "open_objects", flaky)
+            patch.setattr(recovery, "open_objects", flaky)
             await until_done(lambda: store.backup("file:///x"))
             await do(store, "many", "a", 1)
             grows = every

@@ -16,7 +16,8 @@ from quire.cli.lines import SCHEMA, out, out_json, plain, say
 from quire.errors import Invalid
 
 if TYPE_CHECKING:
-    from quire.api.backups import Backup, Checked, Recovered
+    from quire.api.backups import Backup, Checked
+    from quire.api.recovery import Recovered
 
 _of = click.option("--of", default=None, help="Id of the store they were taken of, or how it begins.")
 
@@ -122,6 +123,7 @@ def _line(b: Backup) -> str:
 @click.option("--at", default=None, help="Back to a position, or a moment such as 2026-01-31T12:00 (UTC).")
 @click.option("--replace", is_flag=True, help="Replace what is there, after a backup of it to PLACE.")
 @click.option("--unsaved", is_flag=True, help="Replace even what is too damaged to be backed up.")
+@click.option("--extend", is_flag=True, help="Go on with what the archive has of later versions.")
 @click.option("--dry-run", is_flag=True, help="Read and check everything, say what would be done, change nothing.")
 @json_option
 @click.pass_context
@@ -133,6 +135,7 @@ def recover(
     at: str | None,
     replace: bool,
     unsaved: bool,
+    extend: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -142,7 +145,7 @@ def recover(
     until then the store cannot be opened. The namespace is the one the backup
     was taken of, unless --namespace names another.
     """
-    from quire.api import backups as api
+    from quire.api import recovery as api
     from quire.storage.open import redact_url
 
     url, namespace = ctx.obj
@@ -157,6 +160,7 @@ def recover(
             at=at,
             replace=replace,
             unsaved=unsaved,
+            extend=extend,
             dry_run=dry_run,
         )
     )
@@ -184,6 +188,8 @@ def _told(done: Recovered, url: str) -> None:
             f"the next {done.follows} versions have the time of the last one brought back: if they were one transaction with "
             "it, give a moment (--at 2026-...) instead of a position"
         )
+    if done.extended:
+        out(f"{done.extended} later versions came from the archive")
     if done.before is not None:
         out(f"what was there before is backup {done.before} of {done.before_store}")
 

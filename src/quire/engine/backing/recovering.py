@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from quire.core import record
 from quire.engine.backing.books import damaged
+from quire.engine.backing.extending import Extension
 from quire.engine.backing.plan import ARCHIVE, OWN, Plan, segments
 from quire.engine.backing.shelf import BLOBS, Shelf
 from quire.engine.backing.taking import Shown, Tell
@@ -48,13 +49,14 @@ class Recovering(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What was brought back, or would be. heads: of all streams."""
+    """What was brought back, or would be. heads: of all streams.  extended: versions that an archive had beyond the backup."""
 
     heads: Heads
     versions: int
     blobs: int
     cells: int
     size_bytes: int
+    extended: int = 0
 
 
 class View:
@@ -160,17 +162,18 @@ async def rehearse(plan: Plan, shelf: Shelf, shown: Shown, tell: Tell) -> Found:
     return Found(heads, versions, len(plan.blobs), sum(not c.name.startswith(OWN) for c in plan.cells), size)
 
 
-def _compare(plan: Plan, shown: Shown, heads: Heads) -> None:
-    """Make sure that streams end where the inventory says. Raises CorruptRecord."""
+def _compare(plan: Plan, shown: Shown, heads: Heads, *, extended: bool = False) -> None:
+    """Make sure that streams end where the inventory says; extended: or later. Raises CorruptRecord."""
     for stream, life in plan.lives.items():
         wanted = (life.version, shown.chain(life.chain, life.version))
         found = heads.get(stream, (0, GENESIS))
-        if (plan.whole and found != wanted) or found[0] == 0:
+        later = extended and found[0] > wanted[0]
+        if (plan.whole and found != wanted and not later) or found[0] == 0:
             raise damaged(
                 f"the backup {plan.last.name}", f"{stream} ends at version {found[0]}, the inventory says {wanted[0]}"
             )
     unknown = heads.keys() - plan.lives.keys()
-    if unknown:
+    if unknown and not extended:
         raise damaged(f"the backup {plan.last.name}", f"{min(unknown)} is not in the inventory")
 
 
@@ -205,13 +208,16 @@ class Recovery:
         wrap: Callable[[Backend], Awaitable[Backend]],
         *,
         elsewhere: Callable[[Iterable[Cell]], list[Cell]],
+        extension: Extension | None = None,
         now_ms: int,
         tell: Tell,
     ) -> None:
         """bare: the target within all wrappers, which `wrap` puts around it once it has what they need.
 
-        elsewhere: makes cells of an archive what they are to be where positions are others.
+        elsewhere: makes cells of an archive what they are to be where positions are others.  extension: what an archive has
+        of later versions.
         """
+        self._extension = extension
         self._elsewhere = elsewhere
         self._plan = plan
         self._shelf = shelf
@@ -323,12 +329,21 @@ class Recovery:
             hit("recover:loaded")
             cells = await self._cells(target, reader, loader)
             heads = await _heads(target)
-            _compare(self._plan, self._shown, heads)
+            _compare(self._plan, self._shown, heads, extended=self._extension is not None)
+            extended = 0
+            if self._extension is not None:
+                before = dict(heads)
+                async for page in self._extension.records(heads):
+                    await loader.take(page)
+                    hit("recover:extended")
+                await loader.flush()
+                heads = await _heads(target)
+                extended = sum(version - before.get(s, (0, GENESIS))[0] for s, (version, _) in heads.items())
             await self._put(self._elsewhere(c for c in self._plan.cells if c.name.startswith(ARCHIVE)))
             cell = await target.cell(loader.cell)
             if cell is not None:
                 await target.commit([Item(cells=(CellWrite(cell.name, cell.value, None),))])
-            return Found(heads, loader.versions, len(self._plan.blobs), cells, loader.size_bytes)
+            return Found(heads, loader.versions, len(self._plan.blobs), cells, loader.size_bytes, extended)
 
     async def _cells(self, target: Backend, reader: Reader, loader: Loader) -> int:
         """Put the cells, cursors translated; one that expires keeps what is left of its time."""

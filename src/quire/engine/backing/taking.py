@@ -208,7 +208,7 @@ class _Taking:
             cells=len(now.cells),
             added_bytes=self._added,
             redactions=redactions,
-            marks=sorted(self._marks.values(), key=lambda m: m.position)[-_MARKS:],
+            marks=list(self._marks.values()),
             inventory=kept_inventory,
             segments=self._pieces,
         )
@@ -314,6 +314,8 @@ class _Taking:
                 await self._send()
             for entry, seen in zip(page, await self._source.shown.records(page), strict=True):
                 await self._record(entry, seen)
+            self._weight += weight(page)
+            self._remember(page)
             after = page[-1].position
             self._tell(min(after, goal), goal)
             if after >= goal or len(page) < _PAGE:
@@ -329,7 +331,7 @@ class _Taking:
             record.check(seen, entry.version, parent)
         if life is None or begins:
             life = Life(entry.version, entry.position, entry.version, entry.chain)
-            if entry.version > 1 and not await self._framed(entry.stream, entry.version):
+            if entry.version > 1 and not await self._framed(entry):
                 self._keyless[entry.stream] = life
             elif entry.version > 1:
                 self._keyless.pop(entry.stream, None)
@@ -337,16 +339,23 @@ class _Taking:
             life = Life(life.first, life.position, entry.version, entry.chain)
         self._streams[entry.stream] = life
         self._records.append(entry)
-        self._weight += weight((entry,))
-        self._marks.pop(entry.stream, None)
-        self._marks[entry.stream] = Mark(entry.position, entry.stream, entry.version, entry.chain.hex())
-        if len(self._marks) > _MARKS:
-            del self._marks[next(iter(self._marks))]
 
-    async def _framed(self, stream: str, version: int) -> bool:
-        """Keep the keyframe of a version; False if there is none."""
-        frame = await self._bare.keyframe(stream, version)
-        if frame is None or frame.version != version:
+    def _remember(self, page: Sequence[Record]) -> None:
+        """Keep the newest record of each of the last few streams, to know this log again by."""
+        new: dict[str, Mark] = {}
+        for entry in reversed(page):
+            if entry.stream not in new:
+                new[entry.stream] = Mark(entry.position, entry.stream, entry.version, entry.chain.hex())
+            if len(new) == _MARKS:
+                break
+        old = [m for m in self._marks.values() if m.stream not in new]
+        both = sorted([*old, *new.values()], key=lambda m: m.position)[-_MARKS:]
+        self._marks = {m.stream: m for m in both}
+
+    async def _framed(self, entry: Record) -> bool:
+        """Keep the keyframe of a record; False if there is none."""
+        frame = await self._bare.keyframe(entry.stream, entry.version)
+        if frame is None or (frame.version, frame.chain) != (entry.version, entry.chain):
             return False
         self._frames.append(frame)
         self._weight += len(frame.body)
@@ -395,7 +404,7 @@ class _Taking:
         for version in await self._bare.keyframes(stream):
             if life.first <= version <= life.version:
                 found = await self._bare.read(stream, after=version - 1, upto=version)
-                if found and await self._framed(stream, version):
+                if found and await self._framed(found[0]):
                     self._streams[stream] = Life(version, found[0].position, life.version, life.chain)
                     del self._keyless[stream]
                     return True

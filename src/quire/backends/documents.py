@@ -14,8 +14,9 @@ class FileStorageBackend(StorageBackend):
 
     base_path: the folder.  use_json: plain lines of JSON that `less` and `jq` read; False compresses them.
     create_dirs: make the folder, and those around it, where it is missing; False raises NotFound then.
-    file_extension: `.state`; Unsupported for any other.
-    Raises InvalidKey, Invalid; Invalid at `start` for use_json on a folder that is compressed.
+    file_extension: how those files end: a dot, then 1 to 16 letters and digits. A folder keeps the one it was made with.
+    Raises InvalidKey, Invalid; Invalid at `start` for use_json on a folder that is compressed, and for another extension
+    than the folder's.
 
     >>> async with FileStorageBackend("./state") as storage:                     # doctest: +SKIP
     ...     await storage.save("session_1", {"status": "running"})

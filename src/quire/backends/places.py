@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -14,9 +15,9 @@ from urllib.parse import quote
 from quire.errors import Invalid, InvalidKey, NotFound, Unsupported
 from quire.storage.open import redact_url
 
-_EXTENSION = ".state"
 _SESSIONS = 5
 """Connections that a store in PostgreSQL has at most: one commits, three read, one listens."""
+_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -33,18 +34,16 @@ class Place(NamedTuple):
 
 
 def folder(base_path: Any, *, use_json: Any, file_extension: Any) -> Place:
-    """Return the place of a store in a folder. Raises Invalid, InvalidKey, Unsupported."""
+    """Return the place of a store in a folder. Raises Invalid, InvalidKey."""
     path = _path(base_path)
     if type(use_json) is not bool:
         raise Invalid(f"use_json={use_json!r}: True for readable files, False for compressed ones")
-    if file_extension != _EXTENSION:
-        raise Unsupported(
-            f"file_extension={file_extension!r}: the files of a store end in {_EXTENSION}, so that whoever opens the "
-            "folder finds them; leave it out",
-            capability="file_extension",
+    if not isinstance(file_extension, str) or _EXTENSION.fullmatch(file_extension) is None:
+        raise Invalid(
+            f"file_extension={file_extension!r}: a dot is needed, then 1 to 16 letters and digits, as in .json"
         )
-    url = "file:///" + quote(str(path.absolute()))
-    return Place(url if use_json else f"{url}?compression=zstd", readable=use_json)
+    url = f"file:///{quote(str(path.absolute()))}?extension={file_extension}"
+    return Place(url if use_json else f"{url}&compression=zstd", readable=use_json)
 
 
 def made(base_path: Any, *, create_dirs: Any) -> None:

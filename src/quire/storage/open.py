@@ -72,7 +72,7 @@ async def open_backend(
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process), `file:///folder` (relative), `file:////var/folder`
     (absolute), `rocksdb:///folder`, `postgresql://user@host:port/db`, `redis://user:password@host:6379/0` (`rediss://`
-    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`;
+    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`; folders `?extension=.json`;
     PostgreSQL `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS
     `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where the servers are set so,
     `?creds=/path/of/credentials`.
@@ -373,8 +373,8 @@ async def _open_postgres(url: str, query: str, namespace: str) -> Backend:
 async def _open_files(path: str, query: str, namespace: str, url: str) -> Backend:
     from quire.storage.files import open_files
 
-    _options(query, (), url)
-    return await open_files(path, namespace=namespace)
+    extension = _options(query, ("extension",), url).get("extension")
+    return await open_files(path, namespace=namespace, extension=extension)
 
 
 async def _open_rocksdb(path: str, query: str, namespace: str, url: str) -> Backend:

@@ -213,7 +213,7 @@ async def test_a_path_with_odd_characters_is_that_path(tmp_path, monkeypatch):
         (lambda: DatabaseStorageBackend(None), InvalidKey, "connection_string"),
         (lambda: DatabaseStorageBackend("postgresql://h/d", table_name=""), InvalidKey, "table_name"),
         (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=0), Invalid, "pool_size"),
-        (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=2), Unsupported, "5 connections"),
+        (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=3), Unsupported, "allow it 4"),
         (lambda: StorageBackend("memory:", expire_time=-1), Invalid, "expire_time"),
         (lambda: StorageBackend(None), Invalid, "storage"),
     ],
@@ -271,7 +271,9 @@ async def test_the_documents_defaults_are_the_defaults():
     assert (
         RedisStorageBackend("::1", password="a:b/@?")._storage == "redis://:a%3Ab%2F%40%3F@[::1]:6379/0?prefix=marsys"
     )
-    assert DatabaseStorageBackend("postgres://h/d")._storage == "postgresql://h/d?schema=marsys_state"
+    assert DatabaseStorageBackend("postgres://h/d")._storage == "postgresql://h/d?schema=marsys_state&readers=7"
+    assert DatabaseStorageBackend("postgresql://h/d", pool_size=4)._storage.endswith("&readers=1")
+    assert DatabaseStorageBackend("postgresql://h/d", pool_size=500)._storage.endswith("&readers=64")
 
 
 # time

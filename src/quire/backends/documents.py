@@ -71,8 +71,9 @@ class DatabaseStorageBackend(StorageBackend):
     """States under keys in PostgreSQL, shared by many machines. It takes `pip install 'quire[postgres]'`.
 
     connection_string: as libpq takes it, postgresql://USER:PASSWORD@HOST/DB.  table_name: names the schema that the
-    store's tables are in, beside others' in one database.  pool_size: connections it may have, at least 5, which is as
-    many as it takes.
+    store's tables are in, beside others' in one database.  pool_size: connections it may have at most, 4 or more: one
+    commits, one listens while somebody waits for news, one verifies or scrubs while that lasts, the others read (64 of
+    them at most), begun as they are needed.
     Raises InvalidKey, Invalid, Unsupported; at `start` StorageUnavailable, Denied.
     """
 

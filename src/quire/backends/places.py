@@ -15,8 +15,9 @@ from urllib.parse import quote
 from quire.errors import Invalid, InvalidKey, NotFound, Unsupported
 from quire.storage.open import redact_url
 
-_SESSIONS = 5
-"""Connections that a store in PostgreSQL has at most: one commits, three read, one listens."""
+_BESIDE = 3
+"""Connections that a store in PostgreSQL has beside those that read: one commits, one listens, one is for verifying."""
+_READERS_MAX = 64
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _POSTGRES = ("postgresql://", "postgres://")
 
@@ -92,14 +93,16 @@ def database(connection_string: Any, table_name: Any, pool_size: Any) -> Place:
         raise InvalidKey(f"table_name={table_name!r}: a name is needed; the tables of the store are in a schema of it")
     if type(pool_size) is not int or pool_size < 1:
         raise Invalid(f"pool_size={pool_size!r}: a number of connections is needed")
-    if pool_size < _SESSIONS:
+    if pool_size <= _BESIDE:
         raise Unsupported(
-            f"pool_size={pool_size}: a store has up to {_SESSIONS} connections; allow it those",
+            f"pool_size={pool_size}: a store commits, listens, verifies and reads on connections of their own; allow it "
+            f"{_BESIDE + 1}",
             capability="pool_size",
         )
+    readers = min(pool_size - _BESIDE, _READERS_MAX)
     rest = connection_string.removeprefix(scheme)
     joint = "&" if "?" in rest else "?"
-    return Place(f"postgresql://{rest}{joint}schema={quote(table_name, safe='')}")
+    return Place(f"postgresql://{rest}{joint}schema={quote(table_name, safe='')}&readers={readers}")
 
 
 def _path(base_path: Any) -> Path:

@@ -230,6 +230,7 @@ class Store:
     async def delete(self, workflow_id: str, *, author: str = "system", message: str = "deleted") -> Version:
         """End a workflow: it counts as absent, its history stays and its numbers are never reused.
 
+        `workflow(id).history()` and `state(version)` go on reading what was, `fork(new_id, at=version)` goes on from there.
         Raises WorkflowNotFound.
         """
         check_id(workflow_id, "workflow id")

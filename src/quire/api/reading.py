@@ -214,6 +214,14 @@ class Reader:
             async for event in events:
                 yield event
 
+    async def drop_cursor(self, name: str) -> None:
+        """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.
+
+        A watcher that still runs writes it anew; watching with the name later begins where `after` says.
+        The workflow may have been deleted. Raises NotFound, Conflict while a watcher keeps moving it.
+        """
+        await views.drop_cursor(self._engine, self.stream, name)
+
     # inside
 
     async def _live(self) -> Actor:

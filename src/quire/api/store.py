@@ -267,6 +267,14 @@ class Store:
             async for event in events:
                 yield event
 
+    async def drop_cursor(self, name: str) -> None:
+        """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.
+
+        A watcher that still runs writes it anew; watching with the name later begins where `after` says.
+        Raises NotFound, Conflict while a watcher keeps moving it.
+        """
+        await views.drop_cursor(self.engine, views.STORE, name)
+
     # hooks and triggers
 
     def before_change(

@@ -1,14 +1,20 @@
 """What we know of the backend's clock: how wrong it may be, when it is asked again, and what becomes of failures."""
 
 import logging
+import time
 
 import pytest
 
+import quire
 from quire.config import Settings
-from quire.engine.clock import FakeClock, system_ids
+from quire.engine.clock import FakeClock, SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.errors import StorageFull
 from quire.storage.memory import MemoryBackend, open_memory
+from quire.testing.servers.fixtures import shared
+from quire.testing.servers.nats import NatsServer
+from quire.testing.servers.postgres import PostgresServer
+from quire.testing.servers.redis import RedisServer
 
 
 class Slow:
@@ -95,3 +101,19 @@ async def test_a_fresh_reading_costs_nothing(made):
     await clock.wind(59)
     await engine.backend_clock.reading()
     assert backend.commits == 1
+
+
+class In1970(SystemClock):
+    """A clock that is set wrong; elapsed time is right."""
+
+    def now_ms(self):
+        return super().now_ms() - 1_700_000_000_000
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file", "rocksdb", PostgresServer, RedisServer, NatsServer])
+async def test_every_store_tells_its_time_to_a_process_whose_clock_is_wrong(kind, tmp_path):
+    url = f"{kind}:///{tmp_path}/s" if isinstance(kind, str) else shared(kind).place(tmp_path)
+    async with quire.open(url, clock=In1970()) as store:
+        reading = await store.engine.backend_clock.reading()
+        before, told, after = time.time() * 1000, reading.now_ms(), time.time() * 1000
+        assert before - reading.off_ms - 2 <= told <= after + reading.off_ms + 2  # whole milliseconds, on both sides

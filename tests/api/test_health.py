@@ -11,7 +11,8 @@ from quire.api.store import Store
 from quire.config import Settings
 from quire.engine.clock import FakeClock, SystemClock, system_ids
 from quire.engine.engine import Engine
-from quire.errors import Closed, Invalid, OutcomeUnknown, StorageUnavailable
+from quire.errors import Closed, Invalid, NotFound, OutcomeUnknown, StorageUnavailable
+from quire.storage.base import CellWrite
 from quire.storage.memory import MemoryBackend, open_memory
 
 PATIENT = quire.HealthLimits(read_slow_s=1e6, commit_slow_s=1e6)
@@ -304,6 +305,50 @@ async def test_subscribers_of_every_face_are_among_the_watchers(store):
         found = {lag.name: lag.behind for lag in (await store.health()).watchers}
     assert found == {"agents/w/agent": 1, "events/orders/bills": 3}
     await manager.close()
+
+
+async def test_an_abandoned_watcher_is_forgotten(store):
+    wf = await store.create("w", {"n": 0})
+    for watcher in (
+        store.watch(after=0, cursor="all"),
+        wf.watch(after=0, cursor="ui/1"),
+        wf.watch(after=0, cursor="all"),
+    ):
+        await anext(watcher)
+        await watcher.aclose()
+    assert len((await store.health()).watchers) == 3
+    await store.drop_cursor("all")
+    await wf.drop_cursor("ui/1")
+    assert (await store.health()).watchers == (Lag("workflows/w/all", 1),), "one of the same name elsewhere stays"
+    await store.delete("w")
+    await wf.drop_cursor("all")
+    assert (await store.health()).watchers == ()
+    for act in (store.drop_cursor("all"), wf.drop_cursor("ui/1"), store.workflow("never").drop_cursor("x")):
+        with pytest.raises(NotFound, match="has no cursor"):
+            await act
+    again = store.watch(after=1, cursor="all")
+    assert (await anext(again)).position == 2, "it begins where it is told to"
+    await again.aclose()
+
+
+async def test_a_cursor_that_is_moved_meanwhile_is_dropped_all_the_same(store, monkeypatch):
+    wf = await store.create("w", {"n": 0})
+    watcher = wf.watch(after=0, cursor="ui")
+    await anext(watcher)
+    cell, moves = store.engine.backend.cell, iter("123")
+
+    async def moved_after_it_was_read(name):
+        found = await cell(name)
+        at = next(moves, None)
+        if at is not None:
+            await store.engine.committer.submit((), (CellWrite(name, found.value, at.encode()),))
+        return found
+
+    monkeypatch.setattr(store.engine.backend, "cell", moved_after_it_was_read)
+    await wf.drop_cursor("ui")
+    monkeypatch.undo()
+    assert (await store.health()).watchers == ()
+    await watcher.aclose()
 
 
 async def test_positions_are_counted_in_versions_however_many_stand_where(store):

@@ -238,6 +238,66 @@ async def test_deleting_keeps_history_and_numbers(store, wf):
     assert await wf.state(1) == {"topic": "tides", "notes": ["a"], "n": 0, "text": "abc"}
 
 
+async def test_the_past_of_what_was_deleted_is_read_as_before(store, wf):
+    await wf.set("/n", 1, author="ann")
+    await wf.checkpoint("good")
+    await wf.set("/n", 2)
+    made = await wf.version(2)
+    await store.delete("w", author="bob")
+    assert [(v.number, v.kind) for v in await wf.history()] == [
+        (4, "delete"),
+        (3, "change"),
+        (2, "change"),
+        (1, "create"),
+    ]
+    assert [v.number for v in await wf.history(author="ann", kind="change", path="/n", before=4)] == [2]
+    assert [v.number for v in await wf.history(before="good", order="oldest")] == [1]
+    assert [(await wf.state(v))["n"] for v in (1, "2", "~1", "good", made.id)] == [0, 1, 2, 1, 1]
+    assert await wf.get("/n", version=3) == 2
+    assert await wf.version("good") == made
+    assert (await wf.version(4)).author == "bob"
+    assert (await wf.diff(1, 3)).modified == ["/n"]
+    assert [b.version for b in await wf.blame("/n", version=3)] == [3]
+    assert [n.version.number for n in await wf.graph(2)] == [2, 1]
+    seen = []
+    assert await wf.replay(lambda v, state: seen.append(state["n"]), first=1, last=3) == 3
+    assert seen == [0, 1, 2]
+    assert (await wf.bisect(lambda state: state["n"] > 0, good=1, bad=3)).number == 2
+    with pytest.raises(VersionNotFound):
+        await wf.state(5)
+    again = await wf.fork("w-again", at=3)
+    assert (await again.get("/n"), await again.get("/topic")) == (2, "tides")
+
+
+async def test_what_was_deleted_has_no_head_and_takes_no_writes(store, wf):
+    await wf.set("/n", 1)
+    await store.delete("w")
+    for act in (
+        wf.state(),
+        wf.get("/n"),
+        wf.version(),
+        wf.diff(1),
+        wf.blame("/n"),
+        wf.graph(),
+        wf.replay(print),
+        wf.bisect(bool, good=1),
+        wf.set("/n", 2),
+        wf.restore(1),
+        wf.revert(2),
+        wf.fork("f"),
+        wf.checkpoint("late"),
+        wf.checkpoint("late", version=1),
+        anext(wf.watch()),
+        store.delete("w"),
+        store.workflow("never").history(),
+        store.workflow("never").state(1),
+    ):
+        with pytest.raises(WorkflowNotFound):
+            await act
+    assert await store.workflows() == []
+    assert [v.number for v in await wf.history(limit=1)] == [3]
+
+
 async def test_forks_share_history_and_nothing_else(store, wf):
     await wf.set("/n", 1)
     fork = await wf.fork("f", at=1)

@@ -162,6 +162,21 @@ async def test_create_dirs_decides_who_makes_the_folder(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("use_json", [True, False])
+async def test_files_end_as_the_folder_was_made(tmp_path, use_json):
+    how = {"use_json": use_json, "file_extension": ".json"}
+    async with FileStorageBackend(tmp_path / "s", **how) as storage:
+        await storage.save("k", {"a": 1})
+        await storage.save("a.json", {"a": 2})
+    assert sorted(p.name for p in (tmp_path / "s/workflows").iterdir()) == ["a.json.json", "k.json"]
+    async with FileStorageBackend(tmp_path / "s", **how) as storage:
+        assert await storage.list_keys() == ["a.json", "k"]
+        assert await storage.load("k") == {"a": 1}
+    for other in (".state", ".JSON", ".js"):
+        with pytest.raises(Invalid, match=r"end in \.json"):
+            await FileStorageBackend(tmp_path / "s", use_json=use_json, file_extension=other).start()
+
+
 async def test_a_path_with_odd_characters_is_that_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     async with FileStorageBackend("a b?c=%20#é") as storage:
@@ -176,8 +191,10 @@ async def test_a_path_with_odd_characters_is_that_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (lambda: FileStorageBackend("s", file_extension=".json"), Unsupported, r"\.state"),
-        (lambda: FileStorageBackend("s", file_extension=None), Unsupported, r"\.state"),
+        (lambda: FileStorageBackend("s", file_extension="json"), Invalid, "a dot"),
+        (lambda: FileStorageBackend("s", file_extension="./x"), Invalid, "a dot"),
+        (lambda: FileStorageBackend("s", file_extension=".json\n"), Invalid, "a dot"),
+        (lambda: FileStorageBackend("s", file_extension=None), Invalid, "a dot"),
         (lambda: FileStorageBackend("s", use_json="yes"), Invalid, "use_json"),
         (lambda: FileStorageBackend(""), InvalidKey, "base_path"),
         (lambda: FileStorageBackend(7), InvalidKey, "base_path"),
@@ -196,7 +213,7 @@ async def test_a_path_with_odd_characters_is_that_path(tmp_path, monkeypatch):
         (lambda: DatabaseStorageBackend(None), InvalidKey, "connection_string"),
         (lambda: DatabaseStorageBackend("postgresql://h/d", table_name=""), InvalidKey, "table_name"),
         (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=0), Invalid, "pool_size"),
-        (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=2), Unsupported, "5 connections"),
+        (lambda: DatabaseStorageBackend("postgresql://h/d", pool_size=3), Unsupported, "allow it 4"),
         (lambda: StorageBackend("memory:", expire_time=-1), Invalid, "expire_time"),
         (lambda: StorageBackend(None), Invalid, "storage"),
     ],
@@ -254,7 +271,9 @@ async def test_the_documents_defaults_are_the_defaults():
     assert (
         RedisStorageBackend("::1", password="a:b/@?")._storage == "redis://:a%3Ab%2F%40%3F@[::1]:6379/0?prefix=marsys"
     )
-    assert DatabaseStorageBackend("postgres://h/d")._storage == "postgresql://h/d?schema=marsys_state"
+    assert DatabaseStorageBackend("postgres://h/d")._storage == "postgresql://h/d?schema=marsys_state&readers=7"
+    assert DatabaseStorageBackend("postgresql://h/d", pool_size=4)._storage.endswith("&readers=1")
+    assert DatabaseStorageBackend("postgresql://h/d", pool_size=500)._storage.endswith("&readers=64")
 
 
 # time
@@ -400,7 +419,7 @@ def test_without_await_it_is_the_same(tmp_path):
         assert storage.sweep() == 0
     with pytest.raises(NotFound):
         quire.sync.FileStorageBackend(tmp_path / "none", create_dirs=False)
-    with pytest.raises(Unsupported):
+    with pytest.raises(Invalid, match=r"end in \.state, not in \.json"):
         quire.sync.FileStorageBackend(tmp_path / "s", file_extension=".json")
     with quire.sync.FileStorageBackend(tmp_path / "p", use_json=False) as storage:
         storage.save("k", {"a": 1})

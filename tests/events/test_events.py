@@ -22,6 +22,7 @@ from quire.errors import (
     InvalidState,
     KeyReused,
     LimitExceeded,
+    NotFound,
     ReducerFailed,
     VersionNotFound,
 )
@@ -555,6 +556,8 @@ def test_a_cursor_goes_on_after_a_restart(tmp_path):
     with EventStore(path) as store:
         store.append("e", {})
         store.subscribe("e", lambda e: seen.append(e.version), cursor="ann", after=-1)
+        with pytest.raises(AlreadyExists, match="cancel it first"):
+            store.drop_cursor("ann")
         store.append("e", {})
         assert store.drain(WAIT_S)
         with pytest.raises(AlreadyExists):
@@ -571,6 +574,13 @@ def test_a_cursor_goes_on_after_a_restart(tmp_path):
         store.subscribe("e", lambda e: seen.append(e.version), cursor="ann")
         assert store.drain(WAIT_S)
     assert seen == [0, 1, 2, 3, 4]
+    with EventStore(path) as store:
+        store.drop_cursor("ann")
+        with pytest.raises(NotFound, match="has no cursor 'ann'"):
+            store.drop_cursor("ann")
+        store.subscribe("e", lambda e: seen.append(e.version), cursor="ann", after=3)
+        assert store.drain(WAIT_S)
+    assert seen == [0, 1, 2, 3, 4, 4]
 
 
 def test_what_was_taken_but_not_finished_comes_again(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import threading
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import msgspec
@@ -12,9 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import quire
+from quire.api.store import Store
+from quire.config import Settings
 from quire.core.names import check_id
 from quire.core.values import same
-from quire.engine.clock import FakeClock
+from quire.engine.clock import FakeClock, system_ids
+from quire.engine.engine import Engine
 from quire.errors import (
     AlreadyExists,
     ChangeError,
@@ -25,6 +29,7 @@ from quire.errors import (
     LimitExceeded,
     WorkflowNotFound,
 )
+from quire.orchestra import run, sequence
 from quire.scopes import (
     ABSENT,
     Policy,
@@ -35,6 +40,8 @@ from quire.scopes import (
     WorkflowStateManager,
 )
 from quire.scopes.permissions import RIGHTS
+from quire.storage.memory import open_memory
+from quire.storage.sqlite import open_sqlite
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -47,10 +54,29 @@ def clock():
     return FakeClock()
 
 
+async def opened(url, clock, *, time=None):
+    """Open a store with a clock of its own, on a backend whose clock is `time`, or the same."""
+    now_ms = (time or clock).now_ms
+    if url.startswith("memory:"):
+        backend = await open_memory(url.removeprefix("memory:"), namespace="n", now_ms=now_ms)
+    else:
+        backend = await open_sqlite(url, namespace="n", now_ms=now_ms)
+    return Store(Engine(backend, Settings(), clock, system_ids(), await backend.latest()), "n")
+
+
+@asynccontextmanager
+async def closing(store):
+    try:
+        yield
+    finally:
+        await store.close()
+
+
 @pytest.fixture
 async def store(url, clock):
-    async with quire.open(url, clock=clock) as opened:
-        yield opened
+    made = await opened(url, clock)
+    yield made
+    await made.close()
 
 
 @pytest.fixture
@@ -334,7 +360,7 @@ async def test_scopes_lists_what_holds_something(manager, state, store):
 # time
 
 
-async def test_temporary_state_ends_by_the_stores_clock(state, clock, store):
+async def test_temporary_state_ends_by_the_backends_clock(state, clock, store):
     await state.set("t", 1, ttl_s=1.5)
     await state.set("stays", 1)
     await clock.wind(1.499)
@@ -354,6 +380,138 @@ async def test_temporary_state_ends_by_the_stores_clock(state, clock, store):
     assert await state.get("t") == 6, "setting anew without a time ends the time"
     assert await state.compare_and_swap("t", 6, 7)
     await counted(store)
+
+
+class Skewed(FakeClock):
+    """A clock that says another time than it is, and may be set meanwhile. Elapsed time is right, as it always is."""
+
+    off_ms = 0
+
+    def now_ms(self):
+        return super().now_ms() + self.off_ms
+
+    async def sleep(self, seconds):
+        await asyncio.sleep(0)  # a pause before a write is tried again
+
+
+class Machines:
+    """Two processes on one store: the backend's clock is right, one of theirs is in 1970, the other in 2286."""
+
+    def __init__(self, url):
+        self.url = url if url != "memory:" else f"memory:m{id(self)}"
+        self.right, self.early, self.late = FakeClock(), Skewed(1), Skewed(10**13)
+
+    async def open(self):
+        self.stores = [await opened(self.url, c, time=self.right) for c in (self.early, self.late)]
+        return [WorkflowStateManager(s).workflow_state("w") for s in self.stores]
+
+    async def wind(self, seconds):
+        for clock in (self.right, self.early, self.late):
+            await clock.wind(seconds)
+
+    async def clocks(self):
+        return [c.name for c in await self.stores[0].engine.backend.cells("clock/")]
+
+
+@pytest.fixture
+async def machines(url):
+    made = Machines(url)
+    yield made
+    for store in made.stores:
+        await store.close()
+
+
+async def test_nobodys_wrong_clock_makes_a_value_vanish_or_live_on(machines):
+    early, late = await machines.open()
+    await early.set("by early", 1, ttl_s=100)
+    await late.set("by late", 2, ttl_s=200)
+    for left in (["by early", "by late"], ["by late"], []):
+        assert await early.list() == await late.list() == left
+        await machines.wind(99.999)
+        assert await early.list() == await late.list() == left
+        await machines.wind(0.001)
+    log_id = early.scope.log_id
+    held = (await machines.stores[0].workflow(log_id).state())["values"]
+    assert held["by early"]["expires"] == FakeClock().now_ms() + 100_000, "kept by the backend's clock"
+
+
+async def test_a_clock_that_is_set_meanwhile_changes_nothing(machines):
+    early, late = await machines.open()
+    await early.set("t", 1, ttl_s=10)
+    assert await late.get("t") == 1
+    for off_ms in (86_400_000, -86_400_000, 500):
+        machines.late.off_ms = off_ms
+        assert await late.get("t") == 1
+        await machines.wind(3)
+    await machines.wind(1)
+    assert await late.get("t") is None is await early.get("t")
+
+
+async def test_a_machine_that_slept_asks_again(machines):
+    early, late = await machines.open()
+    await early.set("t", 1, ttl_s=30)
+    assert await late.get("t") == 1
+    await machines.right.wind(30)  # elapsed time stood still on the other two, their clocks did not
+    machines.early.off_ms = machines.late.off_ms = 30_000
+    assert await late.get("t") is None is await early.get("t")
+
+
+async def test_a_backends_clock_that_is_set_is_followed_within_a_minute(machines):
+    early, _ = await machines.open()
+    await early.set("t", 1, ttl_s=600)
+    await machines.right.wind(3600)
+    assert await early.get("t") == 1, "not known yet"
+    await machines.wind(60)
+    assert await early.get("t") is None
+
+
+async def test_who_sets_no_times_never_asks_for_the_time(machines):
+    early, late = await machines.open()
+    await early.set("n", 1)
+    assert await late.increment("n") == 2
+    assert await late.items() == {"n": 2}
+    assert await machines.clocks() == []
+    await early.set("t", 1, ttl_s=10)
+    await early.delete("t")
+    commits = machines.stores[1].engine.committer.commits
+    assert await asyncio.gather(*(late.get("n") for _ in range(5))) == [2] * 5
+    assert machines.stores[1].engine.committer.commits == commits
+    await early.set("t", 1, ttl_s=10)
+    assert await asyncio.gather(*(late.get("t") for _ in range(50))) == [1] * 50
+    assert machines.stores[1].engine.committer.commits == commits + 1, "once, however many ask"
+    assert await machines.clocks() == ["clock/now"]
+
+
+async def test_values_of_steps_end_by_the_clock_of_the_backend(machines):
+    await machines.open()
+
+    def leave(context):
+        context.state_accessor.set("t", 1, ttl_s=10)
+
+    async def check(context):
+        seen = [context.state_accessor.get("t")]
+        await machines.wind(10)  # while the attempt goes on: it sees what was when it began
+        return [*seen, context.state_accessor.get("t")]
+
+    result = await run(machines.stores[1], sequence(leave, check), id="w", scoped=StateBuilder())
+    assert result.result == [1, 1]
+    assert [await WorkflowStateManager(s).workflow_state("w").get("t") for s in machines.stores] == [None, None]
+
+
+async def test_what_is_carried_ends_by_the_clock_of_the_backend(machines):
+    _, late = await machines.open()
+    await late.set("t", 1, ttl_s=10)
+    for store in machines.stores:
+        manager = WorkflowStateManager(store)
+        assert await manager.copy_scope(late.scope, StateScope.user("u")) == 1
+        await manager.update({StateScope.tool("x"): {"k": 1}, late.scope: {"t2": 2}}, ttl_s=10)
+    await machines.wind(10)
+    for store in machines.stores:
+        manager = WorkflowStateManager(store)
+        assert await manager.copy_scope(late.scope, StateScope.tool("x")) == 0
+        assert (
+            await manager.state(StateScope.user("u")).items() == await manager.state(StateScope.tool("x")).items() == {}
+        )
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "1", True])
@@ -818,7 +976,8 @@ async def done(manager, name, *how):
 def test_scopes_are_dictionaries(acts):
     async def body():
         clock, model = FakeClock(), Model()
-        async with quire.open("memory:", clock=clock) as store:
+        store = await opened("memory:", clock)
+        async with closing(store):
             manager = WorkflowStateManager(store)
             for each in acts:
                 if each[0] == "wind":

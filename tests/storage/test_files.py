@@ -13,6 +13,12 @@ class TestFiles(BackendConformance):
         return await self.open(folder=path)
 
 
+class TestFilesOfAnotherEnding(TestFiles):
+    async def open(self, namespace="default", folder="store"):
+        path = str(self.place / folder)
+        return await open_files(path, namespace=namespace, now_ms=self.now_ms, extension=".json")
+
+
 class FilesMachine(BackendMachine):
     open = TestFiles.open
 

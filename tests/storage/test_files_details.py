@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quire
-from quire.errors import Closed, CorruptRecord, IncompatibleFormat, InvalidKey, StorageTimeout, StorageUnavailable
+from quire.errors import (
+    Closed,
+    CorruptRecord,
+    IncompatibleFormat,
+    Invalid,
+    InvalidKey,
+    StorageTimeout,
+    StorageUnavailable,
+)
 from quire.storage import _files_disk, _files_journal, _files_write
 from quire.storage._files_feed import FEED
 from quire.storage._files_lines import LineFile, first_line, owner, record_line, version_of
@@ -48,9 +56,11 @@ def test_no_two_streams_share_a_file_even_where_case_does_not_count(names):
 
 @given(NAMES)
 def test_a_file_is_ours_only_if_it_is_named_as_we_would(name):
-    for folder, ending in (("workflows", ".state"), ("streams", ".log")):
-        found = stream_of(folder, f"{name}{ending}")
-        assert found is None or file_of(found) == f"{folder}/{name}{ending}"
+    for chosen in (".state", ".x"):
+        for folder, ending in (("workflows", chosen), ("streams", ".log")):
+            found = stream_of(folder, f"{name}{ending}", chosen)
+            assert found is None or file_of(found, chosen) == f"{folder}/{name}{ending}"
+            assert folder == "streams" or stream_of(folder, f"{name}.other", chosen) is None
 
 
 async def test_hostile_names_stay_in_the_folder(tmp_path):
@@ -146,12 +156,56 @@ async def test_a_foreign_folder_is_left_alone(tmp_path):
 
 async def test_a_newer_format_is_refused(tmp_path):
     await (await open_files(str(tmp_path / "s"), namespace="default")).close()
-    (tmp_path / "s/quire.json").write_text('{"quire": "files", "format": 2}')
+    (tmp_path / "s/quire.json").write_text('{"quire": "files", "format": 3}')
     with pytest.raises(IncompatibleFormat, match="upgrade"):
         await open_files(str(tmp_path / "s"), namespace="default")
     (tmp_path / "s/quire.json").write_text("{}")
     with pytest.raises(IncompatibleFormat, match="damaged"):
         await open_files(str(tmp_path / "s"), namespace="default")
+
+
+async def test_what_the_mark_says_of_endings_is_not_trusted(tmp_path):
+    await (await open_files(str(tmp_path / "s"), namespace="default", extension=".json")).close()
+    mark = tmp_path / "s/quire.json"
+    assert mark.read_text() == '{"quire":"files","format":2,"extension":".json"}\n'
+    for bad in ('"/../../x"', '""', "7", '".' + "x" * 17 + '"', "null"):
+        mark.write_text(f'{{"quire": "files", "format": 2, "extension": {bad}}}')
+        with pytest.raises(IncompatibleFormat, match="none of ours"):
+            await open_files(str(tmp_path / "s"), namespace="default")
+    await (await open_files(str(tmp_path / "t"), namespace="default", extension=".state")).close()
+    assert (tmp_path / "t/quire.json").read_text() == '{"quire":"files","format":1}\n', "older ones go on reading it"
+
+
+async def test_an_ending_goes_with_backups_scrubs_and_damage(tmp_path):
+    url = f"file:///{tmp_path}/s"
+    for bad in ("json", ".", ".a/b", "." + "x" * 17, "%2e%2e", ".%0a"):
+        with pytest.raises(InvalidKey, match="a dot is needed"):
+            await quire.open(f"{url}?extension={bad}")
+    assert not (tmp_path / "s").exists()
+    async with quire.open(f"{url}?extension=.jsonl", namespace="n") as store:
+        long = "w" * 200
+        for name in ("w", "W.jsonl", long):
+            wf = await store.create(name, {"n": 0})
+            await wf.set("/n", 1)
+            await wf.checkpoint("c")
+        await store.delete("w")
+        await store.backup(str(tmp_path / "copy"))
+        await store.engine.backend.scrub()
+        assert (await store.verify()).problems == []
+    files = [p.name for p in (tmp_path / "s/namespaces/n/workflows").iterdir()]
+    assert len(files) == 3
+    assert all(name.endswith(".jsonl") for name in files)
+    for folder in ("s", "copy"):
+        async with quire.open(f"file:///{tmp_path}/{folder}", namespace="n") as again:
+            assert await again.workflows() == ["W.jsonl", long]
+            assert await again.workflow(long).state(1) == {"n": 0}
+            assert (await again.verify()).problems == []
+        with pytest.raises(Invalid, match=r"end in \.jsonl, not in \.state"):
+            await quire.open(f"file:///{tmp_path}/{folder}?extension=.state")
+    file = tmp_path / "copy/namespaces/n/workflows/+w.jsonl.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"n"', b'"m"'))
+    async with quire.open(f"file:///{tmp_path}/copy", namespace="n") as damaged:
+        assert (await damaged.verify()).problems
 
 
 async def test_making_that_was_cut_off_is_made_anew(tmp_path):

@@ -115,6 +115,7 @@ async def waiting_for(db, count):
         ("shema=quire", "did you mean schema"),
         ("search_path=public", "unknown option"),
         ("schema=a&schema=b", "twice"),
+        *((f"readers={bad}", "1 to 64") for bad in ("0", "65", "-1", "two", "", "1.5", "03", "1000")),
     ],
 )
 async def test_a_bad_option_is_refused_before_anything_is_asked(query, said):
@@ -551,6 +552,20 @@ async def test_readers_at_once_share_a_question(url, monkeypatch):
         assert asked == 1
         await asyncio.gather(backend.latest(), backend.latest())
         assert asked == 2
+
+
+@pytest.mark.parametrize("readers", [1, 5])
+async def test_no_more_sessions_read_than_are_allowed(server, schema, url, readers):
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'cells'::regclass AND NOT granted"
+    async with opened(f"{url}{'&' if '?' in url else '?'}readers={readers}") as backend, session(server, schema) as db:
+        async with db.transaction():
+            await db.execute("LOCK TABLE cells")
+            asking = [asyncio.ensure_future(backend.cell(f"c{i}")) for i in range(20)]
+            while await db.fetchval(waiting) < readers:
+                await asyncio.sleep(0)
+            assert [line.waiting for line in backend._lines._lines] == [20 // readers] * readers
+            assert await db.fetchval(waiting) == readers
+        assert await asyncio.gather(*asking) == [None] * 20
 
 
 async def test_a_question_that_left_before_a_commit_does_not_answer_who_asks_after_it(url, monkeypatch):

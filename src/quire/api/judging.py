@@ -242,7 +242,7 @@ def _watchers(found: Findings, limits: HealthLimits) -> Iterator[Check]:
         late = _late(watchers, limits)
         said = (
             f"{_named(late)} behind by more than {limits.watcher_behind} versions: see that whoever reads with that cursor "
-            "runs, and keeps up"
+            "runs, and keeps up; `drop_cursor` ends one that nobody uses any more"
         )
         yield Check("watchers", "degraded" if late else "ok", _worst(watchers), said if late else "")
     if found.triggers:

@@ -40,6 +40,8 @@ Pointer = str | Sequence[str | int]
 class Reader:
     """A handle that can only read. Making one does nothing; handles may be many and are cheap.
 
+    One that was deleted has no head, so what is asked of it (the default) raises WorkflowNotFound; its history, and
+    every version that is named, can be read as before.
     Raises WorkflowNotFound; VersionNotFound, CheckpointNotFound for a revision that is not there; StorageError.
     """
 
@@ -100,9 +102,10 @@ class Reader:
 
         limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
         versions that changed something at or below it.  since, until: only versions made from one moment on, or before
-        another; without a zone it is UTC, as in "2026-01-31". Cost: reads the records passed over, never the state.
+        another; without a zone it is UTC, as in "2026-01-31". That of a workflow that was deleted ends with the version
+        that did so. Cost: reads the records passed over, never the state.
         """
-        actor = self._existing(await self._engine.current(self.stream))
+        actor = await self._past()
         top = actor.head.version if before is None else await self._number(before) - 1
         tokens = None if path is None else tokens_of(actor.state, path)
         from_ms, to_ms = revisions.millis(since), revisions.millis(until)
@@ -211,6 +214,14 @@ class Reader:
             async for event in events:
                 yield event
 
+    async def drop_cursor(self, name: str) -> None:
+        """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.
+
+        A watcher that still runs writes it anew; watching with the name later begins where `after` says.
+        The workflow may have been deleted. Raises NotFound, Conflict while a watcher keeps moving it.
+        """
+        await views.drop_cursor(self._engine, self.stream, name)
+
     # inside
 
     async def _live(self) -> Actor:
@@ -222,10 +233,17 @@ class Reader:
             raise WorkflowNotFound(self.id)
         return actor
 
+    async def _past(self) -> Actor:
+        """Return what there is or was: one that was deleted has a past."""
+        actor = await self._engine.current(self.stream)
+        if not actor.head.version:
+            raise WorkflowNotFound(self.id)
+        return actor
+
     async def _number(self, version: Revision) -> int:
         if version is None:
             return (await self._live()).head.version
-        actor = self._existing(await self._engine.current(self.stream))
+        actor = await self._past()
         return await revisions.resolve(self._engine, actor, version, self._checkpoints)
 
     async def _at(self, version: Revision) -> dict[str, Any]:

@@ -242,6 +242,7 @@ class Store:
     async def delete(self, workflow_id: str, *, author: str = "system", message: str = "deleted") -> Version:
         """End a workflow: it counts as absent, its history stays and its numbers are never reused.
 
+        `workflow(id).history()` and `state(version)` go on reading what was, `fork(new_id, at=version)` goes on from there.
         Raises WorkflowNotFound.
         """
         check_id(workflow_id, "workflow id")
@@ -277,6 +278,14 @@ class Store:
         async with aclosing(views.watch_store(self.engine, start, sieve, cursor)) as events:
             async for event in events:
                 yield event
+
+    async def drop_cursor(self, name: str) -> None:
+        """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.
+
+        A watcher that still runs writes it anew; watching with the name later begins where `after` says.
+        Raises NotFound, Conflict while a watcher keeps moving it.
+        """
+        await views.drop_cursor(self.engine, views.STORE, name)
 
     # hooks and triggers
 

@@ -200,6 +200,9 @@ class Store:
         events = self._store.watch(after=after, path=path, types=types, author=author, cursor=cursor)
         return self._loop.iterate(events)
 
+    def drop_cursor(self, name: str) -> None:
+        self._loop.run(self._store.drop_cursor(name))
+
     def before_change(
         self,
         fn: Callable[[Proposed], Changes | None] | None = None,
@@ -510,6 +513,9 @@ class Workflow:
     ) -> Iterator[Event]:
         events = self._workflow.watch(after=after, path=path, types=types, author=author, cursor=cursor)
         return self._loop.iterate(events)
+
+    def drop_cursor(self, name: str) -> None:
+        self._loop.run(self._workflow.drop_cursor(name))
 
     def redact(
         self,

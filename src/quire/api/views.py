@@ -19,7 +19,7 @@ from quire.core.path import parse
 from quire.engine.engine import Engine
 from quire.engine.lineage import merges, named, point_of, sources
 from quire.engine.watch import Cursor, store_records, stream_records
-from quire.errors import Invalid
+from quire.errors import Invalid, NotFound
 from quire.model import (
     WORKFLOWS,
     Append,
@@ -38,6 +38,8 @@ from quire.model import (
 )
 
 Order = Literal["newest", "oldest"]
+STORE = "store"
+"""Where cursors of whole stores are: nothing that has a log is called so."""
 _PAGE = 500
 _NOTHING: Any = object()
 
@@ -176,12 +178,18 @@ async def watch_stream(
 
 async def watch_store(engine: Engine, after: int, wanted: Sieve, cursor: str | None) -> AsyncGenerator[Event]:
     """Yield the events of all workflows after a position."""
-    kept = None if cursor is None else Cursor(engine, f"store/{cursor}")
+    kept = None if cursor is None else Cursor(engine, f"{STORE}/{cursor}")
     start = after if kept is None else await kept.load(after)
     idle = kept.save if kept is not None else _nothing
     async with aclosing(_events(store_records(engine, start, WORKFLOWS, idle), kept, _position, wanted)) as events:
         async for event in events:
             yield event
+
+
+async def drop_cursor(engine: Engine, area: str, name: str) -> None:
+    """Remove a cursor of what is watched. Raises NotFound."""
+    if not await Cursor(engine, f"{area}/{name}").forget():
+        raise NotFound(f"{area} has no cursor {name!r}; `health().watchers` tells which there are")
 
 
 async def _nothing() -> None:

@@ -28,7 +28,7 @@ from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
-from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict, WorkflowNotFound
+from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict
 from quire.model import (
     RUN,
     Append,
@@ -310,9 +310,7 @@ class Workflow(Reader):
             raise Invalid("redact either a path or a text; keep_current goes with a path")
         what = "a text" if path is None else "/".join(("", *map(str, parse(path))))
         write, _ = writes.write(self.stream, [], {"author": author, "message": message or f"redacted {what}"})
-        actor = await self._engine.current(self.stream)
-        if not actor.head.version:  # one that was deleted has a past
-            raise WorkflowNotFound(self.id)
+        actor = await self._past()
         if path is None:
             return await redact(self._engine, self.id, ByText(cast("str", text)), write, what=what)
         rule = ByPath(tokens_of(actor.state, path))
@@ -338,6 +336,7 @@ class Workflow(Reader):
         """
         if revisions.is_reserved(check_id(name, "checkpoint name")):
             raise InvalidKey(f"checkpoint name {name!r} reads like a version number, id or date; add a word to it")
+        self._existing(await self._engine.current(self.stream))  # of one that was deleted only the past is there
         return await self._checkpoints.create(
             name,
             await self._number(version),

@@ -14,8 +14,9 @@ class FileStorageBackend(StorageBackend):
 
     base_path: the folder.  use_json: plain lines of JSON that `less` and `jq` read; False compresses them.
     create_dirs: make the folder, and those around it, where it is missing; False raises NotFound then.
-    file_extension: `.state`; Unsupported for any other.
-    Raises InvalidKey, Invalid; Invalid at `start` for use_json on a folder that is compressed.
+    file_extension: how those files end: a dot, then 1 to 16 letters and digits. A folder keeps the one it was made with.
+    Raises InvalidKey, Invalid; Invalid at `start` for use_json on a folder that is compressed, and for another extension
+    than the folder's.
 
     >>> async with FileStorageBackend("./state") as storage:                     # doctest: +SKIP
     ...     await storage.save("session_1", {"status": "running"})
@@ -70,8 +71,9 @@ class DatabaseStorageBackend(StorageBackend):
     """States under keys in PostgreSQL, shared by many machines. It takes `pip install 'quire[postgres]'`.
 
     connection_string: as libpq takes it, postgresql://USER:PASSWORD@HOST/DB.  table_name: names the schema that the
-    store's tables are in, beside others' in one database.  pool_size: connections it may have, at least 5, which is as
-    many as it takes.
+    store's tables are in, beside others' in one database.  pool_size: connections it may have at most, 4 or more: one
+    commits, one listens while somebody waits for news, one verifies or scrubs while that lasts, the others read (64 of
+    them at most), begun as they are needed.
     Raises InvalidKey, Invalid, Unsupported; at `start` StorageUnavailable, Denied.
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -14,9 +15,10 @@ from urllib.parse import quote
 from quire.errors import Invalid, InvalidKey, NotFound, Unsupported
 from quire.storage.open import redact_url
 
-_EXTENSION = ".state"
-_SESSIONS = 5
-"""Connections that a store in PostgreSQL has at most: one commits, three read, one listens."""
+_BESIDE = 3
+"""Connections that a store in PostgreSQL has beside those that read: one commits, one listens, one is for verifying."""
+_READERS_MAX = 64
+_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -33,18 +35,16 @@ class Place(NamedTuple):
 
 
 def folder(base_path: Any, *, use_json: Any, file_extension: Any) -> Place:
-    """Return the place of a store in a folder. Raises Invalid, InvalidKey, Unsupported."""
+    """Return the place of a store in a folder. Raises Invalid, InvalidKey."""
     path = _path(base_path)
     if type(use_json) is not bool:
         raise Invalid(f"use_json={use_json!r}: True for readable files, False for compressed ones")
-    if file_extension != _EXTENSION:
-        raise Unsupported(
-            f"file_extension={file_extension!r}: the files of a store end in {_EXTENSION}, so that whoever opens the "
-            "folder finds them; leave it out",
-            capability="file_extension",
+    if not isinstance(file_extension, str) or _EXTENSION.fullmatch(file_extension) is None:
+        raise Invalid(
+            f"file_extension={file_extension!r}: a dot is needed, then 1 to 16 letters and digits, as in .json"
         )
-    url = "file:///" + quote(str(path.absolute()))
-    return Place(url if use_json else f"{url}?compression=zstd", readable=use_json)
+    url = f"file:///{quote(str(path.absolute()))}?extension={file_extension}"
+    return Place(url if use_json else f"{url}&compression=zstd", readable=use_json)
 
 
 def made(base_path: Any, *, create_dirs: Any) -> None:
@@ -93,14 +93,16 @@ def database(connection_string: Any, table_name: Any, pool_size: Any) -> Place:
         raise InvalidKey(f"table_name={table_name!r}: a name is needed; the tables of the store are in a schema of it")
     if type(pool_size) is not int or pool_size < 1:
         raise Invalid(f"pool_size={pool_size!r}: a number of connections is needed")
-    if pool_size < _SESSIONS:
+    if pool_size <= _BESIDE:
         raise Unsupported(
-            f"pool_size={pool_size}: a store has up to {_SESSIONS} connections; allow it those",
+            f"pool_size={pool_size}: a store commits, listens, verifies and reads on connections of their own; allow it "
+            f"{_BESIDE + 1}",
             capability="pool_size",
         )
+    readers = min(pool_size - _BESIDE, _READERS_MAX)
     rest = connection_string.removeprefix(scheme)
     joint = "&" if "?" in rest else "?"
-    return Place(f"postgresql://{rest}{joint}schema={quote(table_name, safe='')}")
+    return Place(f"postgresql://{rest}{joint}schema={quote(table_name, safe='')}&readers={readers}")
 
 
 def _path(base_path: Any) -> Path:

@@ -21,6 +21,7 @@ from quire.core.path import format as pointer
 from quire.core.resolve import Policy
 from quire.core.schema import Schemas
 from quire.engine.actor import Actor
+from quire.engine.backend_clock import BackendClock
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
 from quire.engine.resident import Residents
@@ -73,6 +74,7 @@ class Engine:
         self.schemas = schemas or Schemas()
         self.residents = Residents(backend, settings, self.schemas)
         self.committer = Committer(backend, self.residents, settings, clock, self._committed)
+        self.backend_clock = BackendClock(backend, self.committer, clock)
         self.archive = archive
         if archive is not None:
             archive.turn = self.committer.turn

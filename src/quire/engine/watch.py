@@ -11,9 +11,11 @@ import inspect
 import logging
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from quire.engine.clock import Clock
+from quire.engine.committer import CellMoved
 from quire.engine.engine import Engine
 from quire.errors import CorruptRecord
 from quire.model import Record
@@ -24,7 +26,8 @@ log = logging.getLogger("quire.watch")
 _PAGE = 500
 _SAVE_EVERY = 100
 """Acknowledgements before a cursor is saved although more is waiting; it is always saved before going to sleep."""
-
+_ATTEMPTS = 100
+"""How often a cursor is removed while its subscriber moves it."""
 
 Idle = Callable[[], Awaitable[None]]
 """Called when a watcher has caught up, before it goes to sleep."""
@@ -117,11 +120,16 @@ class Cursor:
         await self._engine.committer.submit((), (CellWrite(self._name, None if cell is None else cell.value, value),))
         self._stored, self._unsaved = value, 0
 
-    async def forget(self) -> None:
-        """Remove the cursor."""
-        cell = await self._engine.backend.cell(self._name)
-        if cell is not None:
-            await self._engine.committer.submit((), (CellWrite(self._name, cell.value, None),))
+    async def forget(self) -> bool:
+        """Remove the cursor; tell whether there was one. Raises CellMoved while a subscriber keeps moving it."""
+        for _ in range(_ATTEMPTS):
+            cell = await self._engine.backend.cell(self._name)
+            if cell is None:
+                return False
+            with suppress(CellMoved):  # it moved on meanwhile
+                await self._engine.committer.submit((), (CellWrite(self._name, cell.value, None),))
+                return True
+        raise CellMoved([self._name])
 
 
 async def deliver(

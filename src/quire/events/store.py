@@ -17,7 +17,7 @@ from quire.api.store import Store
 from quire.core.names import check_id
 from quire.engine.watch import Cursor
 from quire.engine.write import Write
-from quire.errors import AlreadyExists, Closed, Invalid, LimitExceeded
+from quire.errors import AlreadyExists, Closed, Invalid, LimitExceeded, NotFound
 from quire.events.delivery import Callback, Subscription
 from quire.events.fold import Fold, Reducers, State, reducer_of
 from quire.events.keyframes import Keyframes
@@ -184,6 +184,16 @@ class AsyncEventStore(AsyncFace):
             self._subscriptions[subscription] = cursor
             subscription.start(start)
             return subscription
+
+    async def drop_cursor(self, cursor: str) -> None:
+        """Remove the place that `subscribe(cursor=...)` keeps, when nobody is to go on from there.
+
+        Raises NotFound, AlreadyExists while a subscription here uses it: cancel that first.
+        """
+        if any(s.active and used == cursor for s, used in self._subscriptions.items()):
+            raise AlreadyExists(f"cursor {cursor!r} is in use by a subscription here; cancel it first")
+        if not await Cursor(self.store.engine, f"{self.log.stream}/{cursor}").forget():
+            raise NotFound(f"event store {self.name} has no cursor {cursor!r}")
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until every subscriber has taken what is stored now; tell whether they did within the time."""

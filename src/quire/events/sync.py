@@ -169,6 +169,9 @@ class EventStore(Face[AsyncEventStore]):
         self._subscriptions.add(subscription)
         return subscription
 
+    def drop_cursor(self, cursor: str) -> None:
+        return self.loop.run(self.twin.drop_cursor(cursor))
+
     def drain(self, timeout_s: float | None = None) -> bool:
         return self.loop.run(self.twin.drain(timeout_s))
 

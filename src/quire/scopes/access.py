@@ -15,6 +15,7 @@ import msgspec
 from quire.api import writes
 from quire.core.fold import copied
 from quire.core.values import clean, same
+from quire.engine.backend_clock import Now
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import Invalid, InvalidState
@@ -74,20 +75,24 @@ class Access:
             for right in rights:
                 self.setup.policy.check(self.agent, self.scope, right)
 
-    def sheet(self, state: dict[str, Any]) -> Sheet:
-        """Return a sheet over the state of this scope's log."""
-        return Sheet(state, self.home, self.setup.limits, self.engine.clock.now_ms())
+    def sheet(self, state: dict[str, Any], now: Now | None = None) -> Sheet:
+        """Return a sheet over the state of this scope's log. now: None for the backend's clock, if it is known."""
+        return Sheet(state, self.home, self.setup.limits, now or self.engine.backend_clock.now_ms)
 
-    async def current(self) -> Sheet:
-        """Return a sheet over the newest state that any process committed."""
-        return self.sheet((await self.engine.current(self.stream)).state)
+    async def look(self, op: Op[T]) -> T:
+        """Return what an op that changes nothing makes of the newest state that any process committed."""
 
-    def part(self, op: Op[T], message: str) -> tuple[Write, list[T]]:
+        async def attempt(now: Now) -> T:
+            return op(self.sheet((await self.engine.current(self.stream)).state, now))
+
+        return await self.engine.backend_clock.told(attempt)
+
+    def part(self, op: Op[T], message: str, now: Now) -> tuple[Write, list[T]]:
         """Return a write that is not done yet, and where the op's result will be when it is."""
         results: list[T] = []
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:
-            sheet = self.sheet(state)
+            sheet = self.sheet(state, now)
             results[:] = [op(sheet)]
             return sheet.finish()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from quire.api.store import Store
 from quire.core.fold import copied
+from quire.engine.backend_clock import Now
 from quire.errors import Invalid
 from quire.model import WORKFLOWS, Path, Version
 from quire.scopes.access import Access, Op, together
@@ -94,8 +95,12 @@ class WorkflowStateManager:
             access.check("write")
             logs.setdefault(access.stream, (access, []))[1].append(access.update(entries, (), ttl_s))
         said = message or f"update {len(values)} scopes"
-        parts = [access.part(together(*ops), said)[0] for access, ops in logs.values()]
-        return await self.store.engine.write_all(parts) if parts else []
+        engine = self.store.engine
+
+        async def attempt(now: Now) -> list[Version | None]:
+            return await engine.write_all([a.part(together(*ops), said, now)[0] for a, ops in logs.values()])
+
+        return await engine.backend_clock.told(attempt) if logs else []
 
     async def copy_scope(self, source: StateScope, target: StateScope, *, message: str = "") -> int:
         """Put a copy of everything in one scope into another, over what is under the same keys; return how many.
@@ -129,11 +134,14 @@ class WorkflowStateManager:
                     taker.place, key, entry["value"], expires=entry.get("expires"), secret=entry.get("secret", False)
                 )
 
-        if giver.stream == taker.stream:
-            await self.store.engine.write(giver.part(together(take, give), message)[0])
-        else:  # worked out in this order, each time anew if other processes were first
-            parts = (giver.part(take, message), taker.part(give, message))
-            await self.store.engine.write_all([write for write, _ in parts])
+        async def attempt(now: Now) -> None:
+            if giver.stream == taker.stream:
+                await self.store.engine.write(giver.part(together(take, give), message, now)[0])
+            else:  # worked out in this order, each time anew if other processes were first
+                parts = (giver.part(take, message, now), taker.part(give, message, now))
+                await self.store.engine.write_all([write for write, _ in parts])
+
+        await self.store.engine.backend_clock.told(attempt)
         return len(carried)
 
 

@@ -7,7 +7,8 @@ so that limits are checked without weighing everything. `place` below says which
 1. A sheet never alters the state it was given: it works on copies of the containers it touches, and collects changes.
 2. The changes fit that state, or `finish` raises with nothing done. So a write may be worked out again and again,
    against whatever others left behind.
-3. What is past its time counts as absent for everyone; it is taken out when a limit would be passed.
+3. What is past its time, by the backend's clock, counts as absent for everyone; it is taken out when a limit would be
+   passed. One sheet is of one moment, and asks for the time only when something has one.
 
 Cost: O(keys of the scope) to copy its container when writing, tens of microseconds at 10,000; reading copies nothing.
 """
@@ -15,7 +16,7 @@ Cost: O(keys of the scope) to copy its container when writing, tens of microseco
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -49,9 +50,9 @@ def size_of(value: Any) -> int:
 
 
 class Sheet:
-    """See above. home: whose log it is.  now_ms: UTC milliseconds, the time that things expire by."""
+    """See above. home: whose log it is.  now: tells the time that things expire by, UTC milliseconds."""
 
-    def __init__(self, state: dict[str, Any], home: StateScope, limits: ScopeLimits, now_ms: int) -> None:
+    def __init__(self, state: dict[str, Any], home: StateScope, limits: ScopeLimits, now: Callable[[], int]) -> None:
         if state and state.get("scope") != [home.kind, home.id]:
             raise AlreadyExists(
                 f"workflow {home.log_id} exists and is not the log of {home}: ids that begin with scope- are for "
@@ -66,7 +67,15 @@ class Sheet:
         self._changes: list[Change] = []
         self._keys = 0
         self._bytes = 0
-        self.now_ms = now_ms
+        self._now = now
+        self._now_ms: int | None = None
+
+    @property
+    def now_ms(self) -> int:
+        """The moment that this sheet is of. Raises what `now` raises."""
+        if self._now_ms is None:
+            self._now_ms = self._now()
+        return self._now_ms
 
     # reading: nothing is copied, so what is handed out must be before it leaves
 
@@ -195,7 +204,7 @@ class Sheet:
         until: Any = entry.get("expires", math.inf) if type(entry) is dict and "value" in entry else None
         if type(until) not in (int, float):
             raise self._misshapen((*place, key))
-        return until > self.now_ms
+        return until == math.inf or until > self.now_ms
 
     def _misshapen(self, place: Path) -> InvalidState:
         return InvalidState(

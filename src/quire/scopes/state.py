@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from quire.api.store import Store
+from quire.engine.backend_clock import Now
 from quire.model import Version
 from quire.scopes.access import Access, Op
 from quire.scopes.names import StateScope
@@ -55,7 +56,7 @@ class State:
         type: what it must be, such as `int` or a msgspec.Struct; InvalidState when it is not. Right: read.
         Cost: O(value), some microseconds; never waits for a writer.
         """
-        return self._access.get(key, default, type)(await self._access.current())
+        return await self._access.look(self._access.get(key, default, type))
 
     async def lookup(self, key: str, default: Any = None) -> Any:
         """Return the nearest value: of this scope, else of a step's workflow, else of global, else the default.
@@ -64,21 +65,21 @@ class State:
         """
         for scope in self.scope.chain:
             access = self._access.to(scope)
-            value = access.get(key, ABSENT)(await access.current())
+            value = await access.look(access.get(key, ABSENT))
             if value is not ABSENT:
                 return value
         return self._access.setup.default_of(key, default)
 
     async def list(self, prefix: str = "") -> Keys:
         """Return the keys that begin with `prefix`, as they were set, in the order they first were. Right: list."""
-        return self._access.keys(prefix)(await self._access.current())
+        return await self._access.look(self._access.keys(prefix))
 
     async def items(self, *, redact: bool = False) -> dict[str, Any]:
         """Return a copy of everything in this scope, as of one version. redact: with "[REDACTED]" for secret values.
 
         Rights: list, read. Cost: O(scope).
         """
-        return self._access.items(redact=redact)(await self._access.current())
+        return await self._access.look(self._access.items(redact=redact))
 
     # writing
 
@@ -87,7 +88,7 @@ class State:
     ) -> Version:
         """Put a JSON value under a key; return the version. Right: write.
 
-        ttl_s: seconds until it counts as absent, by the store's clock; None for ever.  secret: do not show the value in
+        ttl_s: seconds until it counts as absent, by the backend's clock; None for ever.  secret: do not show the value in
         reprs and messages, until the key is deleted; it is stored like any other.
         """
         made, _ = await self._write(self._access.set(key, value, ttl_s, secret=secret), message or f"set {key}")
@@ -143,8 +144,13 @@ class State:
                 yield event
 
     async def _write(self, op: Op[T], message: str) -> tuple[Version | None, T]:
-        write, results = self._access.part(op, message)
-        made = await self._store.engine.write(write)
+        engine = self._store.engine
+
+        async def attempt(now: Now) -> tuple[Version | None, T]:
+            write, results = self._access.part(op, message, now)
+            return await engine.write(write), results[0]
+
+        made, result = await engine.backend_clock.told(attempt)
         if made is not None:  # never the values: what is secret may have been marked by another process
             log.debug("%s: %s, by %s, version %d", self.scope, message, self.agent, made.number)
-        return made, results[0]
+        return made, result

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from quire.engine.backend_clock import Reading
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid
 from quire.scopes.access import Access, Op, together
 from quire.scopes.names import StateScope
 from quire.scopes.setup import StateBuilder
-from quire.scopes.sheet import ABSENT
+from quire.scopes.sheet import ABSENT, Sheet
 
 T = TypeVar("T")
 Keys = list[str]
@@ -30,11 +31,16 @@ Keys = list[str]
 class _Log:
     """A log that the step may touch: as it was, with the step's writes on top, and what those writes were."""
 
-    def __init__(self, access: Access, state: dict[str, Any]) -> None:
+    def __init__(self, access: Access, state: dict[str, Any], reading: Reading) -> None:
         self.access = access
         self.state = state
-        self.sheet = access.sheet(state)
+        self.reading = reading
+        self._began_ms = reading.now_ms()
+        self.sheet = self.anew()
         self.ops: list[Op[Any]] = []
+
+    def anew(self) -> Sheet:
+        return self.access.sheet(self.state, lambda: self._began_ms)
 
 
 class Desk:
@@ -46,8 +52,9 @@ class Desk:
 
     async def lay(self, access: Access) -> None:
         """Take in the newest state of a scope's log."""
+        reading = await access.engine.backend_clock.reading()  # what the step will ask for is not known yet
         actor = await access.engine.current(access.stream)
-        self._logs.setdefault(access.stream, _Log(access, actor.state))
+        self._logs.setdefault(access.stream, _Log(access, actor.state, reading))
 
     def read(self, access: Access, op: Op[T]) -> T:
         """Do something that changes nothing. Raises Closed after the step, Invalid where the log is not at hand."""
@@ -59,7 +66,7 @@ class Desk:
         try:
             result = op(log.sheet)
         except BaseException:  # the agent may catch it and go on: nothing half done may stay on the sheet
-            log.sheet = access.sheet(log.state)
+            log.sheet = log.anew()
             together(*log.ops)(log.sheet)
             raise
         log.ops.append(op)
@@ -67,7 +74,8 @@ class Desk:
 
     def parts(self, message: str) -> list[Write]:
         """Return the writes of all logs that something was done to."""
-        return [log.access.part(together(*log.ops), message)[0] for log in self._logs.values() if log.ops]
+        logs = [log for log in self._logs.values() if log.ops]
+        return [log.access.part(together(*log.ops), message, log.reading.now_ms)[0] for log in logs]
 
     def _log(self, access: Access) -> _Log:
         if self.closed:

@@ -61,7 +61,7 @@ def problems(place: Place, state: State) -> list[str]:
     """What is wrong in the whole store, in words. Cost: reads all of it."""
     found: list[str] = []
     for namespace in place.namespaces():
-        reader = Reader(place.disk, namespace)
+        reader = Reader(place.disk, namespace, place.ending)
         for part in (_log, _beside):
             try:
                 found += part(reader, place, state)
@@ -187,7 +187,7 @@ def _fill(place: Place, files: dict[str, int], state: State, part: Path) -> None
     journals.create(Disk(str(part)), state)
     handle = os.open(part / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        pwrite(handle, mark(), 0)
+        pwrite(handle, mark(place.ending), 0)
         sync(handle)
     finally:
         os.close(handle)

@@ -3,7 +3,8 @@
 1. No two names give one file name, on file systems that take A for a as well: capitals are written `+a`.
 2. A file name has no `/`, does not begin with a dot, is ASCII and at most 200 characters long. A name that would be longer
    gives its beginning, `~` and its hash; the file's first line says the whole name.
-3. What is read in a folder is a name only if it is exactly what the name would have been written as.
+3. A store chooses the ending of its workflows' files once, when it is made.
+4. What is read in a folder is a name only if it is exactly what the name would have been written as.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ _LENGTH_MAX = 160
 _SHOWN = 120
 _HASHED = "~"
 
+STATE = ".state"
+"""The ending of workflows' files, unless a store says otherwise."""
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 ROOMS = {
-    "workflows": ("workflows", ".state"),
+    "workflows": ("workflows", STATE),
     "checkpoints": ("checkpoints", ".checkpoint"),
     "sessions": ("sessions", ".session"),
 }
@@ -28,7 +32,17 @@ OTHERS = ("streams", ".log")
 """Streams of any other kind, by their whole names."""
 FOLDERS = (*(folder for folder, _ in ROOMS.values()), OTHERS[0])
 _ENDINGS = dict((*ROOMS.values(), OTHERS))
+_WORKFLOWS = ROOMS["workflows"][0]
 _KIND_OF = {folder: kind for kind, (folder, _) in ROOMS.items()}
+
+
+def is_ending(text: object) -> bool:
+    """Whether workflows' files may end so: a dot, then 1 to 16 letters and digits.
+
+    >>> is_ending(".json"), is_ending("json"), is_ending("./x"), is_ending(".")
+    (True, False, False, False)
+    """
+    return isinstance(text, str) and _ENDING.fullmatch(text) is not None
 
 
 def escape(name: str) -> str:
@@ -89,28 +103,28 @@ def hashed(file: str) -> bool:
     return _HASHED in file
 
 
-def file_of(stream: str) -> str:
-    """Return where a stream lies in the folder of its namespace.
+def file_of(stream: str, ending: str = STATE) -> str:
+    """Return where a stream lies in the folder of its namespace. ending: of workflows' files in this store.
 
     >>> file_of("workflows/research"), file_of("conflicts/research")
     ('workflows/research.state', 'streams/conflicts,research.log')
     """
     kind, _, name = stream.partition("/")
     if name and kind in ROOMS:
-        folder, ending = ROOMS[kind]
-        return f"{folder}/{escape(name)}{ending}"
+        folder = ROOMS[kind][0]
+        return f"{folder}/{escape(name)}{_ending_in(folder, ending)}"
     return f"{OTHERS[0]}/{escape(stream)}{OTHERS[1]}"
 
 
-def stream_of(folder: str, file: str) -> str | None:
+def stream_of(folder: str, file: str, ending: str = STATE) -> str | None:
     """Return the stream whose file this is, None for what `unescape` cannot tell."""
-    name = unescape(file.removesuffix(_ENDINGS[folder])) if is_stream(folder, file) else None
+    of_streams = _ending_in(folder, ending)
+    name = unescape(file.removesuffix(of_streams)) if file.endswith(of_streams) else None
     if name is None:
         return None
     stream = f"{_KIND_OF[folder]}/{name}" if folder in _KIND_OF else name
-    return stream if file_of(stream) == f"{folder}/{file}" else None
+    return stream if file_of(stream, ending) == f"{folder}/{file}" else None
 
 
-def is_stream(folder: str, file: str) -> bool:
-    """Whether a file in a folder of streams has their ending."""
-    return file.endswith(_ENDINGS[folder])
+def _ending_in(folder: str, ending: str) -> str:
+    return ending if folder == _WORKFLOWS else _ENDINGS[folder]

@@ -21,6 +21,7 @@ from quire.errors import (
     Closed,
     CorruptRecord,
     IncompatibleFormat,
+    Invalid,
     InvalidKey,
     InvalidState,
     QuireError,
@@ -39,6 +40,8 @@ NAMESPACES = "namespaces"
 DEFAULT = "default"
 KEYFRAMES, BLOBS = "keyframes", "blobs"
 FORMAT = 1
+FORMAT_ENDING = 2
+"""Of a store whose workflows' files end otherwise: to a Quire that only knows the first format it would look empty."""
 _NAME = "namespace.json"
 """Says the name of a namespace that is too long for the folder's."""
 _AREAS = (*names.FOLDERS, KEYFRAMES, BLOBS)
@@ -104,7 +107,8 @@ def claim(path: str) -> None:
         )
 
 
-def _recognise(mark: Path) -> None:
+def _recognise(mark: Path) -> str:
+    """Return the ending of workflows' files in a store. Raises IncompatibleFormat for what is none of ours."""
     text = mark.read_bytes()[:4096]
     try:
         said = msgspec.json.decode(text, type=dict[str, object])
@@ -116,17 +120,30 @@ def _recognise(mark: Path) -> None:
             found=text[:40],
             supported=FORMAT,
         )
-    if said["format"] != FORMAT:
+    if said["format"] not in (FORMAT, FORMAT_ENDING):
         raise IncompatibleFormat(
-            f"{mark.parent} has format {said['format']}, this Quire reads {FORMAT}: upgrade quire to open it",
+            f"{mark.parent} has format {said['format']}, this Quire reads {FORMAT} and {FORMAT_ENDING}: upgrade quire "
+            "to open it",
             found=said["format"],
-            supported=FORMAT,
+            supported=FORMAT_ENDING,
         )
+    ending = said.get("extension", names.STATE)
+    if not isinstance(ending, str) or not names.is_ending(ending):
+        raise IncompatibleFormat(
+            f"{mark} says that files end in {ending!r}, which none of ours does; nothing was changed: restore it from a "
+            "backup",
+            found=ending,
+            supported="a dot and 1 to 16 letters and digits",
+        )
+    return ending
 
 
-def mark() -> bytes:
-    """Return what says that a folder is a store."""
-    return msgspec.json.encode({"quire": "files", "format": FORMAT}) + b"\n"
+def mark(ending: str) -> bytes:
+    """Return what says that a folder is a store, and how its workflows' files end."""
+    said: dict[str, object] = {"quire": "files", "format": FORMAT}
+    if ending != names.STATE:
+        said |= {"format": FORMAT_ENDING, "extension": ending}
+    return msgspec.json.encode(said) + b"\n"
 
 
 def base_of(namespace: str) -> str:
@@ -137,9 +154,11 @@ def base_of(namespace: str) -> str:
 class Place:
     """An open store and one namespace of it."""
 
-    def __init__(self, path: str, namespace: str) -> None:
-        """path: what `claim` let pass."""
+    def __init__(self, path: str, namespace: str, ending: str | None = None) -> None:
+        """path: what `claim` let pass.  ending: of workflows' files; None for the store's, or `.state` for a new one."""
         self.path = path
+        self.ending = ending or names.STATE
+        self._asked = ending
         self.namespace = namespace
         self.base = base_of(namespace)
         self.disk = Disk(path)
@@ -155,12 +174,17 @@ class Place:
         return self._journal
 
     def open(self) -> None:
-        """Make what is missing, finish what was begun. Blocks."""
+        """Make what is missing, finish what was begun. Raises Invalid for another ending than the store's. Blocks."""
         self._lock.take()
         try:
             if not Path(self.disk.at(MARK)).exists():
                 self._make()
-            _recognise(Path(self.disk.at(MARK)))
+            self.ending = _recognise(Path(self.disk.at(MARK)))
+            if self._asked not in (None, self.ending):
+                raise Invalid(
+                    f"the files of {self.path} end in {self.ending}, not in {self._asked}: the store was made so; say "
+                    f"{self.ending}, or name another folder"
+                )
             self._presence = Lock(self.disk.at(MARK))
             self._journal = Journal(self.disk)
             if self._presence.take_now():
@@ -175,7 +199,7 @@ class Place:
         for folder in (TEMP, NAMESPACES):
             self.disk.make_folder(folder)
         journals.create(self.disk)
-        self.disk.publish(self.disk.write_temp([mark()]), MARK)
+        self.disk.publish(self.disk.write_temp([mark(self.ending)]), MARK)
 
     def _furnish(self) -> None:
         for folder in (self.base.rstrip("/"), *(f"{self.base}{area}" for area in _AREAS)):

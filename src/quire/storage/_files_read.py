@@ -46,8 +46,10 @@ _whole = msgspec.json.Decoder(_Whole).decode
 class Reader:
     """What can be asked of a namespace. Used by several threads."""
 
-    def __init__(self, disk: Disk, namespace: str) -> None:
+    def __init__(self, disk: Disk, namespace: str, ending: str) -> None:
+        """ending: of workflows' files in this store."""
         self._disk = disk
+        self._ending = ending
         self.namespace = namespace
         self.base = base_of(namespace)
         self._visible: tuple[int, set[str]] = (0, set())
@@ -56,7 +58,7 @@ class Reader:
 
     def path_of(self, stream: str) -> str:
         """Return where a stream lies in the store."""
-        return f"{self.base}{names.file_of(stream)}"
+        return f"{self.base}{names.file_of(stream, self._ending)}"
 
     def open(self, stream: str) -> LineFile | None:
         """Return the file of a stream, None where there is none."""
@@ -118,7 +120,7 @@ class Reader:
         """Yield the streams that files are named after, whatever is in them."""
         for folder in names.FOLDERS:
             for entry in os.scandir(self._disk.at(f"{self.base}{folder}")):
-                stream = names.stream_of(folder, entry.name)
+                stream = names.stream_of(folder, entry.name, self._ending)
                 if stream is None and names.hashed(entry.name):
                     stream = self._named_within(f"{folder}/{entry.name}")
                 if stream is not None:

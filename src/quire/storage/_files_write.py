@@ -346,7 +346,7 @@ class Writer:
         with self._changing() as found:
             state = found
             for namespace in self._place.namespaces():
-                reader = Reader(self._disk, namespace)
+                reader = Reader(self._disk, namespace, self._place.ending)
                 if self._disk.size(f"{reader.base}{FEED}"):
                     temp = self._disk.write_temp(list(care.feed_anew(reader, state)))
                     work = Work(state.position, state.generation + 1, renames=[(temp, f"{reader.base}{FEED}")])

@@ -16,12 +16,13 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from quire.errors import Closed, CorruptRecord
+from quire.errors import Closed, CorruptRecord, InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _files_care as care
 from quire.storage import _files_place as places
 from quire.storage._files_cells import CELLS, Cells, expired
 from quire.storage._files_journal import State
+from quire.storage._files_names import is_ending
 from quire.storage._files_place import Place
 from quire.storage._files_read import Reader
 from quire.storage._files_write import Writer
@@ -40,16 +41,21 @@ _LAST_S = 0.5
 """How long closing waits for the lock, to bring the journal into the files; who opens next can do so too."""
 
 
-async def open_files(path: str, *, namespace: str, now_ms: Callable[[], int] | None = None) -> FilesBackend:
+async def open_files(
+    path: str, *, namespace: str, extension: str | None = None, now_ms: Callable[[], int] | None = None
+) -> FilesBackend:
     """Open a folder as a store, making it if it is absent or empty.
 
     path: the folder; the one around it must exist.  namespace: what is seen of it.
-    now_ms: the clock that cells expire by, UTC milliseconds.
-    Raises InvalidKey, IncompatibleFormat, StorageUnavailable, StorageTimeout, StorageFull, CorruptRecord.
+    extension: how workflows' files end, a dot and 1 to 16 letters and digits; `.state` for a new store where None. It
+    stays, and is in `quire.json`.  now_ms: the clock that cells expire by, UTC milliseconds.
+    Raises Invalid for another extension than the store's, InvalidKey, IncompatibleFormat, StorageUnavailable, StorageTimeout, StorageFull, CorruptRecord.
     Cost: independent of what it holds, after a crash at most what is in the journal.
     """
     clock = now_ms or (lambda: time.time_ns() // 1_000_000)
-    backend = FilesBackend(path, namespace, clock)
+    if extension is not None and not is_ending(extension):
+        raise InvalidKey(f"extension={extension!r}: a dot is needed, then 1 to 16 letters and digits, as in .json")
+    backend = FilesBackend(path, namespace, clock, extension)
     try:
         await backend.start()
     except BaseException:
@@ -69,10 +75,11 @@ class FilesBackend:
         note="every acknowledged write is on the disk; the folder has to be on a local one",
     )
 
-    def __init__(self, path: str, namespace: str, now_ms: Callable[[], int]) -> None:
+    def __init__(self, path: str, namespace: str, now_ms: Callable[[], int], extension: str | None) -> None:
         self._path = path = os.path.realpath(path)
         self._namespace = namespace
         self._now_ms = now_ms
+        self._extension = extension
         self._pid = os.getpid()
         self._closed = False
         self._place: Place | None = None
@@ -88,9 +95,9 @@ class FilesBackend:
 
     def _start(self) -> None:
         places.claim(self._path)
-        self._place = place = Place(self._path, self._namespace)
+        self._place = place = Place(self._path, self._namespace, self._extension)
         place.open()
-        self._reader = Reader(place.disk, self._namespace)
+        self._reader = Reader(place.disk, self._namespace, place.ending)
         self._cells = Cells(place.disk.at(f"{place.base}{CELLS}"), self._namespace)
         self._writer = Writer(place, self._reader, self._cells, self._now_ms)
 

@@ -33,6 +33,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)  # RFC 3986 s
 _USER = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?+(?://)?+)([^/?#:@]*)(:.*)?@", re.DOTALL)
 _POSTGRES = (
     "schema",
+    "readers",
     "host",
     "port",
     "sslmode",
@@ -43,6 +44,7 @@ _POSTGRES = (
     "passfile",
     "target_session_attrs",
 )
+_COUNT = re.compile(r"[1-9][0-9]{0,2}")
 _SCHEMA = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 _SECRET = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key|credential|auth)[^=&]*=)[^&#]*", re.IGNORECASE)
 
@@ -76,8 +78,8 @@ async def open_backend(
     url: `sqlite:///state.db` (relative), `sqlite:////var/state.db` (absolute), a bare path for the same,
     `memory:` (private), `memory:name` (shared within the process), `file:///folder` (relative), `file:////var/folder`
     (absolute), `rocksdb:///folder`, `postgresql://user@host:port/db`, `redis://user:password@host:6379/0` (`rediss://`
-    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`;
-    PostgreSQL `?schema=quire` and those of libpq for TLS; Redis `?prefix=quire`, with TLS
+    with TLS), `nats://user:password@host:4222,host:4222` (`tls://` with TLS). Options: SQLite `?durability=relaxed`; folders `?extension=.json`;
+    PostgreSQL `?schema=quire&readers=3` and those of libpq for TLS; Redis `?prefix=quire`, with TLS
     `?ca=/path/of/certificates.pem`; NATS `?stream=quire&replicas=1`, `?sync=always` where the servers are set so,
     `?creds=/path/of/credentials`.
     namespace: what is seen of the store; keeps the rule of ids.
@@ -381,15 +383,19 @@ async def _open_postgres(url: str, query: str, namespace: str) -> Backend:
         from quire.storage.postgres import open_postgres
     except ModuleNotFoundError as cause:
         raise _extra("postgres", cause, scheme="postgresql") from cause
+    readers = options.pop("readers", "3")
+    if not _COUNT.fullmatch(readers):
+        raise InvalidKey(f"{redact_url(url)}: readers={readers!r}; it is a number from 1 to 64")
     plain = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
-    return await open_postgres(plain, schema=schema, shown=redact_url(url), namespace=namespace)
+    shown = redact_url(url)
+    return await open_postgres(plain, schema=schema, shown=shown, namespace=namespace, readers=int(readers))
 
 
 async def _open_files(path: str, query: str, namespace: str, url: str) -> Backend:
     from quire.storage.files import open_files
 
-    _options(query, (), url)
-    return await open_files(path, namespace=namespace)
+    extension = _options(query, ("extension",), url).get("extension")
+    return await open_files(path, namespace=namespace, extension=extension)
 
 
 async def _open_rocksdb(path: str, query: str, namespace: str, url: str) -> Backend:

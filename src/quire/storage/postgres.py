@@ -14,7 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from quire.errors import Closed, QuireError, StorageUnavailable, Unsupported
+from quire.errors import Closed, InvalidKey, QuireError, StorageUnavailable, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _postgres_read as ask
 from quire.storage import _postgres_vitals as vital
@@ -29,21 +29,30 @@ from quire.storage.codec import pack
 
 T = TypeVar("T")
 
-_READERS = 3
-"""Sessions that read, at most; a handle that does one thing at a time has one."""
+_READERS, _READERS_MAX = 3, 64
 
 
 async def open_postgres(
-    url: str, *, schema: str, shown: str, namespace: str, now_ms: Callable[[], int] | None = None
+    url: str,
+    *,
+    schema: str,
+    shown: str,
+    namespace: str,
+    now_ms: Callable[[], int] | None = None,
+    readers: int = _READERS,
 ) -> PostgresBackend:
     """Open a schema of a database as a store, making it if it is absent or empty.
 
     url: as libpq takes it, with the password if there is one.  schema: lower case letters, digits and _.
     shown: the URL for messages.  namespace: what is seen of the store.
     now_ms: the clock that cells expire by, UTC milliseconds; by default the server's.
-    Raises Denied, NotFound, Unsupported, IncompatibleFormat, StorageUnavailable, StorageTimeout.
+    readers: sessions that read, 1 to 64 at most, begun as they are needed: a handle that does one thing at a time has
+    one. Beside them one commits, one listens while somebody waits for news, one checks or scrubs while that lasts.
+    Raises InvalidKey, Denied, NotFound, Unsupported, IncompatibleFormat, StorageUnavailable, StorageTimeout.
     """
-    backend = PostgresBackend(Place(url, schema, shown), namespace, now_ms)
+    if type(readers) is not int or not 1 <= readers <= _READERS_MAX:
+        raise InvalidKey(f"{shown}: readers={readers!r}; it is a number from 1 to {_READERS_MAX}")
+    backend = PostgresBackend(Place(url, schema, shown), namespace, now_ms, readers)
     try:
         await backend.start()
     except StorageUnavailable as error:
@@ -58,14 +67,14 @@ async def open_postgres(
 class PostgresBackend:
     """A namespace of a schema in PostgreSQL. Made by `open_postgres`."""
 
-    def __init__(self, place: Place, namespace: str, now_ms: Callable[[], int] | None) -> None:
+    def __init__(self, place: Place, namespace: str, now_ms: Callable[[], int] | None, readers: int) -> None:
         self._place = place
         self._namespace = namespace
         self._now_ms = now_ms
         self._pid = os.getpid()
         self._closed = False
         self._log = CommitLine(place, namespace, now_ms)
-        self._lines = Lines(place, _READERS)
+        self._lines = Lines(place, readers)
         self._newest = Newest(self._lines)
         self._listener = Listener(place)
 

@@ -132,7 +132,7 @@ async def assert_nothing_is_lost(url, shelf, old, new):
         assert heads in (old["heads"], new["heads"])
     except StorageUnavailable:
         await assert_whole(shelf)
-        assert len(await quire.backups(shelf)) == 2
+        assert len(await quire.backups(shelf)) >= 2  # one more where it died between saving and saying so
 
 
 @pytest.mark.parametrize("point", REPLACING)
@@ -152,6 +152,7 @@ async def test_death_while_a_store_is_replaced(tmp_path, point):
 async def killed_at_random(folder, seed):
     chance = random.Random(seed)
     url, shelf, old, new, position = await replaced(folder)
+    mine = (await quire.backups(shelf))[0].store
     for _ in range(4):
         if done_until("replace", url, shelf, after_s=chance.uniform(0.05, 0.5), at=position) == 0:
             break
@@ -160,9 +161,9 @@ async def killed_at_random(folder, seed):
         "backup" if chance.random() < 0.5 else "full", str(folder / "x.db"), shelf, after_s=chance.uniform(0, 0.4)
     )
     assert done_until("replace", url, shelf, at=position) in (0, 1)
-    await quire.recover(shelf, str(folder / "old.db"), number=1)
+    await quire.recover(shelf, str(folder / "old.db"), of=mine, number=1)  # by now the place may have another store's
     await assert_is(str(folder / "old.db"), old)
-    await quire.recover(shelf, str(folder / "new.db"), number=2)
+    await quire.recover(shelf, str(folder / "new.db"), of=mine, number=2)
     await assert_is(str(folder / "new.db"), new)
 
 

@@ -431,3 +431,39 @@ async def test_a_store_that_another_process_keeps_locked_is_told_and_nothing_sta
         cells = await store.engine.backend.cells("health/")
         assert len(cells) <= 1 and all(cell.expires for cell in cells)  # what landed late is gone by itself
         assert (await store.health(limits=PATIENT)).ok
+
+
+async def test_what_the_store_keeps_by_itself_is_told(tmp_path, monkeypatch):
+    from quire.config import Backups, Retention
+
+    clock = FakeClock()
+    place, shelf = tmp_path / "old", tmp_path / "backups"
+    async with quire.open(
+        str(tmp_path / "s.db"),
+        clock=clock,
+        archive=str(place),
+        retention=Retention(versions=1, every_s=0),
+        backup=Backups(place=f"file:///{shelf}"),
+    ) as store:
+        wf = await store.create("w", {"n": 0})
+        async with asyncio.timeout(60):
+            while store.keeper.newest is None:
+                await asyncio.sleep(0.01)
+        health = await store.health()
+        assert health.oldest_unarchived is None
+        assert health.newest_backup == store.keeper.newest
+        assert [c.status for c in health.checks if c.name == "backups"] == ["ok"]
+        await wf.inc("/n")
+        monkeypatch.setattr("quire.storage.objects.folder.Folder.put", refused)
+        swept = await store.sweep()
+        assert swept.problems
+        health = await store.health()
+        assert health.oldest_unarchived == (await wf.version(1)).time
+        assert health.status == "degraded"
+        assert "should be in the archive" in health.reasons[0]
+        store.keeper.last_error = "the place is away"
+        assert any("could not be taken" in r for r in (await store.health()).reasons)
+
+
+async def refused(*_):
+    raise StorageUnavailable("the place is away")

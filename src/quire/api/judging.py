@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
 
 from quire.api.health import RANK, Check, Health, HealthLimits, Lag, Status
 from quire.api.trigger_desk import TRIGGERS, TriggerState
@@ -21,6 +23,20 @@ _SURVIVES: dict[Durability, str] = {
 }
 _NAMED_MAX = 3
 """Watchers that a reason names; how many more there are is said."""
+
+
+class Upkeep(NamedTuple):
+    """What the store's own housekeeping knows, without asking anybody.
+
+    overdue: when the oldest version was written that should be in the archive and could not be moved.
+    backups: whether they are taken by themselves.  newest_backup: when the newest was taken.  backup_error: why the last
+    attempt failed.
+    """
+
+    overdue: datetime | None = None
+    backups: bool = False
+    newest_backup: datetime | None = None
+    backup_error: str = ""
 
 
 @dataclass(slots=True)
@@ -39,6 +55,7 @@ class Findings:
     watchers: tuple[Lag, ...] = ()
     triggers: tuple[TriggerState, ...] = ()
     watchers_error: QuireError | None = None
+    upkeep: Upkeep = Upkeep()
 
 
 def judged(found: Findings, limits: HealthLimits, opened: Capabilities, expected: Durability | None) -> Health:
@@ -60,6 +77,7 @@ def judged(found: Findings, limits: HealthLimits, opened: Capabilities, expected
         *_server(found, vitals, limits, where),
         *_followers(vitals, limits, where),
         *_watchers(found, limits),
+        *_upkeep(found.upkeep),
     ]
     bad = sorted((c for c in checks if c.status != "ok"), key=lambda check: -RANK[check.status])
     return Health(
@@ -77,6 +95,8 @@ def judged(found: Findings, limits: HealthLimits, opened: Capabilities, expected
         vitals=found.vitals,
         watchers=found.watchers,
         triggers=found.triggers,
+        oldest_unarchived=found.upkeep.overdue,
+        newest_backup=found.upkeep.newest_backup,
     )
 
 
@@ -99,6 +119,20 @@ def _ms(seconds: float) -> str:
 
 def _quantile(values: Sequence[float], part: float) -> float | None:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))] if values else None
+
+
+def _upkeep(known: Upkeep) -> Iterator[Check]:
+    if known.overdue is not None:
+        said = (
+            f"versions since {known.overdue:%Y-%m-%d %H:%M} should be in the archive and could not be moved: nothing is "
+            "lost, the store grows; `quire sweep` says what is in the way"
+        )
+        yield Check("archive", "degraded", f"behind since {known.overdue:%Y-%m-%d}", said)
+    if known.backups:
+        newest = "none yet" if known.newest_backup is None else f"{known.newest_backup:%Y-%m-%d %H:%M}"
+        said = f"the last backup could not be taken, and is tried again: {known.backup_error}"
+        failed = bool(known.backup_error)
+        yield Check("backups", "degraded" if failed else "ok", newest, said if failed else "")
 
 
 def _reading(found: Findings, limits: HealthLimits, where: str) -> Iterator[Check]:

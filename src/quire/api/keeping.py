@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from quire.api import backups
 from quire.api.backups import Backup
@@ -30,15 +31,16 @@ _PAUSE_S = 5.0
 
 
 class Keeper:
-    """Takes the backups of one open store. taken, failures: so many by this process.  last: the newest it knows of.
+    """Takes the backups of one open store. taken, failures: so many by this process.  last: the newest it took.
 
-    last_error: why the last attempt failed, "" if it did not.
+    newest: when the newest was taken that the place has.  last_error: why the last attempt failed, "" if it did not.
     """
 
     def __init__(self, engine: Engine, namespace: str, said: Backups) -> None:
         self.taken = 0
         self.failures = 0
         self.last: Backup | None = None
+        self.newest: datetime | None = None
         self.last_error = ""
         self._engine = engine
         self._namespace = namespace
@@ -81,6 +83,7 @@ class Keeper:
         kept, _ = await self._shelf.all(of)
         now_s = engine.clock.now_ms() / 1000
         newest = max((k.manifest.taken_at / 1000 for k in kept), default=None)
+        self.newest = None if newest is None else datetime.fromtimestamp(newest, UTC)
         if newest is not None and 0 <= now_s - newest < said.every_s:
             return newest + said.every_s - now_s
         since_full = next((n for n, k in enumerate(reversed(kept)) if k.manifest.kind == "full"), 0)
@@ -93,6 +96,7 @@ class Keeper:
             progress=None,
             shelf=self._shelf,
         )
+        self.newest = datetime.fromtimestamp(now_s, UTC)
         if (await self._shelf.names(of)) != sorted((of, name) for name in before):
             self.taken += 1
         if said.keep is not None and said.days is not None:

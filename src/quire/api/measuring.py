@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -78,8 +78,9 @@ async def health(
     write: bool,
     expect_durability: Durability | None,
     limits: HealthLimits | None,
+    upkeep: Callable[[], judging.Upkeep] = judging.Upkeep,
 ) -> Health:
-    """Return how a store is doing; see `Store.health`."""
+    """Return how a store is doing; see `Store.health`. upkeep: what the store's housekeeping knows."""
     bounds = HealthLimits() if limits is None else limits
     if type(deadline_s) not in (int, float) or not deadline_s > 0:
         raise Invalid(f"deadline_s={deadline_s!r}: a number of seconds above 0 is needed")
@@ -88,6 +89,7 @@ async def health(
     if engine.closed:
         raise Closed("the store is closed; open it again")
     found = await _measured(engine, deadline_s, write, bounds)
+    found.upkeep = upkeep()
     return judging.judged(found, bounds, engine.backend.capabilities, expect_durability)
 
 

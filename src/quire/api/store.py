@@ -15,6 +15,7 @@ from quire.api import backups, measuring, moving, tables, trigger_desk, triggers
 from quire.api.backups import Backup
 from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
+from quire.api.judging import Upkeep
 from quire.api.keeping import Keeper
 from quire.api.migrating import Migrated, migrated
 from quire.api.reactions import Changed, Lens, Listener, Reactions
@@ -553,7 +554,7 @@ class Store:
         Raises Closed, Invalid for arguments that make no sense. Cost: some round trips, and two durable commits.
         """
         how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
-        return await self._looks.through(measuring.health(self.engine, **how))
+        return await self._looks.through(measuring.health(self.engine, upkeep=self._upkeep, **how))
 
     async def watch_health(
         self,
@@ -570,9 +571,16 @@ class Store:
         deadline after it began, at most; what only moves a figure is not told. Raises Closed, Invalid.
         """
         how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
+        how["upkeep"] = self._upkeep
         async with aclosing(measuring.watch(self.engine, self._looks, every_s, **how)) as changes:
             async for change in changes:
                 yield change
+
+    def _upkeep(self) -> Upkeep:
+        """Return what sweeper and keeper know, for health."""
+        overdue = None if self._sweeper is None else self._sweeper.overdue
+        keeper = self.keeper
+        return Upkeep(overdue) if keeper is None else Upkeep(overdue, True, keeper.newest, keeper.last_error)
 
     async def close(self) -> None:
         """Finish queued writes and release everything. Idempotent."""

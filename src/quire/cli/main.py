@@ -56,7 +56,7 @@ SECTIONS = {
     "Care": {
         "verify": ("care:verify", "Prove that log, keyframes and blobs are whole."),
         "doctor": ("doctoring:doctor", "Examine the store and what is around it."),
-        "backup": ("backing:backup", "Back the store up to DEST, whole or what changed since."),
+        "backup": ("backing:backup", "Back the store up to DEST, while writers go on."),
         "backups": ("backing:backups", "List, check or prune the backups in PLACE."),
         "recover": ("backing:recover", "Bring a backup in PLACE back to the store."),
         "stats": ("care:stats", "Count what the store holds."),

@@ -26,7 +26,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs", "_vitals"}
+SHARED = {"base", "codec", "open", "objects", "_jobs", "_urls", "_vitals"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",

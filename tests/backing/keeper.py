@@ -8,8 +8,8 @@ import os
 import sys
 
 import quire
-from quire.engine import loading
 from quire.engine.backing import recovering, taking
+from quire.engine.moving import loading
 
 
 async def main(what, url, shelf):

@@ -8,7 +8,7 @@ import os
 import sys
 
 import quire
-from quire.engine import loading
+from quire.engine.moving import loading
 
 
 async def main(source, target):

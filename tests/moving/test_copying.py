@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import quire
 from quire.api.trigger_desk import Desk
-from quire.engine.copying import copy
+from quire.engine.moving.copying import copy
 from quire.errors import Conflict, Invalid, NotFound
 from quire.storage.memory import open_memory
 from quire.testing.servers.fixtures import shared

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 import quire
-from quire.engine.comparing import Comparison
-from quire.engine.copying import copy
-from quire.engine.loading import Loader
+from quire.engine.moving.comparing import Comparison
+from quire.engine.moving.copying import copy
+from quire.engine.moving.loading import Loader
 from quire.errors import Conflict, CorruptRecord, IncompatibleFormat, StorageUnavailable
 from quire.storage.base import CellWrite, Item
 from quire.storage.memory import open_memory
@@ -149,7 +149,7 @@ async def test_a_commit_that_fails_is_told_and_the_next_loader_goes_on(monkeypat
         await do(source, "create", "a", 0)
         await do(source, "many", "a", 0)
         backend, target = source.engine.backend, await open_memory("", namespace="n")
-        monkeypatch.setattr("quire.engine.loading._RECORDS_MAX", 4)
+        monkeypatch.setattr("quire.engine.moving.loading._RECORDS_MAX", 4)
         commit, calls = target.commit, []
 
         async def failing(items):

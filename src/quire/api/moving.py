@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quire.config import Compression
-from quire.engine.copying import Copied, Step, copy
 from quire.engine.engine import Engine
+from quire.engine.moving.copying import Copied, Step, copy
 from quire.errors import Closed, Invalid
 from quire.storage.open import open_backend
 

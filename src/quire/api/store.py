@@ -32,8 +32,8 @@ from quire.core.schema import KEY, Schema, Schemas
 from quire.engine.actor import DELETED
 from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
-from quire.engine.copying import Copied, Step
 from quire.engine.engine import Engine
+from quire.engine.moving.copying import Copied, Step
 from quire.engine.sweep import Holdings, Sweeper, Swept, holdings
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write

@@ -38,8 +38,8 @@ from quire.core.resolve import Policy
 from quire.core.schema import Schema
 from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock
-from quire.engine.copying import Copied, Step
 from quire.engine.lineage import Node
+from quire.engine.moving.copying import Copied, Step
 from quire.engine.redaction import Redaction
 from quire.engine.sweep import Holdings, Swept
 from quire.engine.verify import Report

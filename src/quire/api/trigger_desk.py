@@ -65,9 +65,10 @@ class Desk:
         backend = self.engine.backend
         while not (await self.engine.current(self.stream)).exists:
             start = await backend.latest() if after is None else after
+            left = await backend.cell(self.cursor)  # of one whose stream was dropped
             write = self._write([Set((), {"status": "active"})], "registered", "create", exists=False)
             with suppress(AlreadyExists, CellMoved):  # another process was first, which does as well
-                await self.engine.write(write, (CellWrite(self.cursor, None, str(start).encode()),))
+                await self.engine.write(write, (CellWrite(self.cursor, left and left.value, str(start).encode()),))
             await asyncio.sleep(0)
 
     async def books(self) -> tuple[dict[str, Any], bytes]:

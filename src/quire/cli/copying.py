@@ -21,7 +21,7 @@ from quire.errors import Invalid, NotFound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quire.engine.copying import Step
+    from quire.engine.moving.copying import Step
 
 _QUARTERS = 4
 

@@ -45,6 +45,7 @@ class Actor:
         "changes_since_keyframe",
         "head",
         "keyframe_size",
+        "outrun",
         "pending",
         "recent",
         "size_since_keyframe",
@@ -68,6 +69,8 @@ class Actor:
         """What it weighs exactly, once that was needed."""
         self._limits = limits_of(settings) if head.stream.startswith(WORKFLOWS) else None
         self.stale = False
+        self.outrun = False
+        """Another process committed while a batch was prepared here: the batch will be refused, and readers wait for that."""
         self.recent: deque[Record] = deque(maxlen=settings.recent_records)
         self.waiters: list[asyncio.Future[None]] = []
         self.changes_since_keyframe = 0
@@ -164,6 +167,7 @@ class Actor:
                     return
                 working.apply(change)
         self._accept(new, working)
+        self.abandon()  # a write that changed nothing, or failed, left a working state: of what is no longer the newest
 
     def since(self, version: int) -> list[Record] | None:
         """Published records after `version`, oldest first; None when the actor no longer remembers them all."""
@@ -182,6 +186,7 @@ class Actor:
 
     def _accept(self, records: Sequence[Record], working: Working) -> None:
         last = records[-1]
+        self.outrun = False
         self.state = working.state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
         self.recent.extend(records)

@@ -24,6 +24,7 @@ import msgspec
 from quire.config import Settings
 from quire.engine import conflicts
 from quire.engine.actor import Actor, NeedHistory
+from quire.engine.bundle import Bundle, Stamp, Submission, join
 from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
 from quire.engine.quota import Quota, frees
@@ -42,7 +43,7 @@ from quire.errors import (
     StorageTimeout,
 )
 from quire.model import WORKFLOWS, Record, Version
-from quire.storage.base import Backend, CellWrite, Committed, Expect, Item, Outcome, Refused
+from quire.storage.base import Backend, CellWrite, Committed, Item, Outcome, Refused
 
 log = logging.getLogger("quire.engine")
 
@@ -51,9 +52,6 @@ _TOOK_KEPT = 512
 
 _place = msgspec.structs.force_setattr
 """For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
-
-Stamp = Callable[[list[Record | None]], CellWrite]
-"""Makes the cell that goes with the records of a write, once their numbers are known."""
 
 
 class CellMoved(Conflict):
@@ -74,57 +72,6 @@ class _NeedStream(Exception):
         self.stream = stream
 
 
-class _Submission:
-    """Writes that stand or fall together, and who waits for them. beside: what is recorded of what they met."""
-
-    __slots__ = ("beside", "cells", "deadline", "future", "records", "stamp", "writes")
-
-    def __init__(
-        self,
-        writes: Sequence[Write],
-        cells: Sequence[CellWrite],
-        stamp: Stamp | None,
-        future: asyncio.Future[list[Version | None]],
-    ) -> None:
-        self.writes = writes
-        self.cells = cells
-        self.stamp = stamp
-        self.future = future
-        self.records: list[Record | None] = []
-        self.beside: list[tuple[Actor, Record]] = []
-        self.deadline: float | None = None
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def succeed(self) -> None:
-        if not self.future.done():
-            self.future.set_result([None if r is None else Version(r) for r in self.records])
-
-
-class _Bundle:
-    """What must be one item of a commit: a stream, or several that a transaction ties together."""
-
-    __slots__ = ("actors", "cells", "records", "submissions")
-
-    def __init__(self, actors: list[Actor]) -> None:
-        self.actors = actors
-        self.records: list[Record] = []
-        self.cells: list[CellWrite] = []
-        self.submissions: list[_Submission] = []
-
-    def take(self, other: _Bundle) -> None:
-        self.actors += other.actors
-        self.records += other.records
-        self.cells += other.cells
-        self.submissions += other.submissions
-
-    def item(self) -> Item:
-        heads = [a.head for a in self.actors]
-        return Item([Expect(h.stream, h.version, h.chain) for h in heads], self.records, self.cells)
-
-
 class Committer:
     """The one writer of a store."""
 
@@ -142,7 +89,7 @@ class Committer:
         self._settings = settings
         self._clock = clock
         self._committed = committed
-        self._queue: deque[_Submission] = deque()
+        self._queue: deque[Submission] = deque()
         self._room: deque[asyncio.Future[None]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -186,7 +133,7 @@ class Committer:
         if self._closed:
             raise Closed("the store is closed; open it again to write")
         future: asyncio.Future[list[Version | None]] = loop.create_future()
-        self._queue.append(_Submission(writes, cells, stamp, future))
+        self._queue.append(Submission(writes, cells, stamp, future))
         if self._task is None:
             self._task = loop.create_task(self._drain())
         return await future
@@ -217,7 +164,7 @@ class Committer:
             self._make_room()
 
     async def _round(self) -> None:
-        taken: list[_Submission] = []
+        taken: list[Submission] = []
         try:
             bundles = await self._prepare(taken)
             if bundles:
@@ -235,7 +182,7 @@ class Committer:
         finally:
             self._make_room()
 
-    def _fail_all(self, submissions: Iterable[_Submission], error: QuireError) -> None:
+    def _fail_all(self, submissions: Iterable[Submission], error: QuireError) -> None:
         for submission in submissions:
             submission.fail(twin(error))
 
@@ -245,9 +192,9 @@ class Committer:
             if not room.done():
                 room.set_result(None)
 
-    async def _prepare(self, taken: list[_Submission]) -> list[_Bundle]:
+    async def _prepare(self, taken: list[Submission]) -> list[Bundle]:
         """Apply queued writes to their actors, up to the bounds of one commit."""
-        bundles: dict[str, _Bundle] = {}
+        bundles: dict[str, Bundle] = {}
         queue, settings, peek = self._queue, self._settings, self._residents.peek
         full = await self.quota.full()
         now_ms = self._clock.now_ms()
@@ -283,19 +230,19 @@ class Committer:
                 # the caller's, whatever it is: plans are the caller's code
                 submission.fail(error if isinstance(error, Exception) else typed(error, "reading what to write onto"))
                 continue
-            self._join(bundles, submission, actors)
+            join(bundles, submission, actors)
         self.quota.wrote(count, size)
         self._make_room()
         return list({id(b): b for b in bundles.values()}.values())
 
-    async def _load(self, stream: str, bundles: dict[str, _Bundle]) -> Actor:
+    async def _load(self, stream: str, bundles: dict[str, Bundle]) -> Actor:
         """Return an actor that is not in memory, or went stale; one already in this batch stays the same."""
         bundle = bundles.get(stream)
         if bundle is not None:
             return next(a for a in bundle.actors if a.head.stream == stream)
         return await self._residents.get(stream)
 
-    def _seal(self, submission: _Submission, actors: list[Actor], now_ms: int) -> int:
+    def _seal(self, submission: Submission, actors: list[Actor], now_ms: int) -> int:
         """Prepare all writes of a submission or none; return the bytes of their changes."""
         records: list[Record | None] = []
         submission.beside = []
@@ -325,7 +272,7 @@ class Committer:
         return size
 
     def _note(
-        self, submission: _Submission, write: Write, sealed: Record | None, now_ms: int, marks: list[tuple[Actor, int]]
+        self, submission: Submission, write: Write, sealed: Record | None, now_ms: int, marks: list[tuple[Actor, int]]
     ) -> None:
         """Prepare the record of the conflicts that a write met."""
         stream = conflicts.stream_of(write)
@@ -338,7 +285,7 @@ class Committer:
         assert noted is not None
         submission.beside.append((actor, noted))
 
-    async def _catch_up(self, submission: _Submission, actors: list[Actor]) -> None:
+    async def _catch_up(self, submission: Submission, actors: list[Actor]) -> None:
         """Read, for writes whose base their actors no longer remember, what came since."""
         for write, actor in zip(submission.writes, actors, strict=True):
             if write.base is not None and actor.since(write.base.version) is None:
@@ -352,35 +299,7 @@ class Committer:
                         conflicts=[],
                     )
 
-    def _join(self, bundles: dict[str, _Bundle], submission: _Submission, actors: list[Actor]) -> None:
-        """Put a prepared submission into the bundle of its streams, tying those together."""
-        if submission.beside:
-            actors = [*actors, *(actor for actor, _ in submission.beside)]
-        if not submission.cells and not any(a.pending for a in actors):
-            submission.succeed()  # it changed nothing, and nothing before it is undecided
-            return
-        names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]
-        bundle = bundles.get(names[0])
-        if bundle is None:
-            bundle = bundles[names[0]] = _Bundle(actors[:1])
-        for name, actor in zip(names[1:], actors[1:], strict=False):
-            other = bundles.get(name)
-            if other is None:
-                bundle.actors.append(actor)
-                bundles[name] = bundle
-            elif other is not bundle:
-                bundle.take(other)
-                for moved in other.actors:
-                    bundles[moved.head.stream] = bundle
-        for sealed in submission.records:
-            if sealed is not None:
-                bundle.records.append(sealed)
-        bundle.records += [noted for _, noted in submission.beside]
-        if submission.cells:
-            bundle.cells += submission.cells
-        bundle.submissions.append(submission)
-
-    async def _commit(self, bundles: list[_Bundle]) -> None:
+    async def _commit(self, bundles: list[Bundle]) -> None:
         items = [bundle.item() for bundle in bundles]
         outcomes: Sequence[Outcome | QuireError]
         if self._broken:
@@ -390,9 +309,9 @@ class Committer:
         self.commits += 1
         records: list[Record] = []
         moved: list[Actor] = []
-        done: list[_Submission] = []
-        refused: list[tuple[_Bundle, Refused]] = []
-        failed: list[tuple[_Submission, QuireError]] = []
+        done: list[Submission] = []
+        refused: list[tuple[Bundle, Refused]] = []
+        failed: list[tuple[Submission, QuireError]] = []
         for bundle, outcome in zip(bundles, outcomes, strict=True):
             if isinstance(outcome, Committed):
                 self._publish(bundle, outcome)
@@ -412,7 +331,7 @@ class Committer:
         finally:  # it is durable, whatever else is wrong
             for submission in done:
                 submission.succeed()
-        again: list[_Submission] = []
+        again: list[Submission] = []
         for submission, error in failed:
             if len(failed) > 1 and isinstance(error, RequestError):  # one of them is to blame: each is tried by itself
                 again.append(submission)
@@ -426,7 +345,7 @@ class Committer:
             self._alone = max(self._alone, alone)
             await self._clock.sleep(random.random() * 0.002)  # noqa: S311 - jitter between processes, no secret
 
-    def _publish(self, bundle: _Bundle, outcome: Committed) -> None:
+    def _publish(self, bundle: Bundle, outcome: Committed) -> None:
         position = outcome.first
         for sealed in bundle.records:
             _place(sealed, "position", position)
@@ -436,7 +355,7 @@ class Committer:
                 actor.publish()
                 self._residents.settle(actor)
 
-    async def _refused(self, bundle: _Bundle, outcome: Refused) -> list[_Submission]:
+    async def _refused(self, bundle: Bundle, outcome: Refused) -> list[Submission]:
         """Take in what others wrote; return the submissions to try again."""
         actors = {a.head.stream: a for a in bundle.actors}
         for actor in bundle.actors:
@@ -453,7 +372,7 @@ class Committer:
                 raise
             self._fail_all(bundle.submissions, typed(error, "reading what another process wrote"))
             return []
-        again: list[_Submission] = []
+        again: list[Submission] = []
         now = self._clock.monotonic()
         for submission in bundle.submissions:
             moved = [c.name for c in submission.cells if c.name in outcome.cells]
@@ -484,7 +403,7 @@ class Committer:
         self._residents.each(_mark_stale)
         return Refused()  # the heads may have moved under us: prepare it all again
 
-    async def _send(self, bundles: Sequence[_Bundle], items: Sequence[Item]) -> Sequence[Outcome | QuireError]:
+    async def _send(self, bundles: Sequence[Bundle], items: Sequence[Item]) -> Sequence[Outcome | QuireError]:
         try:
             try:
                 begun = perf_counter()

@@ -139,7 +139,16 @@ class Engine:
             raise Closed("the store is closed; open it again to read")
         if await self.backend.latest() > self.seen:
             await self._catch_up()
-        return self.residents.peek(stream) or await self.residents.get(stream)
+        actor = self.residents.peek(stream) or await self.residents.get(stream)
+        while actor.outrun:
+            if actor.pending:
+                async with self.committer.turn:
+                    pass
+                await asyncio.sleep(0)
+            else:
+                actor.stale = True  # its batch was given up before it could be refused
+            actor = self.residents.peek(stream) or await self.residents.get(stream)
+        return actor
 
     async def live(self, stream: str) -> Actor:
         """Return what `current` does, its state migrated to the schema that this program knows.
@@ -289,12 +298,18 @@ class Engine:
         """Part of what others committed is in the archive by now, and nobody who asks for the newest waits for that."""
         self.recent.clear()
         self.seen = target
-        self.residents.each(_outdated)
+        self.residents.outdate()
 
     def _take_in(self, entry: Record) -> None:
         actor = self.residents.peek(entry.stream)
-        if actor is None or entry.version <= actor.head.version or actor.pending:
-            return  # not in memory, known, or about to be refused and refreshed by the committer
+        if actor is None:
+            self.residents.passed(entry.stream, entry.version)
+            return
+        if entry.version <= actor.head.version:
+            return
+        if actor.pending:
+            actor.outrun = True
+            return
         try:
             if entry.version == actor.head.version + 1:
                 actor.absorb([entry])
@@ -374,12 +389,6 @@ class Engine:
             except StorageError as error:
                 log.warning("watching: the store does not answer, trying again: %s", error)
                 await self.clock.sleep(_POLL_S)
-
-
-def _outdated(actor: Actor) -> None:
-    if not actor.pending:  # else it is about to be refused, and refreshed by the committer
-        actor.stale = True
-    actor.wake()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

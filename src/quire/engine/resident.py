@@ -40,6 +40,8 @@ class Residents:
         self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Actor]] = {}
+        self._passed: dict[str, int] = {}
+        self._epoch = 0
         self._bytes = 0
         self._sizes: dict[str, int] = {}
         self._turns = asyncio.Semaphore(settings.parallel_loads_max)
@@ -77,6 +79,21 @@ class Residents:
         if actor.stale:
             await self.get(actor.head.stream)
 
+    def passed(self, stream: str, version: int) -> None:
+        """Have a load that is on its way not end before this version: it may have read the log before that."""
+        if stream in self._loading:
+            self._passed[stream] = max(version, self._passed.get(stream, 0))
+
+    def outdate(self) -> None:
+        """Have everything read again: what is in memory, and what is being loaded."""
+        self._epoch += 1
+        for actor in self._actors.values():
+            if actor.pending:
+                actor.outrun = True
+            else:
+                actor.stale = True
+            actor.wake()
+
     def settle(self, actor: Actor) -> None:
         """Account for an actor whose state changed; `evict` makes room."""
         stream = actor.head.stream
@@ -111,8 +128,15 @@ class Residents:
             self._bytes -= self._sizes.pop(stream, 0)
 
     async def _load(self, stream: str) -> Actor:
-        async with self._turns:  # a state being read weighs on memory and is not counted yet
-            state, head, since = await self._read(stream, None)
+        try:
+            while True:
+                epoch = self._epoch
+                async with self._turns:  # a state being read weighs on memory and is not counted yet
+                    state, head, since = await self._read(stream, None)
+                if epoch == self._epoch and head.version >= self._passed.get(stream, 0):
+                    break  # else the engine took in what came while it was read, and will not come by again
+        finally:
+            self._passed.pop(stream, None)
         old = self._actors.get(stream)
         actor = Actor(self._settings, self._schemas, head, state, state_size=since.state_bytes)
         actor.changes_since_keyframe = since.changes

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from quire.engine.backing.shelf import MANIFESTS, Kept, Shelf
-from quire.engine.loading import at_once
+from quire.engine.moving.loading import at_once
 from quire.errors import Invalid
 from quire.failpoints import hit
 

@@ -24,7 +24,7 @@ from quire.engine.backing.extending import Extension
 from quire.engine.backing.plan import ARCHIVE, OWN, Plan, segments
 from quire.engine.backing.shelf import BLOBS, Shelf
 from quire.engine.backing.taking import Shown, Tell
-from quire.engine.loading import Loader, at_once
+from quire.engine.moving.loading import Loader, at_once
 from quire.errors import AlreadyExists, Conflict, CorruptRecord
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTIONS, WORKFLOWS, Cell, Keyframe, Record

@@ -26,7 +26,7 @@ from quire.core import segment
 from quire.core.segment import Segment
 from quire.engine.backing import books
 from quire.engine.backing.books import Inventory, Manifest, Piece, Shelved, damaged
-from quire.engine.loading import at_once
+from quire.engine.moving.loading import at_once
 from quire.errors import CorruptRecord, IncompatibleFormat, Invalid, NotFound, QuireError
 
 MANIFESTS = "backups/manifests/"

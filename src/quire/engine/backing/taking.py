@@ -23,7 +23,7 @@ from quire.core import record
 from quire.core.segment import Segment, encode, weight
 from quire.engine.backing.books import FORMAT, Inventory, Life, Manifest, Mark, Piece, Shelved, write_inventory
 from quire.engine.backing.shelf import BLOBS, INVENTORIES, SEGMENTS, Kept, Shelf, digest_of
-from quire.engine.loading import COPIES, at_once, pages
+from quire.engine.moving.loading import COPIES, at_once, pages
 from quire.errors import CorruptRecord, QuireError, StorageError, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTED, REDACTIONS, Cell, Head, Keyframe, Record, Set

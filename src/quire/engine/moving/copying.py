@@ -24,10 +24,10 @@ import msgspec
 from blake3 import blake3
 
 from quire.core import record
-from quire.engine.beside import Blobs, Cells, first_of
-from quire.engine.comparing import Comparison, check_target, names
-from quire.engine.loading import COPIES, Loader
-from quire.engine.paging import at_once, feed, pages
+from quire.engine.moving.beside import Blobs, Cells, first_of
+from quire.engine.moving.comparing import Comparison, check_target, names
+from quire.engine.moving.loading import COPIES, Loader
+from quire.engine.moving.paging import at_once, feed, pages
 from quire.errors import CorruptRecord, Invalid
 from quire.failpoints import hit
 from quire.model import REDACTIONS, Keyframe, Record, Set

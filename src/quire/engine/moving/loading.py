@@ -23,7 +23,7 @@ import msgspec
 
 from quire.core import keyframes, record
 from quire.engine.actor import DELETED
-from quire.engine.paging import at_once, pages
+from quire.engine.moving.paging import at_once, pages
 from quire.errors import Conflict, CorruptRecord, IncompatibleFormat
 from quire.failpoints import hit
 from quire.model import Head, Keyframe, Record

@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from blake3 import blake3
 
-from quire.engine.loading import COPIES, Loader
-from quire.engine.paging import at_once, pages
+from quire.engine.moving.loading import COPIES, Loader
+from quire.engine.moving.paging import at_once, pages
 from quire.errors import CorruptRecord
 from quire.failpoints import hit
 from quire.model import CHECKPOINTS, WORKFLOWS, Cell, Record

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 
 from quire.core import record
-from quire.engine.loading import differs
-from quire.engine.paging import at_once, feed
+from quire.engine.moving.loading import differs
+from quire.engine.moving.paging import at_once, feed
 from quire.errors import Conflict, CorruptRecord
 from quire.model import GENESIS, REDACTED, Head, Record
 from quire.storage.base import Backend

@@ -1,0 +1,98 @@
+"""What waits for a commit, and what goes into one item of it: writes whose streams a transaction ties together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from quire.engine.actor import Actor
+from quire.engine.write import Write
+from quire.model import Record, Version
+from quire.storage.base import CellWrite, Expect, Item
+
+Stamp = Callable[[list[Record | None]], CellWrite]
+"""Makes the cell that goes with the records of a write, once their numbers are known."""
+
+
+class Submission:
+    """Writes that stand or fall together, and who waits for them. beside: what is recorded of what they met."""
+
+    __slots__ = ("beside", "cells", "deadline", "future", "records", "stamp", "writes")
+
+    def __init__(
+        self,
+        writes: Sequence[Write],
+        cells: Sequence[CellWrite],
+        stamp: Stamp | None,
+        future: asyncio.Future[list[Version | None]],
+    ) -> None:
+        self.writes = writes
+        self.cells = cells
+        self.stamp = stamp
+        self.future = future
+        self.records: list[Record | None] = []
+        self.beside: list[tuple[Actor, Record]] = []
+        self.deadline: float | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Tell whoever waits, unless they were told or left."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def succeed(self) -> None:
+        """Answer whoever waits: it is durable, or changed nothing."""
+        if not self.future.done():
+            self.future.set_result([None if r is None else Version(r) for r in self.records])
+
+
+class Bundle:
+    """What must be one item of a commit: a stream, or several that a transaction ties together."""
+
+    __slots__ = ("actors", "cells", "records", "submissions")
+
+    def __init__(self, actors: list[Actor]) -> None:
+        self.actors = actors
+        self.records: list[Record] = []
+        self.cells: list[CellWrite] = []
+        self.submissions: list[Submission] = []
+
+    def take(self, other: Bundle) -> None:
+        """Take over what another one has."""
+        self.actors += other.actors
+        self.records += other.records
+        self.cells += other.cells
+        self.submissions += other.submissions
+
+    def item(self) -> Item:
+        """Return it as a backend takes it: onto the heads that its actors have."""
+        heads = [a.head for a in self.actors]
+        return Item([Expect(h.stream, h.version, h.chain) for h in heads], self.records, self.cells)
+
+
+def join(bundles: dict[str, Bundle], submission: Submission, actors: list[Actor]) -> None:
+    """Put a prepared submission into the bundle of its streams, tying those together."""
+    if submission.beside:
+        actors = [*actors, *(actor for actor, _ in submission.beside)]
+    if not submission.cells and not any(a.pending for a in actors):
+        submission.succeed()  # it changed nothing, and nothing before it is undecided
+        return
+    names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]
+    bundle = bundles.get(names[0])
+    if bundle is None:
+        bundle = bundles[names[0]] = Bundle(actors[:1])
+    for name, actor in zip(names[1:], actors[1:], strict=False):
+        other = bundles.get(name)
+        if other is None:
+            bundle.actors.append(actor)
+            bundles[name] = bundle
+        elif other is not bundle:
+            bundle.take(other)
+            for moved in other.actors:
+                bundles[moved.head.stream] = bundle
+    for sealed in submission.records:
+        if sealed is not None:
+            bundle.records.append(sealed)
+    bundle.records += [noted for _, noted in submission.beside]
+    if submission.cells:
+        bundle.cells += submission.cells
+    bundle.submissions.append(submission)

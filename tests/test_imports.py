@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent / "src" / "quire"
 LEVEL = {
     "errors": 0,
     "failpoints": 0,
+    "locks": 0,
     "model": 1,
     "config": 1,
     "core": 2,
@@ -26,7 +27,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs", "_urls", "_vitals"}
+SHARED = {"base", "codec", "open", "objects", "_jobs", "_polling", "_urls", "_vitals"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",

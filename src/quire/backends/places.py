@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from quire.core.names import is_ending
 from quire.errors import Invalid, InvalidKey, NotFound, Unsupported
 from quire.storage.open import redact_url
 
 _BESIDE = 3
 """Connections that a store in PostgreSQL has beside those that read: one commits, one listens, one is for verifying."""
 _READERS_MAX = 64
-_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -39,7 +38,7 @@ def folder(base_path: Any, *, use_json: Any, file_extension: Any) -> Place:
     path = _path(base_path)
     if type(use_json) is not bool:
         raise Invalid(f"use_json={use_json!r}: True for readable files, False for compressed ones")
-    if not isinstance(file_extension, str) or _EXTENSION.fullmatch(file_extension) is None:
+    if not is_ending(file_extension):
         raise Invalid(
             f"file_extension={file_extension!r}: a dot is needed, then 1 to 16 letters and digits, as in .json"
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import reprlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from quire.errors import InvalidKey
 
 _RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CHARACTER = re.compile(r"[A-Za-z0-9._-]")
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _LENGTH_MAX = 200
 _SHOWN_MAX = 40
 _SAID = "1 to 200 of A-Z a-z 0-9 . _ - are allowed, beginning with a letter or digit, without '..'"
@@ -53,3 +54,12 @@ def _problem(value: str) -> str:
     if ".." in value:
         return f"has '..' at {value.index('..')}"
     return f"has {len(value)} characters"
+
+
+def is_ending(text: Any) -> TypeGuard[str]:
+    """Whether workflows' files may end so: a dot, then 1 to 16 letters and digits.
+
+    >>> is_ending(".json"), is_ending("json"), is_ending("./x"), is_ending(".")
+    (True, False, False, False)
+    """
+    return isinstance(text, str) and _ENDING.fullmatch(text) is not None

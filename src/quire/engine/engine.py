@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from quire.errors import (
     VersionNotFound,
 )
 from quire.failpoints import hit
+from quire.locks import NamedLocks
 from quire.model import WORKFLOWS, Path, Record, Version
 from quire.storage.base import Archive, Backend, CellWrite
 
@@ -85,7 +86,7 @@ class Engine:
         self._waiters: list[asyncio.Future[None]] = []
         self._watching = 0
         self._poller: asyncio.Task[None] | None = None
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks = NamedLocks()
         self._keyframes_due: dict[str, None] = {}
         self._keyframer: asyncio.Task[None] | None = None
         self._forgotten: dict[tuple[str, Path], int] = {}
@@ -118,18 +119,9 @@ class Engine:
             )
         await self.committer.quota.take(size_bytes)
 
-    @asynccontextmanager
-    async def key_lock(self, name: str) -> AsyncGenerator[None]:
+    def key_lock(self, name: str) -> AbstractAsyncContextManager[None]:
         """One task at a time per name."""
-        lock, holders = self._locks.get(name, (asyncio.Lock(), 0))
-        self._locks[name] = (lock, holders + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, holders = self._locks.pop(name)
-            if holders > 1:
-                self._locks[name] = (lock, holders - 1)
+        return self._locks.hold(name)
 
     # reading
 

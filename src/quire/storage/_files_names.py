@@ -21,7 +21,6 @@ _HASHED = "~"
 
 STATE = ".state"
 """The ending of workflows' files, unless a store says otherwise."""
-_ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 ROOMS = {
     "workflows": ("workflows", STATE),
     "checkpoints": ("checkpoints", ".checkpoint"),
@@ -34,15 +33,6 @@ FOLDERS = (*(folder for folder, _ in ROOMS.values()), OTHERS[0])
 _ENDINGS = dict((*ROOMS.values(), OTHERS))
 _WORKFLOWS = ROOMS["workflows"][0]
 _KIND_OF = {folder: kind for kind, (folder, _) in ROOMS.items()}
-
-
-def is_ending(text: object) -> bool:
-    """Whether workflows' files may end so: a dot, then 1 to 16 letters and digits.
-
-    >>> is_ending(".json"), is_ending("json"), is_ending("./x"), is_ending(".")
-    (True, False, False, False)
-    """
-    return isinstance(text, str) and _ENDING.fullmatch(text) is not None
 
 
 def escape(name: str) -> str:

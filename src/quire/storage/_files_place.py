@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from quire.core.names import is_ending
 from quire.errors import (
     Closed,
     CorruptRecord,
@@ -128,7 +129,7 @@ def _recognise(mark: Path) -> str:
             supported=FORMAT_ENDING,
         )
     ending = said.get("extension", names.STATE)
-    if not isinstance(ending, str) or not names.is_ending(ending):
+    if not is_ending(ending):
         raise IncompatibleFormat(
             f"{mark} says that files end in {ending!r}, which none of ours does; nothing was changed: restore it from a "
             "backup",

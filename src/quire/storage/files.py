@@ -16,24 +16,24 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from quire.core.names import is_ending
 from quire.errors import Closed, CorruptRecord, InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _files_care as care
 from quire.storage import _files_place as places
 from quire.storage._files_cells import CELLS, Cells, expired
 from quire.storage._files_journal import State
-from quire.storage._files_names import is_ending
 from quire.storage._files_place import Place
 from quire.storage._files_read import Reader
 from quire.storage._files_write import Writer
 from quire.storage._jobs import Jobs
+from quire.storage._polling import Polling
 from quire.storage._vitals import bytes_of, disk_of, within
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")
 
 _READERS = 2
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.05
 """How often commits of other processes are looked for."""
 _COPIES = 3
 """How often a copy is begun beside writers that replace files; then they have to wait."""
@@ -87,7 +87,7 @@ class FilesBackend:
         self._translate = translate
         self._worker = Jobs("quire-files-writer", translate, self._rest)
         self._readers = [Jobs(f"quire-files-reader-{i}", translate) for i in range(_READERS)]
-        self._waiters: set[asyncio.Event] = set()
+        self._news = Polling()
 
     async def start(self) -> None:
         """Make the folder, or recognise it."""
@@ -134,7 +134,7 @@ class FilesBackend:
     async def commit(self, items: Sequence[Item]) -> list[Outcome]:
         """Store items in order, durably, in one frame of the journal."""
         outcomes = await self._change(lambda: self._writer.commit(items))
-        self._wake()
+        self._news.wake()
         return outcomes
 
     async def read(
@@ -167,27 +167,7 @@ class FilesBackend:
 
     async def changed(self, after: int, *, timeout_s: float) -> int:
         """Wait for a commit: our own wakes at once, others' are looked for every 2 to 50 ms."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        pause = _PAUSE_MIN_S
-        event = asyncio.Event()
-        self._waiters.add(event)
-        try:
-            while (latest := await self.latest()) <= after and (left := until - loop.time()) > 0:
-                event.clear()
-                alarm = loop.call_later(min(pause, left), event.set)
-                try:
-                    await event.wait()
-                finally:
-                    alarm.cancel()
-                pause = min(pause * 1.5, _PAUSE_MAX_S)
-        finally:
-            self._waiters.discard(event)
-        return latest
-
-    def _wake(self) -> None:
-        for event in self._waiters:
-            event.set()
+        return await self._news.past(after, self.latest, timeout_s)
 
     async def trim(self, stream: str, upto: int) -> int:
         """Remove records with version <= upto, never the head's; return how many. Cost: writes the file anew."""
@@ -317,7 +297,7 @@ class FilesBackend:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        self._wake()
+        self._news.wake()
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:

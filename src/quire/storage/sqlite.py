@@ -21,6 +21,7 @@ from quire.errors import Closed, CorruptRecord, InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _sqlite_file as files
 from quire.storage import _sqlite_read as ask
+from quire.storage._polling import Polling
 from quire.storage._sqlite_worker import Db, Worker
 from quire.storage._sqlite_write import Writer
 from quire.storage._vitals import bytes_of, disk_of, within
@@ -31,7 +32,6 @@ T = TypeVar("T")
 _READERS = 2
 _PROBE_S = 0.005
 """How long the event loop may be held up by a lock; then a reader's thread waits instead."""
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.05
 """How often commits of other processes are looked for."""
 _NOTES = {
     "full": "every acknowledged write is on the disk",
@@ -91,7 +91,7 @@ class SqliteBackend:
         self._probe: Db | None = None
         self._probed: int | None = None
         self._latest = 0
-        self._waiters: set[asyncio.Event] = set()
+        self._news = Polling()
 
     async def start(self) -> None:
         """Make, upgrade or refuse the file."""
@@ -123,7 +123,7 @@ class SqliteBackend:
         """Store items in order, durably, in one transaction."""
         self._alive()
         outcomes = await self._writer.do(lambda db: self._log.commit(db, items))
-        self._wake()
+        self._news.wake()
         return outcomes
 
     async def read(
@@ -170,27 +170,7 @@ class SqliteBackend:
 
     async def changed(self, after: int, *, timeout_s: float) -> int:
         """Wait for a commit: our own wakes at once, others' are looked for every 2 to 50 ms."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        pause = _PAUSE_MIN_S
-        event = asyncio.Event()
-        self._waiters.add(event)
-        try:
-            while (latest := await self.latest()) <= after and (left := until - loop.time()) > 0:
-                event.clear()
-                alarm = loop.call_later(min(pause, left), event.set)
-                try:
-                    await event.wait()
-                finally:
-                    alarm.cancel()
-                pause = min(pause * 1.5, _PAUSE_MAX_S)
-        finally:
-            self._waiters.discard(event)
-        return latest
-
-    def _wake(self) -> None:
-        for event in self._waiters:
-            event.set()
+        return await self._news.past(after, self.latest, timeout_s)
 
     async def trim(self, stream: str, upto: int) -> int:
         """Remove records with version <= upto, never the head's; return how many."""
@@ -342,7 +322,7 @@ class SqliteBackend:
             return
         self._closed = True
         self._close_probe()
-        self._wake()
+        self._news.wake()
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:

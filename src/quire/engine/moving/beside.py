@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from quire.engine.moving.loading import COPIES, Loader
 from quire.engine.moving.paging import at_once, pages
-from quire.errors import CorruptRecord
+from quire.errors import CorruptRecord, StorageTimeout
 from quire.failpoints import hit
 from quire.model import CHECKPOINTS, WORKFLOWS, Cell, Record
 from quire.storage.base import Backend, CellWrite, Committed, Item
@@ -30,6 +30,8 @@ _POSITIONS = ("cursors/store/", "cursors/triggers/")
 _AREAS = ("cursors", "idempotency", "keyframes")
 _CLOCK = f"{COPIES}clock"
 _CLOCK_MS = 60_000
+_ATTEMPTS = 100
+"""How often the clock is asked while another copy asks at the same moment."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAMED = re.compile(rb'"([0-9a-f]{64})"')
 
@@ -190,7 +192,7 @@ def _found(text: bytes) -> list[str]:
 
 async def _clock(backend: Backend) -> int:
     """Return the time by the backend's own clock, UTC milliseconds: what it makes of a cell that expires."""
-    while True:
+    for _ in range(_ATTEMPTS):
         found = await backend.cell(_CLOCK)
         value = secrets.token_bytes(16)
         write = CellWrite(_CLOCK, None if found is None else found.value, value, _CLOCK_MS)
@@ -200,6 +202,9 @@ async def _clock(backend: Backend) -> int:
         cell = await backend.cell(_CLOCK)
         if cell is not None and cell.value == value and cell.expires is not None:
             return cell.expires - _CLOCK_MS
+    raise StorageTimeout(
+        f"the store's clock could not be read: others asked at the same moment {_ATTEMPTS} times; try again"
+    )
 
 
 async def _between(backend: Backend, after: str, upto: str | None) -> AsyncGenerator[Cell]:

@@ -41,9 +41,9 @@ class Bucket:
         """Keep bytes. A service that knows no creating without replacing replaces them by the same."""
         try:
             await self._do(obstore.put, self._store, checked(name), data, mode="create", use_multipart=False)
-        except FileExistsError:
+        except said.AlreadyExistsError:
             return False
-        except NotImplementedError:
+        except said.NotSupportedError:
             await self._do(obstore.put, self._store, name, data, use_multipart=False)
         return True
 
@@ -82,12 +82,8 @@ class Bucket:
     async def _do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         try:
             return await asyncio.to_thread(work, *args, **named)
-        except QuireError:
+        except (QuireError, said.AlreadyExistsError, said.NotSupportedError):
             raise
-        except said.AlreadyExistsError as cause:
-            raise FileExistsError from cause
-        except said.NotSupportedError as cause:
-            raise NotImplementedError from cause
         except FileNotFoundError as cause:
             if "NoSuchBucket" in str(cause):
                 raise NotFound(f"{self.url}: there is no such bucket; make it, or correct the URL") from cause

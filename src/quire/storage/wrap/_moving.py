@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 
 import msgspec
 
@@ -20,6 +19,7 @@ from quire.core import segment
 from quire.core.segment import Segment
 from quire.errors import CorruptRecord, Invalid, StorageError, StorageUnavailable
 from quire.failpoints import hit
+from quire.locks import NamedLocks
 from quire.model import Cell, Keyframe, Record
 from quire.storage.base import Backend
 from quire.storage.wrap._books import Books, Overtaken, pause
@@ -50,22 +50,13 @@ class Mover:
         self._inner = inner
         self._books = books
         self._shelf = shelf
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks = NamedLocks()
         self._mine: dict[str, set[str]] = {}
         """Segments that this process began to write and did not finish: they are removed without waiting an hour."""
 
-    @asynccontextmanager
-    async def alone(self, stream: str) -> AsyncGenerator[None]:
+    def alone(self, stream: str) -> AbstractAsyncContextManager[None]:
         """One task at a time for each stream. All below is called within."""
-        lock, holders = self._locks.get(stream, (asyncio.Lock(), 0))
-        self._locks[stream] = (lock, holders + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, holders = self._locks.pop(stream)
-            if holders > 1:
-                self._locks[stream] = (lock, holders - 1)
+        return self._locks.hold(stream)
 
     # to the archive
 

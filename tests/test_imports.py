@@ -27,7 +27,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs", "_polling", "_urls", "_vitals"}
+SHARED = {"base", "codec", "open", "objects", "_jobs", "_urls", "_vitals", "_waiting"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",

@@ -21,11 +21,11 @@ from quire.failpoints import hit
 from quire.storage._postgres_items import Round, arguments, outcomes, rounds
 from quire.storage._postgres_line import ANSWER_S, Db, Place, connect, end, ours, translated
 from quire.storage._postgres_schema import LOCK_SESSION, Server, prepare
+from quire.storage._waiting import patiently
 from quire.storage.base import Item, Outcome
 
 PATIENCE_S = 30.0
 """How long `settle` waits for a server that is starting again."""
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 
 _COMMIT = (
     "SELECT * FROM commit_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,"
@@ -125,17 +125,7 @@ class CommitLine:
             await end(db)
 
     async def _begin_again(self, mark: int) -> None:
-        loop = asyncio.get_running_loop()
-        until, pause = loop.time() + PATIENCE_S, _PAUSE_MIN_S
-        while True:
-            try:
-                await self.start()
-                break
-            except StorageUnavailable:
-                if loop.time() > until:
-                    raise
-            await asyncio.sleep(pause * (1 + secrets.randbelow(100) / 100))  # jitter: others come back too
-            pause = min(pause * 2, _PAUSE_MAX_S)
+        await patiently(self.start, PATIENCE_S)
         db = self._db
         assert db is not None
         try:

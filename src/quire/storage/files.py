@@ -27,8 +27,8 @@ from quire.storage._files_place import Place
 from quire.storage._files_read import Reader
 from quire.storage._files_write import Writer
 from quire.storage._jobs import Jobs
-from quire.storage._polling import Polling
 from quire.storage._vitals import bytes_of, disk_of, within
+from quire.storage._waiting import Polling
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")

@@ -24,7 +24,6 @@ from quire.errors import (
     CorruptRecord,
     Denied,
     StorageError,
-    StorageTimeout,
     StorageUnavailable,
     Unsupported,
 )
@@ -38,13 +37,13 @@ from quire.storage._nats_shelf import Shelf
 from quire.storage._nats_wire import Address, Moved, Wire
 from quire.storage._nats_writer import Places, Writer
 from quire.storage._vitals import within
+from quire.storage._waiting import patiently
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 _OLDEST = (2, 12)
 _TIMEOUT_S = 10.0
 _PATIENCE_S = 15.0
 """How long reading and `recover` wait for a server that restarts or a cluster that finds a leader."""
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 _LOOK_S = 1.0
 """`changed` looks by itself this often: who commits tells of it afterwards, and may die before."""
 _PAGE = 500
@@ -435,22 +434,15 @@ class NatsBackend:
         self._alive()
         async with self._turn:
             self._broken = True
-            loop = asyncio.get_running_loop()
-            until, pause = loop.time() + self._patience_s, _PAUSE_MIN_S
-            while True:
-                await self._writing.reset()
-                await self._reading.reset()
-                try:
-                    self._alive()
-                    await self._writing.open()
-                    await self._writer.fence()
-                    self._broken = False
-                    return
-                except (StorageUnavailable, StorageTimeout):
-                    if loop.time() + pause > until:
-                        raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _PAUSE_MAX_S)
+            await patiently(self._begin_again, self._patience_s)
+
+    async def _begin_again(self) -> None:
+        await self._writing.reset()
+        await self._reading.reset()
+        self._alive()
+        await self._writing.open()
+        await self._writer.fence()
+        self._broken = False
 
     async def close(self) -> None:
         """Finish what was begun, release everything. In the child of a fork it does nothing."""

@@ -36,6 +36,7 @@ from quire.storage import _redis_vitals as vital
 from quire.storage._redis_line import Address, Forgotten, Line, Word
 from quire.storage._redis_news import News
 from quire.storage._vitals import within
+from quire.storage._waiting import patiently
 from quire.storage.base import Capabilities, Committed, Item, Outcome, Refused, StorageStats, Vitals
 
 FORMAT = "quire 1"
@@ -45,7 +46,6 @@ _SESSION_MS = 7 * 24 * 3600 * 1000
 _TIMEOUT_S = 30.0
 _PATIENCE_S = 10.0
 """How long `recover` waits for a server that restarts."""
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 _LOOK_S = 5.0
 """`changed` looks by itself this often: a dead line may take long to show itself, and with it news are lost."""
 _THREAD_BYTES = 1 << 20
@@ -391,19 +391,13 @@ class RedisBackend:
         self._alive()
         async with self._turn:
             self._broken = True
-            loop = asyncio.get_running_loop()
-            until, pause = loop.time() + self._patience_s, _PAUSE_MIN_S
-            while True:
-                await self._writing.reset()
-                await self._reading.reset()
-                try:
-                    self._alive()
-                    return await self._begin()
-                except (StorageUnavailable, StorageTimeout):
-                    if loop.time() + pause > until:
-                        raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _PAUSE_MAX_S)
+            await patiently(self._begin_again, self._patience_s)
+
+    async def _begin_again(self) -> None:
+        await self._writing.reset()
+        await self._reading.reset()
+        self._alive()
+        await self._begin()
 
     async def close(self) -> None:
         """Finish what was begun, release everything. In the child of a fork it does nothing."""

@@ -21,10 +21,10 @@ from quire.errors import Closed, CorruptRecord, InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _sqlite_file as files
 from quire.storage import _sqlite_read as ask
-from quire.storage._polling import Polling
 from quire.storage._sqlite_worker import Db, Worker
 from quire.storage._sqlite_write import Writer
 from quire.storage._vitals import bytes_of, disk_of, within
+from quire.storage._waiting import Polling
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
 
 T = TypeVar("T")

@@ -43,10 +43,11 @@ async def main(url, place, writers, honesty):
             while True:
                 n += 1
                 mark = f"{os.getpid()}-{n}"
-                async with wf.edit(author=f"p{os.getpid()}") as state:
+                edit = wf.edit(author=f"p{os.getpid()}")
+                async with edit as state:
                     state.increment("n")
                     state["last"] = mark
-                say(f"{w} {(await wf.version()).number} {mark}\n")
+                say(f"{w} {edit.version.number} {mark}\n")
 
         async def sweep():
             while True:

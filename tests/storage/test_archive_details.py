@@ -730,3 +730,72 @@ async def test_what_a_killed_sweep_stored_before_a_redaction_is_found_by_the_nex
         assert SECRET not in str(await store.engine.backend.read("workflows/w"))
         await (store.engine.backend.scrub() if scrubbed else store.sweep())
         assert not [p for p in objects(place) if SECRET.encode() in zstandard.decompress(p.read_bytes())]
+
+
+# keyframes that another process thins out
+
+
+@pytest.mark.parametrize("moment", ["before it is looked for", "before what was before it goes", "after"])
+async def test_what_stays_begins_with_a_keyframe_whoever_thins_them_out(tmp_path, monkeypatch, moment):
+    async with quire.open(str(tmp_path / "s.db"), retention=RULES) as store:
+        w = await grown(store)
+        inner, times = store.engine.archive.inner, []
+        shelve, trim = store.engine.archive.shelve, inner.trim
+
+        async def thinned():
+            if not times:
+                times.append(1)
+                assert 11 in await inner.keyframes("workflows/w")
+                await inner.drop_keyframes("workflows/w", [11])
+
+        async def shelving(*args, **kwargs):
+            if moment == "before it is looked for":
+                await thinned()
+            return await shelve(*args, **kwargs)
+
+        async def trimming(*args):
+            if moment == "before what was before it goes":
+                await thinned()
+            gone = await trim(*args)
+            if moment == "after":
+                await thinned()
+            return gone
+
+        monkeypatch.setattr(store.engine.archive, "shelve", shelving)
+        monkeypatch.setattr(inner, "trim", trimming)
+        done = await store.sweep()
+        assert times
+        assert not done.problems
+        assert done.moved == {"w": 10}
+        assert [r.version for r in await inner.read("workflows/w")] == [11, 12]
+        assert await inner.keyframes("workflows/w") == [11]
+        assert len(await states(w)) == 12
+        assert (await store.verify()).ok
+
+
+async def test_thinning_spares_what_a_sweep_elsewhere_made_the_beginning(tmp_path, monkeypatch):
+    settings = Settings(keyframe_changes_min=1, keyframe_bytes_min=0, keyframe_ratio=0)
+    path, place = str(tmp_path / "s.db"), str(tmp_path / "old")
+    async with quire.open(path, archive=place, retention=RULES, settings=settings) as store:
+        w = await grown(store, count=40)
+        inner, dropped = store.engine.archive.inner, []
+        drop = inner.drop_keyframes
+
+        async def dropping(stream, versions):
+            if stream == "workflows/w" and versions and not dropped:
+                dropped.extend(versions)
+                cut = versions[-1] - 1  # the other's sweep removes all before one that is to go now
+                async with quire.open(path, settings=settings) as other:
+                    await other.engine.archive.shelve(stream, cut)
+            await drop(stream, versions)
+
+        monkeypatch.setattr(inner, "drop_keyframes", dropping)
+        for _ in range(40):
+            await w.inc("/n")
+        while store.engine._keyframer is not None:
+            await asyncio.sleep(0.01)
+        assert dropped
+        first = (await inner.read("workflows/w", limit=1))[0].version
+        assert first == dropped[-1]
+        assert first in await inner.keyframes("workflows/w")
+        assert (await store.verify()).ok

@@ -32,13 +32,14 @@ from quire.errors import (
     InvalidState,
     LimitExceeded,
     MigrationFailed,
+    NotFound,
     QuireError,
     StorageError,
     VersionNotFound,
 )
 from quire.failpoints import hit
 from quire.locks import NamedLocks
-from quire.model import WORKFLOWS, Path, Record, Version
+from quire.model import WORKFLOWS, Head, Path, Record, Version
 from quire.storage.base import Archive, Backend, CellWrite
 
 log = logging.getLogger("quire.engine")
@@ -328,6 +329,16 @@ class Engine:
             ratio=self.settings.keyframe_ratio,
         )
 
+    async def frame(self, stream: str, version: int) -> None:
+        """See to it that there is a keyframe of a version: a log that lost its beginning begins with one.
+
+        Cost: lists the keyframes; where there is none, reads that state.
+        """
+        if version not in await self.backend.keyframes(stream):
+            state = await self.state_at(stream, version)
+            head = Head(stream, version, (await self.record(stream, version)).chain)
+            await self.backend.put_keyframe(await asyncio.to_thread(keyframes.make, head, state))
+
     async def _write_keyframes(self) -> None:
         """Off the commit path: nobody waits for this, and losing it loses nothing."""
         try:
@@ -351,8 +362,10 @@ class Engine:
                 old = keyframes.surplus([v for v in await self.backend.keyframes(stream) if v > gone])
                 if old:
                     await self.backend.drop_keyframes(stream, old)
+                if old and self.archive is not None and (gone := await self.archive.went(stream)) and gone + 1 in old:
+                    await self.frame(stream, gone + 1)  # a sweep elsewhere made it meanwhile what the log begins with
                 await self._forget(stream, state)
-        except StorageError as error:
+        except (StorageError, NotFound) as error:
             log.warning("a keyframe could not be written, reading will be slower until one can: %s", error)
         finally:
             self._keyframer = None

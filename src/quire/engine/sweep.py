@@ -17,17 +17,18 @@ from typing import Any
 import msgspec
 
 from quire.config import Retention
-from quire.core import keyframes, retention
+from quire.core import retention
 from quire.engine.engine import Engine
 from quire.engine.lineage import origin
 from quire.engine.write import Write
-from quire.errors import Closed, QuireError
-from quire.model import CHECKPOINTS, WORKFLOWS, Delete, Head, Record
+from quire.errors import Closed, Invalid, QuireError
+from quire.model import CHECKPOINTS, WORKFLOWS, Delete, Record
 from quire.storage.base import Archive, Archived
 
 log = logging.getLogger("quire.sweep")
 
 _PAGE = 500
+_TRIES = 3
 _REMEMBERED_MAX = 100_000
 """Workflows that are remembered to stand still; others are looked at in every sweep."""
 
@@ -238,20 +239,34 @@ class _Sweep:
         if late and not self._plan:
             late -= await self._archive.kept(stream)
             for version in sorted(late):
-                await self._framed(stream, version)
+                await self._engine.frame(stream, version)
             self._kept += await self._archive.hold(stream, late)
         if cut >= first.version:
             # where a log begins is asked of every workflow when forks and merges are: nobody waits for the archive then
             keep = {v for v in {1, *wanted} if first.version <= v <= cut}
-            moved = cut - first.version + 1
-            if not self._plan:
-                for version in sorted({*keep, cut + 1}):
-                    await self._framed(stream, version)
-                moved = await self._archive.shelve(stream, cut, keep=keep)
+            moved = await self._shelved(stream, cut, keep) if not self._plan else cut - first.version + 1
             if moved:
                 self._moved[name] = moved
                 self._kept += len(keep)
         self.due.pop(name, None)
+
+    async def _shelved(self, stream: str, cut: int, keep: set[int]) -> int:
+        """Move versions up to a cut to the archive; return how many went."""
+        moved = tries = 0
+        while True:
+            for version in sorted({*keep, cut + 1}):
+                await self._engine.frame(stream, version)
+            try:
+                moved = await self._archive.shelve(stream, cut, keep=keep)
+                break
+            except Invalid:  # another process thinned the keyframes out meanwhile, and one of these was among them
+                tries += 1
+                if tries == _TRIES:
+                    raise
+        if moved:  # the same may come between looking for it and removing what was before it
+            for first in await self._archive.inner.read(stream, limit=1):
+                await self._engine.frame(stream, first.version)
+        return moved
 
     async def _labels(self, name: str) -> dict[str, Any]:
         """Return the checkpoints of a workflow that are left, after dropping what may go."""
@@ -294,16 +309,6 @@ class _Sweep:
         while page := await self._engine.backend.read(stream, after=after, limit=_PAGE):
             yield page
             after = page[-1].version
-
-    async def _framed(self, stream: str, version: int) -> None:
-        """See to it that there is a keyframe of a version: what stays begins with one, what is kept needs no other."""
-        if version in await self._engine.backend.keyframes(stream):
-            return
-        state = await self._engine.state_at(stream, version)
-        chain = (await self._engine.record(stream, version)).chain
-        await self._engine.backend.put_keyframe(
-            await asyncio.to_thread(keyframes.make, Head(stream, version, chain), state)
-        )
 
 
 async def _nothing() -> AsyncGenerator[list[Record]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 
 MARK = "quire-server.json"
 _LOCK = "quire-server.lock"
+_GIVEN = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_chance = random.SystemRandom()
 
 
 class ServerFailed(Exception):
@@ -92,10 +95,23 @@ class Keeping:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port of 127.0.0.1 that nobody has now, nor gets by connecting somewhere.
+
+    The system gives ports of its own choice to outgoing connections: one of those could be gone when a server that was
+    killed comes back to it.
+    """
+    first = _first_given()
+    while True:
+        port = _chance.randrange(first // 2, first)
+        if _free(port):
+            return port
+
+
+def _first_given() -> int:
+    try:
+        return int(_GIVEN.read_text().split()[0])
+    except OSError:
+        return 32768
 
 
 def _free(port: int) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
@@ -338,12 +337,13 @@ class Committer:
             else:
                 submission.fail(twin(error))
         alone = len(again)
-        for bundle, outcome in refused:
-            again += await self._refused(bundle, outcome)
-        if again:
+        for some in await asyncio.gather(*(self._refused(bundle, outcome) for bundle, outcome in refused)):
+            again += some
+        if (
+            again
+        ):  # at once: whatever comes between reading what others wrote and trying again gives them time to write more
             self._queue.extendleft(reversed(again))
             self._alone = max(self._alone, alone)
-            await self._clock.sleep(random.random() * 0.002)  # noqa: S311 - jitter between processes, no secret
 
     def _publish(self, bundle: Bundle, outcome: Committed) -> None:
         position = outcome.first
@@ -361,12 +361,14 @@ class Committer:
         for actor in bundle.actors:
             actor.abandon()
         try:
+            behind: list[Actor] = []
             for head in outcome.heads:
                 actor = actors[head.stream]
                 if head.version < actor.head.version:
                     actor.stale = True  # dropped or restored from a backup under us
                 else:
-                    await self._residents.refresh(actor)
+                    behind.append(actor)
+            await asyncio.gather(*map(self._residents.refresh, behind))
         except (Exception, asyncio.CancelledError) as error:
             if stops(error):
                 raise

@@ -20,6 +20,8 @@ from quire.storage._nats_wire import Moved
 from quire.storage._nats_writer import Places
 
 _PAGE = 256
+_ENDS_MAX = 100_000
+"""Streams of which the newest run that was read is remembered."""
 _QUIET = "quire-quiet"
 """Where the stream's metadata say which of its last messages are no news."""
 
@@ -48,6 +50,8 @@ class Log:
         self._replaced: dict[int, tuple[str, int]] = {}
         """The sequence of a run to its stream's tokens and the sequence of what replaces it."""
         self._seen = 0
+        self._ends: dict[str, tuple[int, int]] = {}
+        """The newest run of a stream that was read: the last version in it, and its sequence."""
 
     # what replaces
 
@@ -109,10 +113,19 @@ class Log:
         last = head.version if upto is None else min(upto, head.version)
         if last <= after:
             return []
+        known, sequence = self._ends.get(stream, (0, 0))
+        if 0 < known <= after < known + _PAGE:
+            found = await self._from(stream, sequence, after, last, limit)
+            if found and found[0].about.first <= after + 1:
+                return found
+        start = await self._start(self._places.record(stream), after, head.version, newest)
+        return await self._from(stream, start, after, last, limit)
+
+    async def _from(self, stream: str, start: int, after: int, last: int, limit: int | None) -> list[Run]:
+        """Return the runs that hold versions after < version <= last, until `limit` are found, from a sequence on."""
         subject, only = self._places.record(stream), rows.tokens(stream)
-        start, more = await self._start(subject, after, head.version, newest), True
         found: list[Run] = []
-        count = 0
+        count, more = 0, True
         while more:
             page, start, more = await self._page(subject, start, _PAGE, only)
             for run in page:
@@ -120,11 +133,18 @@ class Log:
                 if inside:
                     found.append(run)
                     count += inside
+                    self._note(stream, run)
                 if count >= (last - after if limit is None else limit) or (
                     run.records and run.records[-1].version >= last
                 ):
                     return found
         return found
+
+    def _note(self, stream: str, run: Run) -> None:
+        if len(self._ends) >= _ENDS_MAX:
+            self._ends.clear()
+        if run.of > self._ends.get(stream, (0, 0))[1]:
+            self._ends[stream] = (run.records[-1].version, run.of)
 
     async def _start(self, subject: str, after: int, version: int, newest: int) -> int:
         """Return a sequence before which no version > after lies: found by halving, guided by the versions."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -96,6 +96,7 @@ class Wire:
         self._asked: dict[str, tuple[asyncio.Future[list[Msg]], list[Msg], bool]] = {}
         self._known: list[str] = []
         self._complaint = ""
+        self._heard: dict[str, Callable[[Msg], Awaitable[None]]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -108,6 +109,10 @@ class Wire:
         if self._client is None or not self._client.is_connected:
             raise StorageUnavailable(f"{self._address.shown}: the connection is gone; try again")
         return self._client
+
+    def hear(self, subject: str, told: Callable[[Msg], Awaitable[None]]) -> None:
+        """Be told of messages on a subject, on every connection from the next one on."""
+        self._heard[subject] = told
 
     async def open(self) -> None:
         """Connect, unless connected, to any of the servers. Raises StorageUnavailable, Denied."""
@@ -132,6 +137,8 @@ class Wire:
                     )
                     self._inbox = f"_INBOX.{secrets.token_hex(8)}"
                     await client.subscribe(self._inbox + ".*", cb=self._answered, pending_bytes_limit=0)  # drop nothing
+                    for subject, told in self._heard.items():
+                        await client.subscribe(subject, cb=told)
                     await client.flush()
             except (NatsError, OSError, TimeoutError) as error:
                 await _closed(client)

@@ -139,7 +139,7 @@ class Writer:
         """Decide items that touch nothing in common."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _TRIES_S
-        fresh = False
+        fresh = moved = False
         while waiting:
             streams = {e.stream for _, item in waiting for e in item.expect}
             checks_only = {e.stream for _, item in waiting if not item.records for e in item.expect}
@@ -149,6 +149,13 @@ class Writer:
             if refused and not fresh:  # it may be our memory that is wrong
                 fresh = True
                 continue
+            if moved and not refused:
+                await self._same_session()
+                if len(waiting) > 1:
+                    for one in waiting:
+                        await self._flush([one], outcomes)
+                    return
+            moved = False
             outcomes |= refused
             waiting = [(n, item) for n, item in waiting if n not in refused]
             writing = [(n, item) for n, item in waiting if item.records or item.cells]
@@ -159,14 +166,7 @@ class Writer:
                 await self._send(writing, cells, outcomes)
                 return
             except Moved:
-                fresh = True
-                await self._same_session()
-                if len(writing) > 1:
-                    for stream in streams:
-                        self.forget(stream)
-                    for one in writing:
-                        await self._flush([one], outcomes)
-                    return
+                fresh = moved = True
             except Again:
                 fresh = True
                 await asyncio.sleep(_PAUSE_S)

@@ -32,6 +32,7 @@ from quire.storage import _nats_rows as rows
 from quire.storage import _nats_server as server
 from quire.storage import _nats_vitals as vital
 from quire.storage import _nats_writer as writing
+from quire.storage._nats_floor import Floor
 from quire.storage._nats_log import Log
 from quire.storage._nats_shelf import Shelf
 from quire.storage._nats_wire import Address, Moved, Wire
@@ -105,6 +106,7 @@ class NatsBackend:
         self._own = Shelf(self._writing, stream, patience_s)
         self._log = Log(self._shelf, self._side, self._places)
         self._writer = Writer(self._own, self._places, now_ms)
+        self._floor = Floor(self._writing, f"{stream}-floor")
         self._news = f"{stream}-news"
         self._events: set[asyncio.Event] = set()
         self._heard_on: Client | None = None
@@ -141,7 +143,9 @@ class NatsBackend:
                 raise StorageUnavailable(f"{self._shown}: an earlier commit failed; `recover` has to settle it first")
             try:
                 await self._writing.open()  # nothing is under way on it: a connection that broke meanwhile does no harm
+                await self._floor.wait()
                 outcomes = await self._writer.commit(items)
+                await self._floor.judge(outcomes)
                 if any(item.records for item in items):
                     await self._writing.tell(self._news)
             except BaseException:

@@ -54,11 +54,17 @@ BUSY = """
 import asyncio, os, sys, quire
 async def main(url):
     async with quire.open(url, settings=quire.config.Settings(retry_seconds=15)) as store:
-        async def write(name):
+        async def count():
             while True:
-                await store.workflow(name).inc("/n")
+                await store.workflow("a").inc("/n")
                 os.write(1, b".")
-        await asyncio.gather(*(write(name) for name in ("a", "b", "c")))
+        async def edit(name, place):  # made on a state that the other has moved on from
+            while True:
+                async with store.workflow(name).edit() as state:
+                    state.increment("n")
+                    state["last"] = place
+                os.write(1, b".")
+        await asyncio.gather(count(), edit("b", "here"), edit("c", os.getpid()))
 asyncio.run(main(sys.argv[1]))
 """
 

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
+import msgspec
+
 from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working
@@ -19,7 +21,7 @@ from quire.core.layout import Stamps
 from quire.core.schema import Schemas
 from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
-from quire.engine.write import Base, Before, Write
+from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Head, Record
 
@@ -104,9 +106,11 @@ class Actor:
         if write.guard is not None:
             write.guard(working.state)
         plan = write.plan
-        write.met, write.hooked = [], None
+        if write.late and write.base is not None and write.base.version < self.head.version:
+            self._advance(write, write.base)
+        write.met, write.hooked = write.passed, None
         if write.base is not None and write.base.version < version:
-            plan = self._rebased(write, write.base, working.state)
+            plan, write.met = self._rebased(write, write.base, working.state, self._since(write, write.base.version))
         elif callable(plan):
             plan = plan(working.state)
         if before is not None:
@@ -228,9 +232,21 @@ class Actor:
             write.stream, tip.version + 1, now_ms, write.author, write.message, write.kind, body, tip.chain
         )
 
-    def _rebased(self, write: Write, base: Base, head: dict[str, Any]) -> Sequence[Change]:
-        """Return the write's changes as they go onto the head; what they met is left in `write.met`."""
-        records = self._since(write, base.version)
+    def _advance(self, write: Write, base: Base) -> None:
+        """Rebase a write onto what is durable for good: tried again, it meets only what came since.
+
+        Else each try would take longer than the one before, and whoever writes less quickly than others never wrote. By
+        "both" and by functions two meetings one after the other are not what they are at once: those begin anew.
+        """
+        plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
+        if len(met) == len(write.passed) or (isinstance(write.policy, str) and write.policy != "both"):
+            write.plan, write.passed, write.history = plan, met, []
+            write.base = Base(self.head.version, self.state)
+
+    def _rebased(
+        self, write: Write, base: Base, head: dict[str, Any], records: Sequence[Record]
+    ) -> tuple[Sequence[Change], list[Meeting]]:
+        """Return the write's changes as they go onto the head, over records since its base, and all that they met."""
         over: list[Change] = []
         sources: list[Record] = []
         for entry in records:
@@ -249,18 +265,25 @@ class Actor:
             kinds=self._schemas.kinds(head),
             stamps=lambda: _stamps(len(ours), sources),
         )
-        write.met = [(met, sources[met.other]) for met in settled.met]
-        return settled.changes
+        met = {each.met.path: each for each in write.passed}
+        for new in settled.met:
+            before = met.get(
+                new.path
+            )  # met again: of what they had there the newest counts, of what was before the oldest
+            first = base.version if before is None else before.base
+            kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
+            met[new.path] = Meeting(kept, sources[new.other], first)
+        return settled.changes, list(met.values())
 
-    def _since(self, write: Write, version: int) -> list[Record]:
-        """Return every record after a version, of this batch too. Raises NeedHistory."""
+    def _since(self, write: Write, version: int, *, pending: bool = True) -> list[Record]:
+        """Return every record after a version. pending: of this batch too. Raises NeedHistory."""
         known = self.since(version)
         if known is None and write.history:
             later = self.since(write.history[-1].version)
             known = None if later is None else [*write.history, *later]
         if known is None:
             raise NeedHistory
-        return [*known, *(r for r in self.pending if r.version > version)]
+        return [*known, *(r for r in self.pending if r.version > version)] if pending else known
 
     def _apply(self, working: Working, changes: Sequence[Change | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
@@ -281,7 +304,7 @@ class Actor:
                 raise MergeConflict(
                     f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
                     "nothing was written: read the state again and decide",
-                    conflicts=[met for met, _ in write.met],
+                    conflicts=[each.met for each in write.met],
                 ) from error
             raise
         return kept

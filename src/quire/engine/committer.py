@@ -289,8 +289,11 @@ class Committer:
         for write, actor in zip(submission.writes, actors, strict=True):
             if write.base is not None and actor.since(write.base.version) is None:
                 first = write.base.version + 1
-                write.history = await self._backend.read(write.stream, after=first - 1, upto=actor.head.version)
-                if not write.history or write.history[0].version != first:
+                known = write.history or []  # of a try before this one
+                after = known[-1].version if known else write.base.version
+                more = await self._backend.read(write.stream, after=after, upto=actor.head.version)
+                write.history = [*known, *more]
+                if [r.version for r in write.history] != list(range(first, actor.head.version + 1)):
                     name = write.stream.removeprefix(WORKFLOWS)
                     raise MergeConflict(
                         f"{name}: version {first}, which came after the one this write was made on, is not kept any "
@@ -390,6 +393,8 @@ class Committer:
                     )
                 )
             else:
+                for write in submission.writes:
+                    write.late = True
                 again.append(submission)
         return again
 

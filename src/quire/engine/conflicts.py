@@ -27,13 +27,13 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
     after: the head of the stream of conflicts; it makes the ids unique.
     """
     entries: list[Set] = []
-    for number, (met, theirs) in enumerate(write.met, 1):
+    for number, (met, theirs, base) in enumerate(write.met, 1):
         name = f"conflict-{after + 1}" if len(write.met) == 1 else f"conflict-{after + 1}-{number}"
         conflict = settled(
             name,
             write.stream.removeprefix(WORKFLOWS),
             met,
-            base=Side(met.base, version=write.base.version if write.base else None),
+            base=Side(met.base, version=base),
             theirs=Side(met.theirs, theirs.author, theirs.version),
             ours=Side(met.ours, write.author, None if sealed is None else sealed.version),
             policy=write.policy,

@@ -74,7 +74,7 @@ class Engine:
         self.clock = clock
         self.ids = ids
         self.schemas = schemas or Schemas()
-        self.residents = Residents(backend, settings, self.schemas)
+        self.residents = Residents(backend, settings, self.schemas, archive)
         self.committer = Committer(backend, self.residents, settings, clock, self._committed)
         self.backend_clock = BackendClock(backend, self.committer, clock)
         self.archive = archive

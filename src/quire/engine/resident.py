@@ -19,7 +19,7 @@ from quire.core.schema import Schemas
 from quire.engine.actor import Actor
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
-from quire.storage.base import Backend
+from quire.storage.base import Archive, Backend
 
 log = logging.getLogger("quire.engine")
 
@@ -34,8 +34,10 @@ _FORK_DEPTH_MAX = 1000
 class Residents:
     """The actors in memory, least recently used first."""
 
-    def __init__(self, backend: Backend, settings: Settings, schemas: Schemas) -> None:
+    def __init__(self, backend: Backend, settings: Settings, schemas: Schemas, archive: Archive | None = None) -> None:
+        """archive: of the backend."""
         self._backend = backend
+        self._archive = archive
         self._settings = settings
         self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
@@ -74,6 +76,10 @@ class Residents:
 
     async def refresh(self, actor: Actor) -> None:
         """Take in what other processes committed to this stream."""
+        if self._archive is not None and await self._archive.went(actor.head.stream) > actor.head.version:
+            actor.stale = True  # what came next is in the archive by now: the newest keyframe is here, and sooner read
+            await self.get(actor.head.stream)
+            return
         missed = await self._backend.read(actor.head.stream, after=actor.head.version)
         actor.absorb(missed)
         if actor.stale:

@@ -21,6 +21,14 @@ class Base(NamedTuple):
     state: dict[str, Any]
 
 
+class Meeting(NamedTuple):
+    """Where a write met another: theirs is that one's record, base the version the write was made on."""
+
+    met: Met
+    theirs: Record
+    base: int
+
+
 class Write(msgspec.Struct, eq=False):
     """What a caller wants written to one stream.
 
@@ -47,8 +55,12 @@ class Write(msgspec.Struct, eq=False):
     """Looks at the state the write is about to meet, and raises to refuse it."""
     history: list[Record] = []
     """Records since the base, where the engine had to read them."""
-    met: list[tuple[Met, Record]] = []
-    """What it met when it was last prepared, with the record it met."""
+    late: bool = False
+    """It was refused: others write the same stream at the same time."""
+    passed: list[Meeting] = []
+    """What it met on the way to its present base, where it is late."""
+    met: list[Meeting] = []
+    """What it met until it was last prepared."""
     hooked: Sequence[Change | Fork] | None = None
     """What hooks left of its changes when it was last prepared; None where there was none to ask."""
 

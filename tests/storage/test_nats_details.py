@@ -1,5 +1,6 @@
 """What NATS promises beyond the protocol: what is refused, what late batches find, large values, removal, a cluster."""
 
+import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
@@ -28,7 +29,7 @@ from quire.storage.base import CellWrite, Committed, Expect, Item, Refused
 from quire.storage.nats import open_nats
 from quire.storage.open import open_backend
 from quire.testing import scenes
-from quire.testing._conformance_base import begun
+from quire.testing._conformance_base import appended, begun
 from quire.testing.conformance import bare, chain, entry
 from quire.testing.scenes import following, opened
 from quire.testing.servers.fixtures import shared, started
@@ -313,6 +314,64 @@ async def test_heads_remembered_wrongly_do_no_harm(url):
         assert outcomes[0] == Refused((Head("s/1", 2, chain("s/1", 2), "change"),))
         assert [type(o) for o in outcomes[1:]] == [Committed, Committed]
         assert [r.body for r in await backend.read("s/1")] == [b"1", b"[]"]
+
+
+async def refused(backend, times):
+    """Have a handle come too late so often."""
+    for _ in range(times):
+        (outcome,) = await backend.commit([Item((Expect("s/1", 9, GENESIS),), (entry("s/1", 10),))])
+        assert isinstance(outcome, Refused)
+
+
+async def test_who_was_refused_twice_is_left_a_gap_and_says_when_it_is_used(url):
+    async with opened(url) as busy, opened(url) as late:
+        await busy.commit([begun("s/1", b"1")])
+        await refused(late, 1)
+        await late._writing.client.flush()
+        await busy._writing.client.flush()
+        assert not busy._floor._other
+        await refused(late, 1)
+        async with asyncio.timeout(10):
+            while not busy._floor._other:
+                await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(busy.commit([following("s/1", 1)]))
+        (outcome,) = await late.commit([following("s/1", 1, b"2")])
+        assert isinstance(outcome, Committed)
+        (outcome,) = await waiting
+        assert isinstance(outcome, Refused)
+        assert not busy._floor._other
+
+
+async def test_a_gap_that_nobody_uses_ends_and_those_who_need_one_leave_none(url):
+    async with opened(url) as busy, opened(url) as late:
+        await busy.commit([begun("s/1", b"1")])
+        await refused(late, 2)
+        async with asyncio.timeout(10):
+            while not busy._floor._other:
+                await asyncio.sleep(0)
+            assert isinstance((await busy.commit([following("s/1", 1)]))[0], Committed)  # it only waited a while
+            await refused(busy, 2)
+            await refused(late, 1)
+            while not busy._floor._other:
+                await asyncio.sleep(0)
+            assert isinstance((await busy.commit([following("s/1", 2)]))[0], Committed)
+            assert busy._floor._other  # it did not wait
+
+
+async def test_where_a_stream_was_read_to_is_remembered_and_does_no_harm_when_it_is_dropped(url):
+    async with opened(url) as writer, opened(url) as reader:
+        await appended(writer, "s/1", *[b"1"] * 5)
+        assert [r.version for r in await reader.read("s/1")] == [1, 2, 3, 4, 5]
+        for _ in range(3):
+            await appended(writer, "s/1", b"2")
+        assert [r.version for r in await reader.read("s/1", after=5)] == [6, 7, 8]
+        assert [r.version for r in await reader.read("s/1", after=2)] == [3, 4, 5, 6, 7, 8]
+        await writer.drop("s/1")
+        assert await reader.read("s/1", after=8) == []
+        for _ in range(12):
+            await appended(writer, "s/1", b"3")
+        assert [r.version for r in await reader.read("s/1", after=8)] == [9, 10, 11, 12]
+        assert [r.version for r in await reader.read("s/1", after=9, upto=10)] == [10]
 
 
 async def test_a_check_of_a_stream_that_is_not_written_holds_against_a_race(url):

@@ -26,28 +26,31 @@ class Run(NamedTuple):
 
 def ours(steps, place):
     """Append a message of 1 KB a step to a growing list; one commit each."""
+    path = str(Path(place) / "quire.db")
+    times, latest, old = asyncio.run(appended(path, steps))
+    return Run(times, size(path), latest, old)
 
-    async def work():
-        path, times = str(Path(place) / "quire.db"), []
-        async with quire.open(path) as store:
-            wf = await store.create("w", {"messages": []})
-            for i in range(steps):
-                text = message(i)
-                start = time.perf_counter()
-                await wf.append("/messages", {"role": "agent", "content": text}, author="agent")
-                times.append(time.perf_counter() - start)
-        async with quire.open(path) as store:
-            start = time.perf_counter()
-            state = await store.workflow("w").state()
-            latest = time.perf_counter() - start
-            assert len(state["messages"]) == steps
-            start = time.perf_counter()
-            state = await store.workflow("w").state(steps // 2 + 1)
-            old = time.perf_counter() - start
-            assert state["messages"][-1]["content"] == message(steps // 2 - 1)
-        return Run(times, size(path), latest, old)
 
-    return asyncio.run(work())
+async def appended(url, steps):
+    """Do that on any store; return the seconds of each step, of reading the newest state, and of one half as old."""
+    times = []
+    async with quire.open(url) as store:
+        wf = await store.create("w", {"messages": []})
+        for i in range(steps):
+            text = message(i)
+            start = time.perf_counter()
+            await wf.append("/messages", {"role": "agent", "content": text}, author="agent")
+            times.append(time.perf_counter() - start)
+    async with quire.open(url) as store:
+        start = time.perf_counter()
+        state = await store.workflow("w").state()
+        latest = time.perf_counter() - start
+        assert len(state["messages"]) == steps
+        start = time.perf_counter()
+        state = await store.workflow("w").state(steps // 2 + 1)
+        old = time.perf_counter() - start
+        assert state["messages"][-1]["content"] == message(steps // 2 - 1)
+    return times, latest, old
 
 
 def langgraph(steps, place):

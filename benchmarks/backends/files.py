@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.backends.embedded import alone, back, item, opening, used
 from benchmarks.backends.reading import read_states, rows
+from benchmarks.backends.work import alone, back, item, opening, used
 from benchmarks.measure import Row, folder, in_turns
 from quire.storage._files_lines import owner, record_line
 

@@ -6,7 +6,8 @@ import time
 from nats.aio.client import Client
 
 from benchmarks.backends.reading import read_states, rows
-from benchmarks.backends.served import read_back, records_per_s, report, versions_per_s
+from benchmarks.backends.served import read_back, records_per_s, report
+from benchmarks.backends.work import used
 from benchmarks.measure import in_turns
 from quire.testing.servers.nats import NatsServer
 
@@ -52,7 +53,7 @@ def main():
         print("NATS JetStream, sync_interval always, one private server on the same machine")
         bare, many = in_turns(
             lambda: run(raw_rows_per_s(server.port, 100, 5000)),
-            lambda: run(versions_per_s(place(), 100, 1, 100)),
+            lambda: run(used(place(), 100, 1, 100)),
             repeats=5,
         )
         raw = bare.mid
@@ -66,9 +67,9 @@ def main():
         report("backend alone: one stream, 100 records a call", run(records_per_s(place(), 1, 100, 100)), raw)
         report("backend alone: one record a call", run(records_per_s(place(), 1, 300)), raw)
         report("public API: 100 workflows at once", many.mid, raw)
-        report("public API: 1,000 workflows at once", run(versions_per_s(place(), 1000, 1, 10)), raw)
-        report("public API: one hot workflow, 100 writers", run(versions_per_s(place(), 1, 100, 100)), raw)
-        report("public API: one sequential writer", run(versions_per_s(place(), 1, 1, 200)), raw)
+        report("public API: 1,000 workflows at once", run(used(place(), 1000, 1, 10)), raw)
+        report("public API: one hot workflow, 100 writers", run(used(place(), 1, 100, 100)), raw)
+        report("public API: one sequential writer", run(used(place(), 1, 1, 200)), raw)
         url = place()
         before = run(stored_bytes(server.port))
         run(records_per_s(url, 10, 20, 100))

@@ -17,9 +17,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import dict_row
 
-import quire
 from benchmarks.measure import Row
-from benchmarks.peers import Run
+from benchmarks.peers import Run, appended
 from benchmarks.work import message
 from quire.testing.servers.postgres import PostgresServer
 
@@ -48,29 +47,9 @@ def durable(server):
 
 def ours(server, steps):
     """Append a message a step to a growing list of a workflow."""
-    place, times = f"ours{next(_places)}", []
-    url = server.place(place)
-
-    async def work():
-        async with quire.open(url) as store:
-            wf = await store.create("w", {"messages": []})
-            for i in range(steps):
-                text = message(i)
-                start = time.perf_counter()
-                await wf.append("/messages", {"role": "agent", "content": text}, author="agent")
-                times.append(time.perf_counter() - start)
-        async with quire.open(url) as store:
-            start = time.perf_counter()
-            state = await store.workflow("w").state()
-            latest = time.perf_counter() - start
-            assert len(state["messages"]) == steps
-            start = time.perf_counter()
-            state = await store.workflow("w").state(steps // 2 + 1)
-            old = time.perf_counter() - start
-            assert state["messages"][-1]["content"] == message(steps // 2 - 1)
-        return Run(times, await size(server, server.schema(place)), latest, old)
-
-    return asyncio.run(work())
+    place = f"ours{next(_places)}"
+    times, latest, old = asyncio.run(appended(server.place(place), steps))
+    return Run(times, asyncio.run(size(server, server.schema(place))), latest, old)
 
 
 def langgraph(server, steps):

@@ -11,15 +11,12 @@ import time
 
 import asyncpg
 
-import quire
 from benchmarks.backends.reading import read_states, rows
+from benchmarks.backends.work import BODY, alone, back, item, link, used
 from benchmarks.measure import Row, in_turns
-from quire.model import GENESIS, Record
-from quire.storage.base import Expect, Item
 from quire.storage.open import open_backend
 from quire.testing.servers.postgres import PostgresServer
 
-BODY = b'[["set",["n"],12]]'
 ROWS = (
     "INSERT INTO records (position, stream, version, time, author, message, kind, body, chain)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
@@ -27,10 +24,6 @@ ROWS = (
 _places = itertools.count()
 SLOW_DISK = {"commit_delay": "5000", "commit_siblings": "0"}
 """Settings that make each flush of the log take 5 ms more; transactions that flush meanwhile share one."""
-
-
-def link(stream, version):
-    return GENESIS if version == 0 else f"{stream}@{version}".encode().ljust(32, b".")
 
 
 async def raw(server, batch, total):
@@ -52,65 +45,6 @@ async def raw(server, batch, total):
     return rate
 
 
-async def alone(server, flows, each, records=1):
-    """Versions per second of `commit` with ready records: one call at a time, an item for each of `flows` streams."""
-    backend = await open_backend(server.place(f"alone{next(_places)}"), namespace="bench")
-    calls = []
-    for turn in range(each):
-        items = []
-        for flow in range(flows):
-            name, after = f"workflows/w{flow}", turn * records
-            made = tuple(
-                Record(name, v, 1_700_000_000_000, "agent", "step", "change", BODY, link(name, v))
-                for v in range(after + 1, after + records + 1)
-            )
-            items.append(Item((Expect(name, after, link(name, after)),), made))
-        calls.append(items)
-    await backend.commit(calls[0])  # the session's plans are made
-    start = time.perf_counter()
-    for items in calls[1:]:
-        await backend.commit(items)
-    rate = flows * records * (each - 1) / (time.perf_counter() - start)
-    await backend.close()
-    return rate
-
-
-async def used(server, flows, writers, each):
-    """Versions per second of the public API."""
-    async with quire.open(server.place(f"used{next(_places)}")) as store:
-        made = await asyncio.gather(*(store.create(f"w{i}", {"n": 0}) for i in range(flows)))
-
-        async def write(wf, k):
-            for i in range(each):
-                await wf.set("/n", i * writers + k + 1, author="agent", message="step")
-
-        start = time.perf_counter()
-        await asyncio.gather(*(write(wf, k) for wf in made for k in range(writers)))
-        return flows * writers * each / (time.perf_counter() - start)
-
-
-async def fed(server, count):
-    """Records per second of the feed, in pages of 1,000; bytes of the store for each version."""
-    backend = await open_backend(server.place(f"fed{next(_places)}"), namespace="bench")
-    for turn in range(count // 1000):
-        items = []
-        for flow in range(100):
-            name, after = f"workflows/w{flow}", turn * 10
-            made = tuple(
-                Record(name, v, 1_700_000_000_000, "agent", "step", "change", BODY, link(name, v))
-                for v in range(after + 1, after + 11)
-            )
-            items.append(Item((Expect(name, after, link(name, after)),), made))
-        await backend.commit(items)
-    size = (await backend.stats()).size_bytes / count
-    start, seen = time.perf_counter(), 0
-    while page := await backend.feed(seen):
-        seen = page[-1].position
-    rate = count / (time.perf_counter() - start)
-    await backend.close()
-    return rate, size
-
-
 async def asked(server, readers):
     """Seconds of `latest`, asked by so many at once."""
     backend = await open_backend(server.place(f"asked{next(_places)}"), namespace="bench")
@@ -129,16 +63,7 @@ async def one_of_a_crowd(url, name, each):
     print("ready", flush=True)
     sys.stdin.readline()
     for turn in range(each):
-        names = [f"w{i}" for i in range(100)]
-        await backend.commit(
-            [
-                Item(
-                    (Expect(n, turn, link(n, turn)),),
-                    (Record(n, turn + 1, 0, "agent", "step", "change", BODY, link(n, turn + 1)),),
-                )
-                for n in names
-            ]
-        )
+        await backend.commit([item(flow, turn) for flow in range(100)])
     await backend.close()
 
 
@@ -172,10 +97,10 @@ def postgres(quick):
     with PostgresServer() as server:
 
         def run(work, *args):
-            return lambda: asyncio.run(work(server, *args))
+            return lambda: asyncio.run(work(server.place(f"s{next(_places)}"), *args))
 
         bare, ours, many, hot, crowd = in_turns(
-            run(raw, 100, 10_000),
+            lambda: asyncio.run(raw(server, 100, 10_000)),
             run(alone, 100, n),
             run(used, 100, 1, n),
             run(used, 1, 100, n),
@@ -187,9 +112,9 @@ def postgres(quick):
         yield Row(f"100 workflows at once, {what}", many.mid / bare.mid, ">=", 0.4, note=f"{many}/s")
         yield Row("one hot workflow, 100 writers, of the row above", hot.mid / many.mid, ">=", 1.0, note=f"{hot}/s")
         yield Row(f"1,000 workflows at once, {what}", crowd.mid / bare.mid, ">=", 0.4, note=f"{crowd}/s")
-        single, one = in_turns(run(raw, 1, 500), run(used, 1, 1, 5 * n), repeats=repeats)
+        single, one = in_turns(lambda: asyncio.run(raw(server, 1, 500)), run(used, 1, 1, 5 * n), repeats=repeats)
         yield Row("one sequential writer, of the bare driver", one.mid / single.mid, ">=", 0.4, note=f"{one}/s")
-        rate, size = asyncio.run(fed(server, 20_000))
+        rate, _, size = asyncio.run(back(server.place("fed"), 20_000))
         yield Row("feed", rate, ">=", 10_000, "/s")
         yield from rows(asyncio.run(read_states(server.place("read"))), 2000)
         yield Row("bytes of a version with its indexes, body 18", size, "<=", 400, "B")

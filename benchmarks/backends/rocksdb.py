@@ -10,8 +10,8 @@ import time
 
 import rocksdict
 
-from benchmarks.backends.embedded import BODY, alone, back, link, opening, used
 from benchmarks.backends.reading import read_states, rows
+from benchmarks.backends.work import BODY, alone, back, link, opening, used
 from benchmarks.measure import Row, folder, in_turns
 from quire.storage._rocksdb_keys import Keys, number_key
 from quire.storage._rocksdb_write import Entry, Top, pack

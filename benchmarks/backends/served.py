@@ -1,28 +1,12 @@
-"""The same work for every store on a server: through the public API, through the backend alone, and reading it back."""
+"""What stores on a server are measured by besides: several calls under way at once, and how quickly all is read back."""
 
 import asyncio
 import time
 
-import quire
+from benchmarks.backends.work import BODY
 from quire.model import Head, Record
 from quire.storage.base import Committed, Expect, Item
 from quire.storage.open import open_backend
-
-BODY = b'[["set",["n"],12]]'
-
-
-async def versions_per_s(url, flows, writers, each):
-    """Versions per second through `quire.open`, `writers` on each of `flows` workflows."""
-    async with quire.open(url) as store:
-        made = [await store.create(f"w{i}", {"n": 0}) for i in range(flows)]
-
-        async def write(wf, k):
-            for i in range(each):
-                await wf.set("/n", i * writers + k + 1, author="agent", message="step")
-
-        start = time.perf_counter()
-        await asyncio.gather(*(write(wf, k) for wf in made for k in range(writers)))
-        return flows * writers * each / (time.perf_counter() - start)
 
 
 async def records_per_s(url, streams, calls, per_item=1, flights=1):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import quire
-from benchmarks.backends.embedded import alone
+from benchmarks.backends.work import alone
 from benchmarks.measure import Row, folder, in_turns
 from quire.model import Record
 from quire.orchestra import run, sequence, step

@@ -7,14 +7,12 @@ import subprocess
 import pytest
 
 import quire
-from quire.errors import OutcomeUnknown, StorageError, StorageFull, StorageUnavailable
+from quire.errors import StorageError, StorageFull, StorageUnavailable
 from quire.storage import _files_disk
 from quire.storage.files import open_files
 from quire.testing._conformance_base import after, appended, begun, head_of
 from quire.testing.conformance import bare
-from quire.testing.faults import Plan
-
-WRITES = 5
+from quire.testing.faults import Plan, trouble
 
 
 @pytest.fixture
@@ -42,35 +40,8 @@ def failing(monkeypatch):
     return lambda plan: now.__setitem__(slice(None), [plan])
 
 
-async def trouble(url, plan):
-    """Write with trouble on the way; return what failed with a known outcome, and with an unknown one."""
-    acked, failed, unknown = ["begin"], [], []
-    async with quire.open(url) as store:
-        wf = await store.create("w", {"log": ["begin"]})
-        plan.armed = True
-        for i in range(WRITES):
-            try:
-                await wf.append("/log", f"during-{i}")
-                acked.append(f"during-{i}")
-            except OutcomeUnknown:
-                unknown.append(f"during-{i}")
-            except StorageError as error:
-                assert plan.kind != "full" or isinstance(error, StorageFull), error
-                failed.append(f"during-{i}")
-        plan.heal()
-        for i in range(3):  # the same store object, no restart
-            await wf.append("/log", f"after-{i}")
-            acked.append(f"after-{i}")
-        assert (await store.verify()).ok
-        seen = await wf.get("/log")
-    async with quire.open(url) as store:
-        assert (await store.verify()).ok
-        kept = await store.workflow("w").get("/log")
-    assert kept == seen
-    assert [e for e in kept if e not in unknown] == acked
-    assert not set(failed) & set(kept)
-    assert len(set(kept)) == len(kept)
-    return failed, unknown
+def troubled(url, plan):
+    return trouble(quire.open(url), quire.open(url), plan)
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -81,7 +52,7 @@ async def test_every_call_may_fail(tmp_path, failing, kind, lasting, through):
     for at in range(1, 200):
         plan = Plan(kind, at, lasting=lasting, through=through)
         failing(plan)
-        failed, unknown = await trouble(f"file:///{tmp_path}/{at}", plan)
+        failed, unknown = await troubled(f"file:///{tmp_path}/{at}", plan)
         trouble_seen += len(failed) + len(unknown)
         if not plan.fired:
             break
@@ -219,4 +190,4 @@ async def test_the_check_notices_an_acknowledgement_that_was_none(tmp_path, fail
         for at in range(1, 12):
             plan = Plan("full", at)
             failing(plan)
-            await trouble(f"file:///{tmp_path}/{at}", plan)
+            await troubled(f"file:///{tmp_path}/{at}", plan)

@@ -8,50 +8,22 @@ from quire.api.store import Store
 from quire.config import Settings
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
-from quire.errors import OutcomeUnknown, StorageError, StorageFull
+from quire.errors import StorageError
 from quire.storage.sqlite import open_sqlite
-from quire.testing.faults import Plan, failing_vfs
-
-WRITES = 5
+from quire.testing.faults import Plan, failing_vfs, trouble
 
 
+@contextlib.asynccontextmanager
 async def opened(path, vfs=None):
     backend = await open_sqlite(path, namespace="n", vfs=vfs)
-    return Store(Engine(backend, Settings(), SystemClock(), system_ids(), await backend.latest()), "n")
-
-
-async def trouble(path, plan):
-    """Write with trouble on the way; return what was acknowledged, and what failed with a known outcome."""
-    acked, failed, unknown = ["begin"], [], []
-    with failing_vfs(plan) as vfs:
-        store = await opened(path, vfs)
-        wf = await store.create("w", {"log": ["begin"]})
-        plan.armed = True
-        for i in range(WRITES):
-            try:
-                await wf.append("/log", f"during-{i}")
-                acked.append(f"during-{i}")
-            except OutcomeUnknown:
-                unknown.append(f"during-{i}")
-            except StorageError as error:
-                assert plan.kind != "full" or isinstance(error, StorageFull), error
-                failed.append(f"during-{i}")
-        plan.heal()
-        for i in range(3):  # the same store object, no restart
-            await wf.append("/log", f"after-{i}")
-            acked.append(f"after-{i}")
-        assert (await store.verify()).ok
-        seen = await wf.get("/log")
-        await store.close()
-    store = await opened(path)
-    assert (await store.verify()).ok
-    kept = await store.workflow("w").get("/log")
+    store = Store(Engine(backend, Settings(), SystemClock(), system_ids(), await backend.latest()), "n")
+    yield store
     await store.close()
-    assert kept == seen
-    assert [e for e in kept if e not in unknown] == acked
-    assert not set(failed) & set(kept)
-    assert len(set(kept)) == len(kept)
-    return failed, unknown
+
+
+async def troubled(path, plan):
+    with failing_vfs(plan) as vfs:
+        return await trouble(opened(path, vfs), opened(path), plan)
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -61,7 +33,7 @@ async def test_every_call_may_fail(tmp_path, kind, lasting, through):
     trouble_seen = 0
     for at in range(1, 200):
         plan = Plan(kind, at, lasting=lasting, through=through)
-        failed, unknown = await trouble(str(tmp_path / f"{at}.db"), plan)
+        failed, unknown = await troubled(str(tmp_path / f"{at}.db"), plan)
         trouble_seen += len(failed) + len(unknown)
         if not plan.fired:
             break
@@ -82,4 +54,4 @@ async def test_the_check_notices_an_acknowledgement_that_was_none(tmp_path, monk
     with pytest.raises((AssertionError, StorageError)):
         for at in range(1, 12):
             with contextlib.suppress(ValueError):
-                await trouble(str(tmp_path / f"{at}.db"), Plan("full", at))
+                await troubled(str(tmp_path / f"{at}.db"), Plan("full", at))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from quire.testing.disk import DiskMissing
-from quire.testing.outage import attack, killed, lose_power
+from quire.testing.outage import attack, killed
 from quire.testing.servers import ServerMissing
 from quire.testing.servers.fixtures import started
 from quire.testing.servers.nats import NatsCluster, NatsServer, program
@@ -81,32 +80,3 @@ def test_writers_continue_when_leaders_are_killed_a_hundred_times(seed):
     print(ledger)
     assert not ledger.wrong
     assert not lost
-
-
-# power
-
-
-def without_power(server, times, seed):
-    started(server).stop()  # skips, or fails where servers are required
-    try:
-        return lose_power(server, times=times, seed=seed)
-    except DiskMissing as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(5))
-def test_nothing_acknowledged_is_lost_by_a_loss_of_power(seed):
-    ledger, lost = without_power(NatsServer(), 20, seed)
-    print(ledger)
-    assert not ledger.wrong
-    assert not lost
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_a_loss_of_power_takes_what_was_not_synced():
-    """The control: a server that does not sync loses what it acknowledged."""
-    _, lost = without_power(NatsServer(sync='"10m"'), 1, 1)
-    assert lost

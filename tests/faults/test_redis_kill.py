@@ -4,8 +4,7 @@ import pytest
 import redis
 
 from quire.engine.committer import Committer
-from quire.testing.disk import DiskMissing
-from quire.testing.outage import attack, killed, lose_power
+from quire.testing.outage import attack, killed
 from quire.testing.servers.fixtures import started
 from quire.testing.servers.redis import RedisServer
 
@@ -72,32 +71,3 @@ def test_the_checker_catches_an_error_told_of_what_is_stored(monkeypatch):
     with pytest.raises(AssertionError, match="were refused, and are there"):
         for seed in range(20):
             cut_off(30, seed)
-
-
-# power
-
-
-def without_power(server, times, seed):
-    started(server).stop()  # skips, or fails where servers are required
-    try:
-        return lose_power(server, times=times, seed=seed)
-    except DiskMissing as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(5))
-def test_nothing_acknowledged_is_lost_by_a_loss_of_power(seed):
-    ledger, lost = without_power(RedisServer(), 20, seed)
-    print(ledger)
-    assert not ledger.wrong
-    assert not lost
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_a_loss_of_power_takes_what_was_not_synced():
-    """The control: a server that does not sync loses what it acknowledged."""
-    _, lost = without_power(RedisServer({"appendfsync": "no"}), 1, 1)
-    assert lost

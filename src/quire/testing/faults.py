@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Literal, cast
 
 import apsw
 
+from quire.api.store import Store
+from quire.errors import OutcomeUnknown, StorageError, StorageFull
+
 Kind = Literal["write", "sync", "full"]
 _names = itertools.count(1)
+_WRITES = 5
 
 
 class Plan:
@@ -95,3 +99,41 @@ def failing_vfs(plan: Plan) -> Generator[str]:
         yield name
     finally:
         vfs.unregister()
+
+
+async def trouble(
+    first: AbstractAsyncContextManager[Store], again: AbstractAsyncContextManager[Store], plan: Plan
+) -> tuple[list[str], list[str]]:
+    """Write to a store that is opened by `first` with trouble on the way, go on, and see what `again` finds.
+
+    Returns what failed with a known outcome, and with an unknown one. Raises AssertionError where what was acknowledged is
+    lost, what failed is there, or the store did not come back by itself.
+    """
+    acked, failed, unknown = ["begin"], list[str](), list[str]()
+    async with first as store:
+        wf = await store.create("w", {"log": ["begin"]})
+        plan.armed = True
+        for i in range(_WRITES):
+            try:
+                await wf.append("/log", f"during-{i}")
+                acked.append(f"during-{i}")
+            except OutcomeUnknown:
+                unknown.append(f"during-{i}")
+            except StorageError as error:
+                if plan.kind == "full" and not isinstance(error, StorageFull):
+                    raise
+                failed.append(f"during-{i}")
+        plan.heal()
+        for i in range(3):  # the same store object, no restart
+            await wf.append("/log", f"after-{i}")
+            acked.append(f"after-{i}")
+        assert (await store.verify()).ok
+        seen = await wf.get("/log")
+    async with again as store:
+        assert (await store.verify()).ok
+        kept = await store.workflow("w").get("/log")
+    assert kept == seen
+    assert [e for e in kept if e not in unknown] == acked
+    assert not set(failed) & set(kept)
+    assert len(set(kept)) == len(kept)
+    return failed, unknown

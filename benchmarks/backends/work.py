@@ -1,4 +1,4 @@
-"""The work that stores in a folder are measured by: ready items, the public API, and reading back."""
+"""The work that every store is measured by, by its URL: ready items, the public API, and reading back."""
 
 import asyncio
 import time

@@ -240,7 +240,7 @@ class Actor:
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
         if len(met) == len(write.passed) or (isinstance(write.policy, str) and write.policy != "both"):
-            write.plan, write.passed, write.history = plan, met, []
+            write.plan, write.passed, write.history = plan, met, ()
             write.base = Base(self.head.version, self.state)
 
     def _rebased(

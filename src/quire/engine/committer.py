@@ -289,7 +289,7 @@ class Committer:
         for write, actor in zip(submission.writes, actors, strict=True):
             if write.base is not None and actor.since(write.base.version) is None:
                 first = write.base.version + 1
-                known = write.history or []  # of a try before this one
+                known = write.history  # of a try before this one
                 after = known[-1].version if known else write.base.version
                 more = await self._backend.read(write.stream, after=after, upto=actor.head.version)
                 write.history = [*known, *more]
@@ -340,11 +340,10 @@ class Committer:
             else:
                 submission.fail(twin(error))
         alone = len(again)
-        for some in await asyncio.gather(*(self._refused(bundle, outcome) for bundle, outcome in refused)):
-            again += some
-        if (
-            again
-        ):  # at once: whatever comes between reading what others wrote and trying again gives them time to write more
+        if refused:
+            for some in await asyncio.gather(*(self._refused(bundle, outcome) for bundle, outcome in refused)):
+                again += some
+        if again:  # at once: a pause after reading what others wrote would let them write more
             self._queue.extendleft(reversed(again))
             self._alone = max(self._alone, alone)
 

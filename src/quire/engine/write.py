@@ -53,13 +53,13 @@ class Write(msgspec.Struct, eq=False):
     """What that weighs at most, as far as the parent's changes tell."""
     guard: Callable[[dict[str, Any]], None] | None = None
     """Looks at the state the write is about to meet, and raises to refuse it."""
-    history: list[Record] = []
+    history: Sequence[Record] = ()
     """Records since the base, where the engine had to read them."""
     late: bool = False
     """It was refused: others write the same stream at the same time."""
-    passed: list[Meeting] = []
+    passed: Sequence[Meeting] = ()
     """What it met on the way to its present base, where it is late."""
-    met: list[Meeting] = []
+    met: Sequence[Meeting] = ()
     """What it met until it was last prepared."""
     hooked: Sequence[Change | Fork] | None = None
     """What hooks left of its changes when it was last prepared; None where there was none to ask."""

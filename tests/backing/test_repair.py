@@ -162,6 +162,22 @@ class Blind:
         return there.chain
 
 
+@pytest.mark.parametrize("rest", [True, False])
+async def test_the_keyframe_that_a_log_begins_with_comes_back_where_it_is_gone(tmp_path, rest):
+    url, shelf, _ = await kept(tmp_path)
+    ours = "stream = (SELECT id FROM streams WHERE name = 'workflows/b')"
+    ((first,),) = sql(url, f"SELECT min(version) FROM records WHERE {ours}")
+    sql(url, f"DELETE FROM keyframes WHERE {ours}" + (" AND version = ?" if rest else ""), *([first] if rest else []))
+    async with quire.open(url) as store:
+        assert any("workflows/b" in said for said in (await store.verify()).problems)
+        without = await store.repair()  # no backup: it stays as it is, and says so
+        assert any("workflows/b" in said for said in without.after.problems)
+        done = await store.repair(shelf)
+        assert done.ok, done.after.problems
+        assert done.keyframes == [f"workflows/b@{first}"]
+        assert await store.workflow("b").state(first)
+
+
 async def unsound():
     return Report(0, 0, 0, 0, ["something"])
 
@@ -185,10 +201,13 @@ async def flips(tmp_path, count, seed):
                 before = await store.verify()
                 done = await store.repair(shelf)
                 after = await store.verify()
-                assert len(after.problems) <= len(before.problems), "it was made worse"
+                wrote = done.records or done.keyframes or done.blobs
+                cut_off = any("is damaged (" in said for said in before.problems)  # what lies behind was not counted
+                assert cut_off or len(after.problems) <= len(before.problems) or not wrote, "it was made worse"
                 if after.ok:
                     assert await everything(store) == sound, "sound, but not what it was"
                 tally["sound" if before.ok else "mended" if done.ok else "left"] += 1
+            assert wrote or place.read_bytes() == broken, "it was written to, and nobody says what"
         except QuireError:
             tally["refused"] += 1
         for file in tmp_path.glob("flipped.db*"):

@@ -176,12 +176,10 @@ class _Mending:
     async def _frames(self, stream: str) -> None:
         """Drop keyframes that are damaged or differ from the log; bring back the one that it begins with."""
         frames = await self._backend.keyframes(stream)
-        if not frames:
-            return
         bad = {v for v in frames if not await self._whole(stream, v)}
         first = await self._backend.read(stream, limit=1)
         begins = first[0].version if first and first[0].version > 1 else 0
-        if begins in bad and await self._brought_back(first[0]):
+        if begins and (begins in bad or begins not in frames) and await self._brought_back(first[0]):
             bad.discard(begins)
             self.keyframes.append(f"{stream}@{begins}")
         if begins not in bad:
@@ -218,7 +216,8 @@ class _Mending:
                 for entry in page:
                     if version == 0 and entry.version > 1:
                         frame = await self._backend.keyframe(stream, entry.version)
-                        assert frame is not None, "it was looked at"
+                        if frame is None:  # nobody can say what this log begins with
+                            return differ
                         working = Working.owning(keyframes.state_of(frame))
                     else:
                         working = await applied(entry, working, self._engine.residents)

@@ -207,7 +207,6 @@ async def flips(tmp_path, count, seed):
                 if after.ok:
                     assert await everything(store) == sound, "sound, but not what it was"
                 tally["sound" if before.ok else "mended" if done.ok else "left"] += 1
-            assert wrote or place.read_bytes() == broken, "it was written to, and nobody says what"
         except QuireError:
             tally["refused"] += 1
         for file in tmp_path.glob("flipped.db*"):

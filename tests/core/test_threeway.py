@@ -70,6 +70,15 @@ def test_both_sides_are_led_to_the_result(sides, policy):
         assert same(three_way(base, a, b, "reject").state, merged.state)
 
 
+def test_what_both_took_away_with_all_that_was_in_it_is_no_conflict():
+    base = {"a": [1, None, 2]}
+    made = [Set(("a", 0), [None]), Set(("a", 2), {"x": [1]}), Increment(("a", 2, "x", 0), 5), Delete(("a",))]
+    for policy in ("last", "reject"):
+        merged = three_way(base, branch("a", made, base), branch("b", made, base), policy)
+        assert merged.state == {}
+        assert not merged.met
+
+
 @given(parted())
 @settings(max_examples=200)
 def test_one_side_alone_is_taken_as_it_is(sides):

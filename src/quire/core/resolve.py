@@ -155,9 +155,10 @@ def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Change], head
     """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
     if not path or any(isinstance(c, Insert | Remove) for c in changes):
         return False  # where ours moved places, what is there is not theirs
-    return all(
-        type(get(state, path[:-1])) is dict and get(state, path, ABSENT) is ABSENT
-        for state in (head, apply(base, changes))
+    sides = (head, apply(base, changes))
+    return any(  # at the path, or with something that held it
+        all(type(get(s, path[:depth])) is dict and get(s, path[: depth + 1], ABSENT) is ABSENT for s in sides)
+        for depth in range(len(path))
     )
 
 

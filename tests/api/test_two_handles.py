@@ -1,14 +1,22 @@
 """Two handles on one store, as two processes have: whoever writes what, both answer what the log says."""
 
 import asyncio
+from itertools import product
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
 import quire
+from quire.config import Settings
+from quire.core.changes import apply
+from quire.core.schema import Schemas
+from quire.core.values import same
 from quire.engine.actor import Actor
-from quire.errors import MergeConflict, QuireError
+from quire.engine.write import Base, Write
+from quire.errors import ChangeError, MergeConflict, QuireError
+from quire.model import Head, Insert, Remove, Set
+from quire.testing.strategies import changes_for, states
 
 STEP = st.tuples(
     st.integers(0, 1),
@@ -96,10 +104,12 @@ async def test_of_many_who_write_and_read_at_once_each_reads_what_was_acknowledg
 # late writes that are refused again and again
 
 
-async def beaten(path, rounds, ours, theirs, **how):
+async def beaten(path, rounds, ours, theirs, *, made=True, **how):
     """Have `ours`, made on version 1, be beaten in as many rounds by `theirs`; return what became of it."""
     async with quire.open(path) as one, quire.open(path) as other:
-        wf = await one.create("w", {"plan": "first", "n": 0, "log": [], "o": {"k": 1}})
+        if made:
+            await one.create("w", {"plan": "first", "n": 0, "log": [], "o": {"k": 1}})
+        wf = one.workflow("w")
         commit, left, tried = one.engine.backend.commit, [*range(rounds)], []
 
         async def committing(items):
@@ -192,3 +202,71 @@ async def test_each_try_meets_only_what_came_since_the_one_before(tmp_path, monk
     await beaten(str(tmp_path / "s.db"), 30, plan_and_more, other_plan)
     assert len(met) == 30
     assert max(met) == 2
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+async def test_what_a_beaten_write_points_at_moves_with_what_others_insert(tmp_path, rounds):
+    """Nothing clashes, so nothing but the rebase of each try says where our items are now."""
+
+    def ours(state):
+        state["items"][1] = "ours"
+        del state["items"][2]
+
+    async def theirs(wf, number):
+        await wf.insert("/items", 0, f"theirs {number}")
+
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await store.create("w", {"items": ["a", "b", "c"]})
+    state, met, tried = await beaten(path, rounds, ours, theirs, made=False)
+    assert state["items"] == [*(f"theirs {n}" for n in reversed(range(rounds))), "a", "ours"]
+    assert not met
+    assert tried == rounds + 1
+
+
+def ended(base, mine, others, *, late):
+    """Return what becomes of changes made on `base` that others came before, one after the other; None if they clash."""
+    actor = Actor(Settings(), Schemas(), Head("workflows/w"), {}, state_size=0)
+    grown(actor, [Set((), base)])
+    write = Write("workflows/w", mine, base=Base(1, actor.state), late=late, allow_empty=True)
+    try:
+        for number, each in enumerate(others, 1):
+            actor.abandon()  # the try before this one was refused
+            grown(actor, each)
+            if late or number == len(others):
+                actor.prepare(write, 0)
+    except (MergeConflict, ChangeError):
+        return None
+    actor.publish()
+    return None if write.met else actor.state
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_beaten_step_by_step_is_beaten_at_once(data):
+    base = data.draw(states)
+    mine = data.draw(changes_for(base, 4))
+    others, now = [], base
+    for _ in range(data.draw(st.integers(1, 4))):
+        others.append(data.draw(changes_for(now, 2)))
+        now = apply(now, others[-1])
+    ends = [ended(base, mine, others, late=late) for late in (True, False)]
+    assert None in ends or same(*ends)
+
+
+def test_beaten_step_by_step_is_beaten_at_once_wherever_others_insert_and_remove():
+    base = {"l": ["a", "b", "c", "d"]}
+    steps = [Insert(("l",), at, ["new"]) for at in range(4)] + [Remove(("l",), at, 1) for at in (0, 3)]
+    compared = 0
+    for ours in (Set(("l", 1), "ours"), Insert(("l",), 2, ["ours"]), Remove(("l",), 2, 1)):
+        for others in product(steps, repeat=3):
+            ends = [ended(base, [ours], [[each] for each in others], late=late) for late in (True, False)]
+            if None not in ends:
+                assert ends[0] == ends[1], (ours, others)
+                compared += 1
+    assert compared > 400
+
+
+def grown(actor, changes):
+    actor.prepare(Write("workflows/w", changes, exists=None, allow_empty=True), 0)
+    actor.publish()

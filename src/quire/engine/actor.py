@@ -105,10 +105,9 @@ class Actor:
         weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
-        plan = write.plan
         if write.late and write.base is not None and write.base.version < self.head.version:
             self._advance(write, write.base)
-        write.met, write.hooked = write.passed, None
+        plan, write.met, write.hooked = write.plan, write.passed, None
         if write.base is not None and write.base.version < version:
             plan, write.met = self._rebased(write, write.base, working.state, self._since(write, write.base.version))
         elif callable(plan):
@@ -267,9 +266,7 @@ class Actor:
         )
         met = {each.met.path: each for each in write.passed}
         for new in settled.met:
-            before = met.get(
-                new.path
-            )  # met again: of what they had there the newest counts, of what was before the oldest
+            before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
             first = base.version if before is None else before.base
             kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
             met[new.path] = Meeting(kept, sources[new.other], first)

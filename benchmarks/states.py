@@ -25,7 +25,7 @@ async def _large(place):
         for i in range(15):
             state["items"][f"k{i * 300}"]["score"] = -1.0
             start = time.perf_counter()
-            await wf.save(state)
+            await wf.save(state, overwrite=True)
             saves.append(time.perf_counter() - start)
         for i in range(5000):
             await wf.set(f"/items/k{i}/score", i + 0.5)

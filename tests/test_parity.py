@@ -16,7 +16,7 @@ def public(cls):
 
 TWINS = [
     (sync.Store, store.Store, set()),
-    (sync.Workflow, workflow.Workflow, {"snapshot", "rebase"}),
+    (sync.Workflow, workflow.Workflow, {"snapshot", "rebase", "read_base"}),
     (sync.State, scopes.State, set()),
     (sync.WorkflowStateManager, scopes.WorkflowStateManager, set()),
     (sync.CentralizedStateStore, central.AsyncCentralizedStateStore, {"start"}),

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from quire.model import Checkpoint as Checkpoint
     from quire.model import Conflict as Conflict
     from quire.model import Delete as Delete
+    from quire.model import Ensure as Ensure
     from quire.model import Increment as Increment
     from quire.model import Insert as Insert
     from quire.model import Remove as Remove
@@ -94,6 +95,7 @@ _HOMES = {
         "Checkpoint",
         "Conflict",
         "Delete",
+        "Ensure",
         "Increment",
         "Insert",
         "Remove",
@@ -130,6 +132,7 @@ __all__ = [
     "DatabaseStorageBackend",
     "Delete",
     "DictDraft",
+    "Ensure",
     "Event",
     "EventSchema",
     "EventStore",

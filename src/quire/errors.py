@@ -14,11 +14,12 @@
      │  │  ├ InvalidKey                an id or a name that is not allowed
      │  │  ├ ChangeError               a change that does not fit the state
      │  │  └ LimitExceeded
+     │  ├ OutOfBounds                  a number would leave the bounds given for it
      │  ├ Conflict
      │  │  ├ AlreadyExists
      │  │  ├ HeadMoved                 `if_version` no longer holds
      │  │  ├ KeyReused                 an idempotency key came back with other content
-     │  │  └ MergeConflict
+     │  │  └ MergeConflict             writes that cannot both stand; it carries the refused one
      │  ├ ScriptError                   a script raised, does not parse, or its process died
      │  └ Denied (PermissionError)
      ├ StorageError                     the world
@@ -41,6 +42,7 @@ succeed later without being changed. Messages say what, where and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -176,6 +178,24 @@ class LimitExceeded(Invalid):
         self.found = found
 
 
+class OutOfBounds(RequestError):
+    """An increment would take a number out of the bounds given for it; nothing was written. `path`: its JSON Pointer.
+
+    found: the number it would have been on the state that the write met.
+    """
+
+    code = "out_of_bounds"
+
+    def __init__(
+        self, message: str, *, path: str, found: Any, minimum: int | float | None, maximum: int | float | None
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.found = found
+        self.minimum = minimum
+        self.maximum = maximum
+
+
 class Conflict(RequestError):
     """Another write came first."""
 
@@ -211,13 +231,22 @@ class KeyReused(Conflict):
 
 
 class MergeConflict(Conflict):
-    """Writes that cannot both stand. `conflicts` says which."""
+    """Writes that cannot both stand; nothing was written. `conflicts` says where they met, and who wrote the other.
+
+    changes, base: the write that was refused, and the version it was made on, None where there was none.
+    `wf.apply(error.changes, base=error.base, on_conflict=...)` applies it after all.
+    """
 
     code = "merge_conflict"
+    retryable = True
 
-    def __init__(self, message: str, *, conflicts: list[Any]) -> None:
+    def __init__(
+        self, message: str, *, conflicts: list[Any], changes: Sequence[Any] = (), base: int | None = None
+    ) -> None:
         super().__init__(message)
         self.conflicts = conflicts
+        self.changes = list(changes)
+        self.base = base
 
 
 class ScriptError(RequestError):

@@ -1,6 +1,6 @@
 """The values that Quire passes around: frozen, comparable, without behaviour of their own.
 
-The seven changes are the whole write language of the log. They are encoded as JSON arrays, `["set", ["a", 0], 1]`,
+The eight changes are the whole write language of the log. They are encoded as JSON arrays, `["set", ["a", 0], 1]`,
 so that the stored text reads by itself. `Record` is one version as stored; `Version` is the same seen by a user.
 They hold leaves and JSON trees, never cycles, and there are many of them: the garbage collector is spared (gc=False).
 """
@@ -49,6 +49,16 @@ class Delete(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="del"):
     """Remove the object key at `path`."""
 
     path: Path
+
+
+class Ensure(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ensure"):
+    """Put an empty container at `path` (an object key) where nothing is; a container of that kind there stays as it is.
+
+    value: `[]` or `{}`. Several writers may make the same container, and share it.
+    """
+
+    path: Path
+    value: list[Any] | dict[str, Any]
 
 
 class Append(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="append"):
@@ -114,7 +124,7 @@ class Point(NamedTuple):
         return f"{self.workflow_id}@{self.version}"
 
 
-Change = Set | Delete | Append | Insert | Remove | Splice | Increment
+Change = Set | Delete | Ensure | Append | Insert | Remove | Splice | Increment
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

@@ -31,7 +31,7 @@ async def written(store, *values, name="w"):
 
 async def test_a_diff_says_what_it_amounts_to(store):
     w = await store.create("w", {"a": 1, "b": {"c": 2}, "l": [1, 2], "t": "x" * 100})
-    await w.save({"a": 5, "l": [1, 2, 3], "new": None, "t": "x" * 50 + "y" * 50})
+    await w.save({"a": 5, "l": [1, 2, 3], "new": None, "t": "x" * 50 + "y" * 50}, overwrite=True)
     found = await w.diff(1, 2)
     assert (sorted(found.added), sorted(found.modified), found.removed) == (["/l/2", "/new"], ["/a", "/t"], ["/b"])
     assert found.summary == "2 added, 2 modified, 1 removed"
@@ -155,7 +155,8 @@ async def test_what_later_versions_built_on_is_not_undone_unasked(store):
     with pytest.raises(MergeConflict):
         await w.revert(2)
     assert await w.get("/a") == 3
-    assert (await w.revert(2, on_conflict="theirs")).number == 3
+    kept = await w.revert(2, on_conflict="theirs", author="bob")
+    assert (kept.number, kept.author, kept.changes, await w.get("/a")) == (4, "bob", [], 3)
     await w.revert(2, on_conflict="ours")
     assert await w.get("/a") == 1
     for version in (1, "1"):
@@ -255,7 +256,7 @@ def test_blame_of_keyed_items_does_not_depend_on_where_they_stand(data):
                 if verb == "add":
                     items.insert(data.draw(st.integers(0, len(items))), task(f"n{number}"))
                     who[f"n{number}"] = dict.fromkeys(("id", "who"), f"v{number}")
-                await w.save({**await w.state(), "tasks": items}, author=f"v{number}", allow_empty=True)
+                await w.save({**await w.state(), "tasks": items}, author=f"v{number}", allow_empty=True, overwrite=True)
             items = await w.get("/tasks")
             lines = {line.path: line.author for line in await w.blame("/tasks")} if items else {}
             for index, item in enumerate(items):

@@ -15,7 +15,7 @@ from quire.core.changes import apply
 from quire.core.merge import rebase
 from quire.core.values import same
 from quire.errors import ChangeError, Closed, InvalidState, LimitExceeded
-from quire.model import Append, Delete, Increment, Insert, Remove, Set, Splice
+from quire.model import Append, Delete, Ensure, Increment, Insert, Remove, Set, Splice
 from quire.testing.strategies import keys, scalars, states, values
 
 N = ("notes",)
@@ -190,7 +190,7 @@ def test_drafts_of_two_agents_rebase_without_taking_theirs_for_ours(start, data)
         (lambda s: s.__setitem__("n", 4), []),
         (lambda s: s.__setitem__("n", 4.0), [Set(("n",), 4.0)]),
         (lambda s: s["notes"].sort(), []),
-        (lambda s: s.setdefault("new", []).append(1), [Set(("new",), []), Append(("new",), [1])]),
+        (lambda s: s.setdefault("new", []).append(1), [Ensure(("new",), []), Append(("new",), [1])]),
         (lambda s: s.replace({**s.copy(), "n": 5}), [Set(("n",), 5)]),
         (lambda s: s["o"].replace({"k": {"x": 2}}), [Set(("o", "k", "x"), 2)]),
     ],
@@ -208,7 +208,12 @@ def test_operators():
     draft["notes"] += ["b"]
     draft["text"] += "b"
     draft |= {"new": True}
-    assert draft.changes == [Set(("n",), 2), Set(("text",), "ab"), Set(("new",), True), Append(N, ["b"])]
+    assert draft.changes == [
+        Increment(("n",), 1),
+        Splice(("text",), 1, 0, "b"),
+        Set(("new",), True),
+        Append(N, ["b"]),
+    ]
     assert draft["notes"] + ["c"] == ["a", "b", "c"]
     assert ["c"] + draft["notes"] == ["c", "a", "b"]
     assert draft["notes"] + draft["notes"] == ["a", "b", "a", "b"]

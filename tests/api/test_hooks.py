@@ -23,7 +23,7 @@ from quire.testing import strategies as qs
 WAYS = {
     "edit": lambda store, wf: edited(wf),
     "set": lambda store, wf: wf.set("/title", "secret"),
-    "save": lambda store, wf: wf.save({"title": "secret", "n": 0, "notes": []}),
+    "save": lambda store, wf: wf.save({"title": "secret", "n": 0, "notes": []}, overwrite=True),
     "apply": lambda store, wf: wf.apply({"title": "secret"}),
     "apply-once": lambda store, wf: wf.apply({"title": "secret"}, idempotency_key="k"),
     "transact": lambda store, wf: store.transact([wf.change([quire.Set(("title",), "secret")])]),

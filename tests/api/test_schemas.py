@@ -107,7 +107,7 @@ async def test_a_state_comes_as_its_type_and_goes_back(tmp_path):
         state = await w.state(type=Research)
         assert state == Research("tides", [Note("a")])
         state.notes[0].stars = 5
-        await w.save(state)
+        await w.save(state, overwrite=True)
         assert await w.state() == {
             "$schema": "research/1",
             "topic": "tides",
@@ -122,12 +122,12 @@ async def test_a_state_comes_as_its_type_and_goes_back(tmp_path):
 async def test_a_state_made_anew_is_of_its_schema_still(tmp_path):
     async with opened(tmp_path, Schema("research", model=Research)) as store:
         w = await store.create("w", FIRST, schema="research")
-        await w.save({"topic": "neaps"})
+        await w.save({"topic": "neaps"}, overwrite=True)
         assert await w.state() == {"$schema": "research/1", "topic": "neaps"}
         with pytest.raises(InvalidState):
-            await w.save({"topic": 5})
+            await w.save({"topic": 5}, overwrite=True)
         await w.delete("/$schema")
-        assert (await w.save({"topic": 5})).number == 4
+        assert (await w.save({"topic": 5}, overwrite=True)).number == 4
 
 
 async def test_a_workflow_without_a_schema_is_as_free_as_ever(tmp_path):

@@ -77,14 +77,14 @@ async def test_every_writing_method(wf):
     await wf.apply({"n": None, "deep": {"x": 1}})
     await wf.apply([quire.Set(("k",), 1), quire.Append(("notes",), ["e"])])
     assert await wf.state() == {"notes": ["b", "c", "d", "e"], "text": "aXYc", "fresh": 1, "deep": {"x": 1}, "k": 1}
-    await wf.save({"k": 2})
+    await wf.save({"k": 2}, overwrite=True)
     assert await wf.state() == {"k": 2}
 
 
 async def test_what_changes_nothing_makes_no_version(wf):
     assert (await wf.set("/n", 0)).number == 1
     assert (await wf.append("/notes")).number == 1
-    assert (await wf.save(await wf.state())).number == 1
+    assert (await wf.save(await wf.state(), overwrite=True)).number == 1
     async with wf.edit() as state:
         state["n"] = 0
     assert (await wf.version()).number == 1
@@ -98,7 +98,7 @@ async def test_bad_values_are_refused_with_their_place_and_nothing_is_stored(wf)
             await wf.set("/x", value)
         assert caught.value.path == path
     with pytest.raises(InvalidState):
-        await wf.save({"n": float("inf")})
+        await wf.save({"n": float("inf")}, overwrite=True)
     with pytest.raises(InvalidState):
         async with wf.edit() as state:
             state["x"] = {1: 2}
@@ -142,7 +142,7 @@ async def test_nothing_passed_in_or_out_is_the_stored_state(wf):
     (await wf.blame("/v"))[0]
     whole = await wf.state()
     whole["w"] = {"x": []}
-    await wf.save(whole)
+    await wf.save(whole, overwrite=True)
     whole["w"]["x"].append(1)
     async with wf.edit() as state:
         out = state["v"].to_plain()

@@ -10,7 +10,7 @@ from quire.core.changes import Working, apply
 from quire.core.history import BASE, Blamed, blame, summary, touches
 from quire.core.path import get
 from quire.core.values import same
-from quire.model import Append, Delete, Fork, Increment, Insert, Remove, Set, Splice
+from quire.model import Append, Delete, Ensure, Fork, Increment, Insert, Remove, Set, Splice
 from quire.testing.strategies import changes_for, places, states
 
 L = ("l",)
@@ -67,7 +67,7 @@ def origin(change, path, before):
     if path[:depth] != change.path:
         emptied = change.path[:-1] == path and isinstance(change, Delete)
         return None if emptied else path
-    if isinstance(change, Set | Splice | Increment):
+    if isinstance(change, Set | Ensure | Splice | Increment):
         return None
     if len(path) == depth:
         return None if isinstance(change, Remove) else path

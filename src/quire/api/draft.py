@@ -8,32 +8,70 @@ their intent: an append stays an append when others append too.
    replaced, using it raises ChangeError.
 3. What is put in is copied, and what `pop`, `copy` and `to_plain` give is a copy: no aliases of stored state.
 4. A draft is not a dict: `json.dumps(draft.to_plain())`, not `json.dumps(draft)`.
+5. Each node marks what was read of it. A change that replaces or removes something is guarded when that place, something
+   below it, or the whole value around it was read: see core/guards.py. Getting an object or a list is no read of it;
+   listing keys is one of each key that is then written.
+6. What commutes is written down as that: `+=` on numbers and texts, `list + [...]` put back, an empty container where
+   none is.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    ValuesView,
+)
 from typing import Any, SupportsIndex, cast, overload
 
 import msgspec
 
+from quire.api import augmented
 from quire.api.recorder import Recorder
+from quire.api.writes import bounded
 from quire.core.diff import diff
 from quire.core.fold import copied
+from quire.core.guards import Step, places
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
 from quire.core.values import same
 from quire.errors import ChangeError
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _ABSENT: Any = object()
+_PRESENCE, _READ, _OWN = 1, 2, 3
+"""Marks of a key: whether something is there was read; what is there was read; what is there is this draft's own."""
+_SUMS = frozenset((int, float, str))
+"""What `+=` is understood of."""
+_MARKS_MAX = 1000
+"""Marks that a list keeps for each item; with more it counts as read whole."""
 
 
 class _Node:
-    """A place in the state: knows its parent and its key there."""
+    """A place in the state: knows its parent and its key there, and what was read of it."""
 
-    __slots__ = ("_gone", "_key", "_kids", "_parent", "_recorder")
+    __slots__ = (
+        "_cache",
+        "_gone",
+        "_key",
+        "_kids",
+        "_listed",
+        "_marks",
+        "_moment",
+        "_parent",
+        "_recorder",
+        "_sites",
+        "_sum",
+        "_touched",
+        "_whole",
+    )
 
     def __init__(self, recorder: Recorder, parent: _Node | None, key: str | int) -> None:
         self._recorder = recorder
@@ -41,15 +79,32 @@ class _Node:
         self._key = key
         self._kids: dict[str | int, _Node] = {}
         self._gone = False
+        self._moment = -1
+        self._cache: Any = None
+        """What is here, as it was looked up at that moment."""
+        self._marks: dict[str | int, int] = {}
+        self._sites: dict[str | int, tuple[augmented.Site, Any]] = {}
+        """Where `+=` was begun and not ended yet, and with what value."""
+        self._sum: Any = _ABSENT
+        """The newest result of `list + [...]`."""
+        self._whole = False
+        self._listed = False
+        self._touched = False
+        """Whether anything was read here or below."""
 
     def __repr__(self) -> str:
         try:
+            self._read_whole()
             return f"<draft {self._plain()!r}>"
         except Exception as error:  # noqa: BLE001 - a repr is read while looking for an error; it must not add one
             return f"<draft: {error}>"
 
     def __eq__(self, other: object) -> bool:
-        return bool(self._plain() == (other._plain() if isinstance(other, _Node) else other))
+        self._read_whole()
+        if isinstance(other, _Node):
+            other._read_whole()
+            return bool(self._plain() == other._plain())
+        return bool(self._plain() == other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -62,14 +117,20 @@ class _Node:
     @property
     def changes(self) -> list[Change]:
         """What was done to the whole draft so far, in few changes: copies, the caller's to keep."""
-        return self._recorder.changes()
+        return [step for step in self._recorder.steps() if isinstance(step, Change)]
+
+    @property
+    def steps(self) -> list[Step]:
+        """The same, each change that relies on what was read with its guards in front of it."""
+        return self._recorder.steps()
 
     def close(self) -> None:
         """End the whole draft: using any part of it from now on raises Closed; `changes` stays readable."""
-        self._recorder.closed = True
+        self._recorder.close()
 
     def to_plain(self) -> Any:
         """Return a deep plain copy, for `json.dumps` or to keep."""
+        self._read_whole()
         return copied(self._plain())
 
     def _path(self) -> Path:
@@ -84,7 +145,11 @@ class _Node:
         return tuple(reversed(path))
 
     def _plain(self) -> Any:
-        return get(self._recorder.state, self._path())
+        recorder = self._recorder
+        if self._moment != recorder.moment:
+            self._cache = get(recorder.state, self._path())
+            self._moment = recorder.moment
+        return self._cache
 
     def _child(self, key: str | int, value: Any) -> Any:
         draft = _DRAFTS.get(cast("type[Any]", type(value)))
@@ -104,13 +169,147 @@ class _Node:
         for key in list(self._kids):
             self._forget(key)
 
+    # what was read
+
+    def _read(self, key: str | int, mark: int = _READ) -> None:
+        """Mark a key as read."""
+        if self._whole or self._marks.get(key, 0) >= mark:
+            return
+        self._marks[key] = mark
+        self._touch()
+        if self._recorder.strict and not self._is_own(key):
+            self._recorder.read((*self._path(), key), "value")
+
+    def _read_whole(self) -> None:
+        """Mark all that is here as read."""
+        if self._whole:
+            return
+        self._whole = True
+        self._touch()
+        if self._recorder.strict and not self._is_own(None):
+            self._recorder.read(self._path(), "value")
+
+    def _read_keys(self) -> None:
+        """Mark which keys there are, or how many items, as read."""
+        if self._listed or self._whole:
+            return
+        self._listed = True
+        self._touch()
+        if self._recorder.strict and not self._is_own(None):
+            self._recorder.read(self._path(), "keys")
+
+    def _touch(self) -> None:
+        node: _Node | None = self
+        while node is not None and not node._touched:
+            node._touched = True
+            node = node._parent
+
+    def _is_own(self, key: str | int | None) -> bool:
+        """Return True if what is at a key here (None: here) was put there by this draft, or lies within what was."""
+        if key is not None and self._marks.get(key) == _OWN:
+            return True
+        node = self
+        while node._parent is not None:
+            if node._parent._marks.get(node._key) == _OWN:
+                return True
+            node = node._parent
+        return False
+
+    def _relied_on(self, key: str | int) -> bool:
+        """Return True if the value at a key here was read: itself, something in it, or all around it."""
+        kid = self._kids.get(key)
+        found = (
+            self._marks.get(key, 0) >= _PRESENCE
+            or self._listed
+            or self._whole
+            or key in self._sites
+            or (kid is not None and kid._was_read())
+        )
+        node = self
+        while not found and node._parent is not None:
+            found = node._parent._whole or node._parent._marks.get(node._key) == _READ
+            node = node._parent
+        return found and not self._is_own(key)
+
+    def _was_read(self) -> bool:
+        if not self._touched:
+            return False
+        if self._whole or self._listed or any(mark != _OWN for mark in self._marks.values()):
+            return True
+        return any(kid._was_read() for kid in self._kids.values())
+
+    def _guarded(self, path: Path, key: str | int) -> list[Path]:
+        """Return the place of a key, if it has to be guarded when it is written. path: of this node."""
+        return [(*path, key)] if self._relied_on(key) else []
+
+    def _guarded_below(self, change: Change) -> list[Path]:
+        """Return what has to be guarded of a change somewhere at or below this node."""
+        found: list[Path] = []
+        here = len(self._path())
+        for place in places(change):
+            node: _Node = self
+            for token in place[here:-1]:
+                below = node._kids.get(token)
+                if below is None:
+                    break
+                node = below
+            found += [place] if node._relied_on(place[len(node._path())]) else []
+        return found
+
+    # what is written
+
     def _put(self, path: Path, value: Any) -> None:
         """Set a cleaned value at a path just below this node."""
-        self._recorder.record(Set(path, value))
-        self._forget(path[-1])
+        key = path[-1]
+        if self._recorder.record(Set(path, value), self._guarded(path[:-1], key)):
+            self._marks[key] = _OWN
+        self._sites.pop(key, None)
+        self._forget(key)
 
-    def _add(self, path: Path, amount: int | float) -> None:
-        self._recorder.record(Increment(path, self._recorder.clean(amount, path)))
+    def _begun(self, key: str | int, value: Any) -> Any:
+        """Return a scalar that was read, noting where `+=` begins: that is no read of it."""
+        site = augmented.reading(2) if type(value) in _SUMS else None
+        left = self._sites.pop(key, None) if self._sites else None
+        if site is None or left is not None:
+            self._read(key)
+        if site is not None:
+            self._sites[key] = site, value
+        return value
+
+    def _ended(self, path: Path, key: str | int, value: Any, old: Any) -> bool:
+        """Write down what `+=` or `-=` came to, as an increment or a text put behind; False where it cannot be one."""
+        begun = self._sites.get(key)
+        if begun is None:
+            return False
+        site, before = begun
+        if not augmented.storing(site, 2) or before is not old:
+            return False
+        change = _sum(path, before, value)
+        if change is None:
+            return False
+        del self._sites[key]
+        self._recorder.record(change)
+        return True
+
+    def _added(self, key: str | int, value: Any) -> bool:
+        """Write down `x = x + [...]` as what it appends; False if it is something else."""
+        kid = self._kids.get(key)
+        if not isinstance(kid, ListDraft) or kid._sum is not value:
+            return False
+        there = cast("list[Any]", kid._plain())
+        if not same(there, value[: len(there)]):
+            return False
+        kid.extend(value[len(there) :])
+        return True
+
+    def _add(self, path: Path, amount: int | float, minimum: int | float | None, maximum: int | float | None) -> None:
+        by = self._recorder.clean(amount, path)
+        guards = bounded(path, minimum, maximum, self._recorder.bounds)
+        before = get(self._recorder.state, path, 0)
+        if type(before) in (int, float) and type(by) in (int, float):
+            for guard in guards:
+                guard.check_value(before + by)
+        self._recorder.record(Increment(path, by), (), guards)
 
     def _edit_text(self, path: Path, position: int, delete: int, insert: str) -> None:
         text = self._recorder.clean(insert, path)
@@ -126,72 +325,133 @@ class DictDraft(_Node, MutableMapping[str, Any]):
     __slots__ = ()
 
     def __getitem__(self, key: str) -> Any:
-        value = self._plain()[key]
-        return self._child(_name(key), value)
+        value = self._plain().get(key, _ABSENT)
+        if type(value) in _DRAFTS:
+            return self._child(_name(key), value)
+        if value is _ABSENT:
+            self._read(_name(key))
+            raise KeyError(key)
+        return self._begun(_name(key), value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         base = self._path()
-        if value is self._kids.get(key, _ABSENT):
+        if value is self._kids.get(key, _ABSENT) or self._added(key, value):
             return  # `state["list"] += [..]` ends by assigning the list to itself
+        old = self._plain().get(key, _ABSENT)
+        if self._sites and self._ended((*base, key), key, value, old):
+            return
         ((name, plain),) = self._recorder.clean({key: value}, base).items()
-        self._put((*base, name), plain)
+        if old is _ABSENT and type(plain) in _DRAFTS and not plain:
+            self._recorder.record(Ensure((*base, name), plain))
+        else:
+            self._put((*base, name), plain)
 
     def __delitem__(self, key: str) -> None:
+        path, name = self._path(), _name(key)
         if key not in self._plain():
+            self._read(name)
             raise KeyError(key)
-        self._recorder.record(Delete((*self._path(), _name(key))))
-        self._forget(key)
+        self._drop(path, name)
 
     def __iter__(self) -> Iterator[str]:
+        self._read_keys()
         return iter(list(self._plain()))
 
     def __len__(self) -> int:
+        self._read_keys()
         return len(self._plain())
 
     def __contains__(self, key: object) -> bool:
-        return key in self._plain()
+        there = self._plain().get(key, _ABSENT)
+        if isinstance(key, str):
+            self._read(_name(key), _PRESENCE if type(there) in _DRAFTS else _READ)
+        return there is not _ABSENT
 
     def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> DictDraft:
         self.update(other)
         return self
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value at a key, or `default`."""
+        value = self._plain().get(key, _ABSENT)
+        if type(value) in _DRAFTS:
+            return self._child(_name(key), value)
+        if isinstance(key, str):
+            self._read(_name(key))
+        return default if value is _ABSENT else value
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return the keys with their values; going through them reads all of it."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Return the values; going through them reads all of it."""
+        return _Values(self)
+
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the value at a key, putting `default` there first if it is absent."""
-        if key not in self:
-            self[key] = default
-        return self[key]
+        """Return the value at a key, putting `default` there first if it is absent.
+
+        Others may do so at the same time: an empty object or list is one for all, a number at 0 that is only added to
+        counts what all add, and of anything else the first stays.
+        """
+        base, name = self._path(), _name(key)
+        if self._plain().get(key, _ABSENT) is not _ABSENT:
+            return self.get(key)
+        ((name, plain),) = self._recorder.clean({key: default}, base).items()
+        if type(plain) in _DRAFTS and not plain:
+            self._recorder.record(Ensure((*base, name), plain))
+        elif type(plain) in (int, float) and plain == 0:
+            self._recorder.begin_number((*base, name), plain)
+        else:
+            self._read(name)
+            self._put((*base, name), plain)
+        return self._child(name, self._plain()[name])
 
     def pop(self, key: str, default: Any = _ABSENT) -> Any:
         """Remove a key and return a plain copy of its value, or `default`. Raises KeyError without one."""
-        value = self._plain().get(key, _ABSENT)
+        path, value = self._path(), self._plain().get(key, _ABSENT)
+        if isinstance(key, str):
+            self._read(_name(key))
         if value is _ABSENT:
             if default is _ABSENT:
                 raise KeyError(key)
             return default
         value = copied(value)
-        del self[key]
+        self._drop(path, _name(key))
         return value
 
     def popitem(self) -> tuple[str, Any]:
         """Remove the newest key; return it and a copy of its value. Raises KeyError if there is none."""
+        self._read_keys()
         for key in reversed(self._plain()):
             return key, self.pop(key)
         raise KeyError("popitem from an empty object")
 
     def clear(self) -> None:
         """Remove every key."""
-        for key in self:
-            del self[key]
+        for key in list(self._plain()):
+            self._drop(self._path(), key)
 
     def copy(self) -> dict[str, Any]:
         """Return a deep plain copy."""
         return cast("dict[str, Any]", self.to_plain())
 
-    def increment(self, key: str, amount: int | float = 1) -> None:
-        """Add to a number; absent counts as 0. Unlike `+=`, concurrent increments all count."""
+    def increment(
+        self,
+        key: str,
+        amount: int | float = 1,
+        *,
+        minimum: int | float | None = None,
+        maximum: int | float | None = None,
+    ) -> None:
+        """Add to a number; absent counts as 0. Concurrent increments all count.
+
+        minimum, maximum: where the number has to stay, both included, on the state that the write meets when it is
+        committed. Raises OutOfBounds, now or then, with nothing written.
+        """
         base = self._path()
         ((name, _),) = self._recorder.clean({key: None}, base).items()
-        self._add((*base, name), amount)
+        self._add((*base, name), amount, minimum, maximum)
 
     def splice(self, key: str, position: int, delete: int = 0, insert: str = "") -> None:
         """Edit a string in place, by code points. Unlike assigning, it merges with others' edits."""
@@ -202,8 +462,39 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         base = self._path()
         whole = self._recorder.clean(whole, base)
         for change in diff(self._plain(), whole):
-            self._recorder.record(msgspec.structs.replace(change, path=(*base, *change.path)))
+            placed = msgspec.structs.replace(change, path=(*base, *change.path))
+            self._recorder.record(placed, self._guarded_below(placed))
         self._forget_all()
+
+    def _drop(self, path: Path, key: str) -> None:
+        self._recorder.record(Delete((*path, key)), self._guarded(path, key))
+        self._marks[key] = _OWN
+        self._sites.pop(key, None)
+        self._forget(key)
+
+
+class _Items(ItemsView[str, Any]):
+    """The items of an object of the state."""
+
+    _mapping: DictDraft
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self._mapping._read_whole()  # pyright: ignore[reportPrivateUsage]
+        return super().__iter__()
+
+
+class _Values(ValuesView[Any]):
+    """The values of an object of the state."""
+
+    _mapping: DictDraft
+
+    def __iter__(self) -> Iterator[Any]:
+        self._mapping._read_whole()  # pyright: ignore[reportPrivateUsage]
+        return super().__iter__()
+
+    def __contains__(self, value: object) -> bool:
+        self._mapping._read_whole()  # pyright: ignore[reportPrivateUsage]
+        return super().__contains__(value)
 
 
 class ListDraft(_Node, MutableSequence[Any]):
@@ -218,28 +509,35 @@ class ListDraft(_Node, MutableSequence[Any]):
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         items = self._plain()
         if isinstance(index, slice):
-            return [self._child(i, items[i]) for i in range(*index.indices(len(items)))]
-        at = _at(index, len(items))
-        return self._child(at, items[at])
+            where = range(*index.indices(len(items)))
+            for i in where:
+                self._read(i)
+            return [self._child(i, items[i]) for i in where]
+        at = self._at(index)
+        value = items[at]
+        return self._child(at, value) if type(value) in _DRAFTS else self._begun(at, value)
 
     @overload
     def __setitem__(self, index: SupportsIndex, value: Any) -> None: ...
     @overload
     def __setitem__(self, index: slice, value: Iterable[Any]) -> None: ...
     def __setitem__(self, index: SupportsIndex | slice, value: Any) -> None:
+        items = self._plain()
         if isinstance(index, slice):
-            self._put_slice(range(*index.indices(len(self))), value)
+            self._put_slice(range(*index.indices(len(items))), value)
             return
-        at = _at(index, len(self))
-        if value is not self._kids.get(at, _ABSENT):
-            path = (*self._path(), at)
+        at = self._at(index)
+        path = (*self._path(), at)
+        if value is self._kids.get(at, _ABSENT) or self._added(at, value):
+            return
+        if not (self._sites and self._ended(path, at, value, items[at])):
             self._put(path, self._recorder.clean(value, path))
 
     def __delitem__(self, index: SupportsIndex | slice) -> None:
         if not isinstance(index, slice):
-            self._remove(_at(index, len(self)), 1)
+            self._remove(self._at(index), 1)
             return
-        where = range(*index.indices(len(self)))
+        where = range(*index.indices(len(self._plain())))
         if not where:
             return
         if where.step in (1, -1):
@@ -249,20 +547,35 @@ class ListDraft(_Node, MutableSequence[Any]):
             self._remove(at, 1)
 
     def __len__(self) -> int:
+        self._read_keys()
         return len(self._plain())
 
+    def __iter__(self) -> Iterator[Any]:
+        self._read_whole()
+        at = 0
+        while at < len(self._plain()):
+            yield self._child(at, self._plain()[at])
+            at += 1
+
+    def __reversed__(self) -> Iterator[Any]:
+        self._read_whole()
+        for at in reversed(range(len(self._plain()))):
+            yield self._child(at, self._plain()[at])
+
     def __contains__(self, value: object) -> bool:
+        self._read_whole()
         return value in self._plain()
 
     def __add__(self, other: list[Any] | ListDraft) -> list[Any]:
-        return self.copy() + (other.copy() if isinstance(other, ListDraft) else other)
+        self._sum = self.copy() + (other.copy() if isinstance(other, ListDraft) else other)
+        return self._sum
 
     def __radd__(self, other: list[Any]) -> list[Any]:
         return other + self.copy()
 
     def insert(self, index: SupportsIndex, value: Any) -> None:
         """Insert before `index`, which is cut to the list as list.insert does."""
-        length, at = len(self), int(operator.index(index))
+        length, at = len(self._plain()), int(operator.index(index))
         at = max(0, at + length) if at < 0 else min(at, length)
         self._insert(at, self._cleaned([value], at))
 
@@ -272,34 +585,51 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def extend(self, values: Iterable[Any]) -> None:
         """Add several at the end."""
-        length = len(self)
+        length = len(self._plain())
         self._insert(length, self._cleaned(values, length))
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """Return the first index of a value. Raises ValueError if it is not there."""
-        return cast("int", self._plain().index(value, start, len(self) if stop is None else stop))
+        self._read_whole()
+        items = self._plain()
+        return cast("int", items.index(value, start, len(items) if stop is None else stop))
 
     def count(self, value: Any) -> int:
         """Return how often a value occurs."""
+        self._read_whole()
         return cast("int", self._plain().count(value))
+
+    def remove(self, value: Any) -> None:
+        """Remove the first item of a value. Raises ValueError if it is not there."""
+        items = self._plain()
+        try:
+            at = items.index(value)
+        except ValueError:
+            self._read_whole()
+            raise
+        self._read(at)
+        self._remove(at, 1)
 
     def pop(self, index: SupportsIndex = -1) -> Any:
         """Remove an item and return a plain copy of it."""
         items = self._plain()
         if not items:
+            self._read_keys()
             raise IndexError("pop from empty list")
-        at = _at(index, len(items))
+        at = self._at(index)
+        self._read(at)
         value = copied(items[at])
         self._remove(at, 1)
         return value
 
     def clear(self) -> None:
         """Remove every item."""
-        if len(self):
-            self._remove(0, len(self))
+        if length := len(self._plain()):
+            self._remove(0, length)
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place; `key` is given items as they are read from the draft."""
+        self._read_whole()
         items = self._plain()
         keys = items if key is None else [key(item) for item in self]
         order = sorted(range(len(items)), key=keys.__getitem__, reverse=reverse)
@@ -307,19 +637,27 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def reverse(self) -> None:
         """Reverse in place."""
+        self._read_whole()
         self._become(self._plain()[::-1])
 
     def copy(self) -> list[Any]:
         """Return a deep plain copy."""
         return cast("list[Any]", self.to_plain())
 
-    def increment(self, index: SupportsIndex, amount: int | float = 1) -> None:
-        """Add to a number; concurrent increments all count."""
-        self._add((*self._path(), _at(index, len(self))), amount)
+    def increment(
+        self,
+        index: SupportsIndex,
+        amount: int | float = 1,
+        *,
+        minimum: int | float | None = None,
+        maximum: int | float | None = None,
+    ) -> None:
+        """Add to a number; concurrent increments all count. minimum, maximum: as for those of an object."""
+        self._add((*self._path(), self._at(index)), amount, minimum, maximum)
 
     def splice(self, index: SupportsIndex, position: int, delete: int = 0, insert: str = "") -> None:
         """Edit a string in place, by code points. Unlike assigning, it merges with others' edits."""
-        self._edit_text((*self._path(), _at(index, len(self))), position, delete, insert)
+        self._edit_text((*self._path(), self._at(index)), position, delete, insert)
 
     def _cleaned(self, values: Iterable[Any], start: int) -> list[Any]:
         """Return private copies of items that will lie at `start` and behind; all, before any is recorded."""
@@ -342,44 +680,72 @@ class ListDraft(_Node, MutableSequence[Any]):
         for at, value in zip(where, new, strict=True):
             self._put((*path, at), value)
 
+    def _at(self, index: SupportsIndex) -> int:
+        """Return the place of an index, which may count from the end. Raises IndexError."""
+        at, length = int(operator.index(index)), len(self._plain())
+        place = at + length if at < 0 else at
+        if not 0 <= place < length:
+            self._read_keys()
+            raise IndexError(f"index {at} of a list with {length} items")
+        return place
+
     def _insert(self, at: int, new: list[Any]) -> None:
-        path, length = self._path(), len(self)
-        self._recorder.record(Append(path, new) if at == length else Insert(path, at, new))
-        self._shift(at, len(new))
+        path, length = self._path(), len(self._plain())
+        if self._recorder.record(Append(path, new) if at == length else Insert(path, at, new)):
+            self._shift(at, len(new))
 
     def _remove(self, at: int, count: int) -> None:
-        self._recorder.record(Remove(self._path(), at, count))
+        path = self._path()
+        self._recorder.record(Remove(path, at, count), [p for i in range(count) for p in self._guarded(path, at + i)])
         for key in [k for k in self._kids if at <= cast("int", k) < at + count]:
             self._forget(key)
+        for known in (self._marks, self._sites):
+            for key in [k for k in known if at <= cast("int", k) < at + count]:
+                del known[key]
         self._shift(at + count, -count)
 
     def _shift(self, start: int, by: int) -> None:
-        """Let the drafts of items from `start` on follow their items."""
+        """Let the drafts and marks of items from `start` on follow their items."""
         moved: dict[str | int, _Node] = {}
         for key, kid in self._kids.items():
             place = cast("int", key)
             kid._key = place + by if place >= start else place
             moved[kid._key] = kid
         self._kids = moved
+        if len(self._marks) > _MARKS_MAX:
+            self._read_whole()
+            self._marks = {k: mark for k, mark in self._marks.items() if mark == _OWN}
+        for key in self._sites:
+            self._read(key)  # what its `+=` comes to is not an increment of what is there now
+        self._sites = {}
+        if self._marks:
+            self._marks = {k + by if cast("int", k) >= start else k: m for k, m in self._marks.items()}  # type: ignore[operator]
+        if by > 0:
+            self._marks.update(dict.fromkeys(range(start, start + by), _OWN))
 
     def _become(self, items: list[Any]) -> None:
         """Take on the same items in another order."""
         if not same(self._plain(), items):
-            self._recorder.record(Set(self._path(), copied(items)))  # the items themselves go on being changed
+            path, parent = self._path(), self._parent
+            assert parent is not None
+            change = Set(path, copied(items))  # the items themselves go on being changed
+            self._recorder.record(change, parent._guarded(path[:-1], self._key))
             self._forget_all()
 
 
-def recording(state: dict[str, Any], *, depth_max: int = 64, key_bytes_max: int = 512) -> DictDraft:
+def recording(
+    state: dict[str, Any], *, depth_max: int = 64, key_bytes_max: int = 512, strict: bool = False
+) -> DictDraft:
     """Return a draft over a published state, which is never altered.
 
-    depth_max, key_bytes_max: what values put in are held to.
+    depth_max, key_bytes_max: what values put in are held to.  strict: every read is guarded, see `Recorder`.
 
     >>> draft = recording({"notes": []})
     >>> draft["notes"].append("spring tide")
     >>> draft.changes
     [Append(path=('notes',), values=['spring tide'])]
     """
-    return DictDraft(Recorder(state, depth_max=depth_max, key_bytes_max=key_bytes_max), None, "")
+    return DictDraft(Recorder(state, depth_max=depth_max, key_bytes_max=key_bytes_max, strict=strict), None, "")
 
 
 _DRAFTS: dict[type[Any], type[DictDraft] | type[ListDraft]] = {dict: DictDraft, list: ListDraft}
@@ -390,9 +756,20 @@ def _name(key: str) -> str:
     return key if type(key) is str else str.__str__(key)
 
 
-def _at(index: SupportsIndex, length: int) -> int:
-    at = int(operator.index(index))
-    place = at + length if at < 0 else at
-    if not 0 <= place < length:
-        raise IndexError(f"index {at} of a list with {length} items")
-    return place
+def _sum(path: Path, old: Any, new: Any) -> Change | None:
+    """Return the change behind `x += y` or `x -= y`, None where it is not one that is certain to lead there.
+
+    >>> _sum(("n",), 0.1, 0.1 + 0.2), _sum(("t",), "a", "ab")
+    (Increment(path=('n',), amount=0.2), Splice(path=('t',), position=1, delete=0, insert='b'))
+    """
+    if type(old) is str:
+        grown = type(new) is str and new.startswith(old)
+        return Splice(path, len(old), 0, new[len(old) :]) if grown else None
+    if type(new) not in (int, float) or not math.isfinite(new):
+        return None
+    try:
+        by = new - old
+        short = float(f"{by:.15g}") if type(by) is float else by  # what was most likely added, without the noise
+        return next((Increment(path, amount) for amount in (short, by) if same(old + amount, new)), None)
+    except OverflowError:
+        return None

@@ -26,6 +26,7 @@ from quire.api.writes import Changes
 from quire.core import record
 from quire.core.changes import apply
 from quire.core.fold import copied
+from quire.core.guards import pure
 from quire.core.history import touches
 from quire.core.names import check_id
 from quire.core.path import get, parse
@@ -240,9 +241,8 @@ class BeforeHooks:
         if inspect.iscoroutine(answer):
             answer.close()
             raise Invalid("it returned a coroutine; a hook before changes must not wait")
-        changes = writes.plan_of(cast("Changes", answer), self._bounds)
-        if callable(changes):
-            changes = changes(state)
+        planned = writes.plan_of(cast("Changes", answer), self._bounds)
+        changes = pure(planned(state) if callable(planned) else planned)
         if write.start is not None or write.kind == DELETED:
             raise Invalid("a fork and a deletion can be refused, not altered")
         plain = _plain(changes)

@@ -290,6 +290,7 @@ class StateManager:
         snapshot = await self.get_snapshot(workflow_id, snapshot_id)
         await self.store.workflow(workflow_id).save(
             snapshot.state,
+            overwrite=True,
             author="state-manager",
             message=f"Restored from snapshot: {snapshot_id}",
             kind="restore",

@@ -122,17 +122,15 @@ async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> 
     us, them = await _side(engine, base, ours), await _side(engine, base, theirs)
     where = f"merging {theirs} into {ours}"
     # states that are published are never altered, so another thread may look at them
-    kinds = engine.schemas.kinds(us.state)
-    merged = await asyncio.to_thread(
-        three_way, start, us.branch(), them.branch(), write.policy, where=where, kinds=kinds
-    )
+    kinds, policy = engine.schemas.kinds(us.state), write.policy or "last"
+    merged = await asyncio.to_thread(three_way, start, us.branch(), them.branch(), policy, where=where, kinds=kinds)
     return MergeResult(
         version=at,
         base=base,
         ours=[m.change for m in us.made],
         theirs=[m.change for m in them.made],
         changes=merged.changes.changes,
-        conflicts=_conflicts(engine, us, them, base, merged, write.policy),
+        conflicts=_conflicts(engine, us, them, base, merged, policy),
     ), merged
 
 

@@ -77,8 +77,16 @@ class Reader:
         state = copied(await self._at(version))
         return state if type is None else typed(state, type, getattr(type, "__name__", str(type)))
 
-    async def snapshot(self) -> Base:
-        """Return the head's number and its state. The state is the engine's own and must not be altered."""
+    async def state_and_version(self, version: Revision = None) -> tuple[dict[str, Any], int]:
+        """Return the state, the caller's to keep, and the number of its version: the base of a later `save`."""
+        number, state = await self.snapshot(version)
+        return copied(state), number
+
+    async def snapshot(self, version: Revision = None) -> Base:
+        """Return a version's number and its state. The state is the engine's own and must not be altered."""
+        if version is not None:
+            number = await self._number(version)
+            return Base(number, await self._engine.state_at(self.stream, number))
         actor = await self._live()
         return Base(actor.head.version, actor.state)
 
@@ -204,7 +212,7 @@ class Reader:
     ) -> AsyncGenerator[Event]:
         """Yield every version after `after` (None: from now on; 0: all), past ones first, then live ones, for ever.
 
-        path, types, author: only matching changes (types: set, delete, append, insert, remove, splice, inc).
+        path, types, author: only matching changes (types: set, delete, ensure, append, insert, remove, splice, inc).
         cursor: a name under which the place is kept: each event then comes at least once, across restarts, and counts
         as done when the next one is asked for; `after` then only says where a new cursor starts.
         """

@@ -1,41 +1,59 @@
 """What a draft writes down: the state as it is being changed, and the changes that lead there.
 
-What is appended to a list stays open until the draft ends: later changes to those items are not changes of
-their own, they end up in what is appended. So a draft says by index only what it found, never what it added
-itself, and its changes can be rebased over other appends to the same list without taking theirs for ours.
+1. What is appended to a list stays open until the draft ends: later changes to those items are not changes of their
+   own, they end up in what is appended. So a draft says by index only what it found, never what it added itself, and
+   its changes can be rebased over other appends to the same list without taking theirs for ours.
+2. A change that relies on what was read has a guard in front of it, see core/guards.py. The draft says which do.
+3. A number that `setdefault` puts at 0 is written down with what follows: with increments only, it is an increment.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import msgspec
 
+from quire.api.writes import Bounds
 from quire.core import values
 from quire.core.changes import Working, coalesce
 from quire.core.fold import copied
+from quire.core.guards import Read, Step, Within
 from quire.core.path import get
 from quire.errors import Closed
-from quire.model import Append, Change, Delete, Insert, Path, Remove, Set
+from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set
 
 
 class Recorder:
-    """The state under the drafts of one edit, and the changes so far. `closed` ends it."""
+    """The state under the drafts of one edit, and the changes so far.
 
-    __slots__ = ("_bounds", "_changes", "_tails", "_working", "closed")
+    strict: every read is guarded, whether something is written there or not.  moment: counts changes; what was looked
+    up at an earlier one may have moved.
+    """
 
-    def __init__(self, state: dict[str, Any], *, depth_max: int, key_bytes_max: int) -> None:
-        self._bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max}
+    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict")
+
+    def __init__(self, state: dict[str, Any], *, depth_max: int, key_bytes_max: int, strict: bool = False) -> None:
+        self.bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max}
         self._working = Working(state)
-        self._changes: list[Change] = []
+        self._steps: list[Step] = []
         self._tails: dict[Path, int] = {}
         """Where, in each list that was appended to, the appended items start."""
+        self._zeros: dict[Path, int | float] = {}
+        """Numbers put at zero that are not written down yet."""
+        self.strict = strict
+        self.moment = 0
         self.closed = False
 
     @property
     def state(self) -> dict[str, Any]:
         """The state as changed so far: not to be altered, nor kept."""
         return self._working.state
+
+    def close(self) -> None:
+        """End the draft."""
+        self.closed = True
+        self.moment += 1
 
     def check_open(self) -> None:
         """Raise Closed once the draft was ended."""
@@ -44,38 +62,71 @@ class Recorder:
 
     def clean(self, value: Any, path: Path) -> Any:
         """Return a private copy of a value that will be at `path`. Raises InvalidState, LimitExceeded."""
-        return values.clean(value, path=path, **self._bounds)
+        return values.clean(value, path=path, **self.bounds)
 
-    def record(self, change: Change) -> None:
-        """Make a change; write it down unless it alters nothing. Raises ChangeError, with nothing altered."""
+    def read(self, path: Path, of: Literal["value", "keys"]) -> None:
+        """Guard a read by itself: the whole write is stale when it is."""
+        self._steps.append(Read(path, of, strict=True))
+
+    def record(self, change: Change, reads: Sequence[Path] = (), within: Sequence[Within] = ()) -> bool:
+        """Make a change and write it down; return False, with nothing written, where it alters nothing.
+
+        reads: places that it relies on.  within: bounds that hold after it. Raises ChangeError, with nothing altered.
+        """
         self.check_open()
         before: Any = get(self.state, change.path)
         kind = cast("type[Any]", type(before))
         length = len(before) if kind is list else 0
         if not self._working.apply(change):
-            return
+            return False
+        self.moment += 1
         if self._within_appended(change):
-            return
+            return True
+        if self._zeros:
+            change = self._settled(change)
         match change:
             case Append(path):
                 self._tails[path] = length
-                return
+                return True
             case Remove(path, index, count) if index + count > self._tails.get(path, length):
                 change = Remove(path, index, self._tails[path] - index)
+                reads = [place for place in reads if cast("int", place[-1]) < index + change.count]
             case _:
                 pass
-        self._changes.append(change)
+        self._steps += [Read(place) for place in reads]
+        self._steps.append(change)
+        self._steps += within
         if isinstance(change, Insert | Remove) or kind in (dict, list):
             tails = self._tails.items()
             self._tails = dict(moved for tail in tails for moved in _followed(tail, change))
+        return True
 
-    def changes(self) -> list[Change]:
-        """Return what was written down, with neighbours joined and appends last: all copies."""
-        result = [_private(c) for c in coalesce(self._changes)]
+    def begin_number(self, path: Path, zero: int | float) -> None:
+        """Put a number at 0 where nothing is, see rule 3."""
+        self.check_open()
+        change = Set(path, zero)
+        self._working.apply(change)
+        self.moment += 1
+        if not self._within_appended(change):
+            self._zeros[path] = zero
+
+    def steps(self) -> list[Step]:
+        """Return what was written down with its guards, neighbours joined and appends last: all copies."""
+        recorded = [*self._steps, *(step for path, zero in self._zeros.items() for step in _begun(path, zero))]
+        result = [_private(step) for step in coalesce(recorded)]
         for path, start in self._tails.items():
             if added := get(self.state, path)[start:]:
                 result.append(Append(path, copied(added)))
         return result
+
+    def _settled(self, change: Change) -> Change:
+        """Write down the zeros that a change concerns; return the change, or the increment that takes one in."""
+        path = change.path
+        if isinstance(change, Increment) and path in self._zeros:
+            return Increment(path, self._zeros.pop(path) + change.amount)
+        for place in [p for p in self._zeros if p[: len(path)] == path or path[: len(p)] == p]:
+            self._steps += _begun(place, self._zeros.pop(place))
+        return change
 
     def _within_appended(self, change: Change) -> bool:
         if not self._tails:
@@ -88,6 +139,11 @@ class Recorder:
         if start is None:
             return False
         return isinstance(change, Append) or (isinstance(change, Insert | Remove) and change.index >= start)
+
+
+def _begun(path: Path, zero: int | float) -> list[Step]:
+    """Return how a number at 0 is written that more than increments followed: others may have begun it meanwhile."""
+    return [Read(path), Set(path, zero)]
 
 
 def _followed(tail: tuple[Path, int], change: Change) -> list[tuple[Path, int]]:
@@ -114,7 +170,7 @@ def _followed(tail: tuple[Path, int], change: Change) -> list[tuple[Path, int]]:
     return [((*path[:depth], token + by, *path[depth + 1 :]), start)]
 
 
-def _private(change: Change) -> Change:
+def _private(change: Step) -> Step:
     match change:
         case Set(_, value):
             return msgspec.structs.replace(change, value=copied(value))

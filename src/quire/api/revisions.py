@@ -15,7 +15,7 @@ from quire.engine.engine import Engine
 from quire.errors import Invalid, VersionNotFound
 from quire.model import Record, Version
 
-Revision = int | str | datetime | None
+Revision = int | str | datetime | Version | None
 """How a caller names a version; None is the head."""
 
 _ID = re.compile(r"([1-9][0-9]*)-[0-9a-f]{12}")
@@ -34,6 +34,8 @@ async def resolve(engine: Engine, actor: Actor, revision: Revision, checkpoints:
     head = actor.head
     if revision is None:
         return head.version
+    if isinstance(revision, Version):
+        revision = revision.id
     if isinstance(revision, bool):
         raise Invalid(f"{revision!r} is not a version: give a number, '~3', an id, a checkpoint's name or a datetime")
     if isinstance(revision, int):

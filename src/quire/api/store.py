@@ -78,7 +78,7 @@ class Opening:
         settings: Settings,
         clock: Clock,
         ids: Callable[[], str],
-        policy: Policy,
+        policy: Policy | None,
         schemas: Schemas,
     ) -> None:
         self._backend = partial(
@@ -134,7 +134,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     settings: Settings | None = None,
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
-    on_conflict: Policy = "last",
+    on_conflict: Policy | None = None,
     schemas: Sequence[Schema] = (),
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
@@ -148,7 +148,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
     options are in docs/backends.
     namespace: stores in one place that see nothing of each other.  settings: see quire.config.  clock, ids: where
     time and ids come from, for tests.  on_conflict: what becomes of writes that cannot both stand, unless a write says
-    otherwise: see `Writing`.  schemas: what states look like, how they merge, and how older ones are migrated.
+    otherwise; None refuses those that are stale and lets the last of others stand: see `Writing`.  schemas: what states look like, how they merge, and how older ones are migrated.
     encryption_key: 32 random bytes; what a new namespace holds is encrypted with them (AES-256-GCM), and it is opened
     with the same from then on.  compression: zstd, gzip, lz4 or a `Compression`, for what is written from now on; None for
     what the namespace was begun with. In a URL: `?encryption_key_file=PATH`, `?encryption_key_env=NAME`, `?compression=zstd`.
@@ -174,7 +174,7 @@ def open(  # noqa: A001 - reads as quire.open(...), like the built-in
         settings or Settings(),
         clock or SystemClock(),
         ids or system_ids(),
-        check_policy(on_conflict),
+        None if on_conflict is None else check_policy(on_conflict),
         Schemas(schemas),
     )
 
@@ -259,6 +259,8 @@ class Store:
         """
         if not changes or not all(isinstance(c, Write) for c in changes):
             raise Invalid("transact takes a list of `workflow.change(...)`")
+        for part in (c for c in changes if c.made_from is not None):
+            await self.workflow(part.stream.removeprefix(WORKFLOWS)).read_base(part)
         return await self.engine.write_all(list(changes))
 
     async def watch(

@@ -32,7 +32,8 @@ from quire.api.store import Stats
 from quire.api.trigger_desk import TriggerState
 from quire.api.triggers import Trigger
 from quire.api.views import BlameLine, Diff, Event, Order
-from quire.api.writes import Changes, Writing
+from quire.api.workflow import Draft, Isolation
+from quire.api.writes import BasedWriting, Changes, Writing
 from quire.config import Backups, Compression, Retention, Settings
 from quire.core.resolve import Policy
 from quire.core.schema import Schema
@@ -108,7 +109,7 @@ def open(  # noqa: A001 - reads as quire.sync.open(...)
     settings: Settings | None = None,
     clock: Clock | None = None,
     ids: Callable[[], str] | None = None,
-    on_conflict: Policy = "last",
+    on_conflict: Policy | None = None,
     schemas: Sequence[Schema] = (),
     encryption_key: bytes | None = None,
     compression: Compression | str | None = None,
@@ -376,42 +377,58 @@ class Workflow:
     def __repr__(self) -> str:
         return repr(self._workflow)
 
-    def edit(self, **how: Unpack[Writing]) -> Edit:
-        return Edit(self._loop, self._workflow.edit(**how))
+    def edit(self, *, isolation: Isolation = "default", **how: Unpack[BasedWriting]) -> Edit:
+        return Edit(self._loop, self._workflow.edit(isolation=isolation, **how))
 
-    def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
+    def update(self, fn: Draft, **how: Unpack[Writing]) -> Version:
+        return self._loop.run(self._workflow.update(fn, **how))
+
+    def set(self, path: Pointer, value: Any, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.set(path, value, **how))
 
-    def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
+    def delete(self, path: Pointer, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.delete(path, **how))
 
-    def append(self, path: Pointer, *values: Any, **how: Unpack[Writing]) -> Version:
+    def append(self, path: Pointer, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.append(path, *values, **how))
 
-    def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[Writing]) -> Version:
+    def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.insert(path, index, *values, **how))
 
-    def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[Writing]) -> Version:
+    def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.remove(path, index, count, **how))
 
     def splice(
-        self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[Writing]
+        self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[BasedWriting]
     ) -> Version:
         return self._loop.run(self._workflow.splice(path, position, delete, insert, **how))
 
-    def inc(self, path: Pointer, amount: int | float = 1, **how: Unpack[Writing]) -> Version:
-        return self._loop.run(self._workflow.inc(path, amount, **how))
+    def inc(
+        self,
+        path: Pointer,
+        amount: int | float = 1,
+        *,
+        minimum: int | float | None = None,
+        maximum: int | float | None = None,
+        **how: Unpack[BasedWriting],
+    ) -> Version:
+        return self._loop.run(self._workflow.inc(path, amount, minimum=minimum, maximum=maximum, **how))
 
-    def apply(self, changes: Changes, **how: Unpack[Writing]) -> Version:
+    def apply(self, changes: Changes, **how: Unpack[BasedWriting]) -> Version:
         return self._loop.run(self._workflow.apply(changes, **how))
 
-    def change(self, changes: Changes, **how: Unpack[Writing]) -> Write:
+    def change(self, changes: Changes, **how: Unpack[BasedWriting]) -> Write:
         return self._workflow.change(changes, **how)
 
     def save(
-        self, state: Mapping[str, Any] | msgspec.Struct, *, base: Revision = None, **how: Unpack[Writing]
+        self,
+        state: Mapping[str, Any] | msgspec.Struct,
+        *,
+        base: Revision = None,
+        overwrite: bool = False,
+        **how: Unpack[Writing],
     ) -> Version:
-        return self._loop.run(self._workflow.save(state, base=base, **how))
+        return self._loop.run(self._workflow.save(state, base=base, overwrite=overwrite, **how))
 
     def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         return self._loop.run(self._workflow.restore(version, **how))
@@ -458,6 +475,9 @@ class Workflow:
 
     def state(self, version: Revision = None, *, type: Any = None) -> Any:  # noqa: A002 - as in the twin
         return self._loop.run(self._workflow.state(version, type=type))
+
+    def state_and_version(self, version: Revision = None) -> tuple[dict[str, Any], int]:
+        return self._loop.run(self._workflow.state_and_version(version))
 
     def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
         return self._loop.run(self._workflow.get(path, default, version=version))

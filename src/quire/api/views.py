@@ -25,6 +25,7 @@ from quire.model import (
     Append,
     Change,
     Delete,
+    Ensure,
     Fork,
     Increment,
     Insert,
@@ -46,6 +47,7 @@ _NOTHING: Any = object()
 CHANGE_TYPES: Mapping[str, type[Any]] = {
     "set": Set,
     "delete": Delete,
+    "ensure": Ensure,
     "append": Append,
     "insert": Insert,
     "remove": Remove,
@@ -93,7 +95,7 @@ class Diff(list[Change]):
     def _sort(self, before: dict[str, Any], change: Change) -> None:
         at = change.path
         match change:
-            case Set():
+            case Set() | Ensure():
                 there = get_path(before, at, _NOTHING) is not _NOTHING
                 (self.modified if there else self.added).append(pointer(at))
             case Append(_, values):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from types import TracebackType
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import msgspec
 
@@ -14,9 +15,10 @@ from quire.api.draft import DictDraft, recording
 from quire.api.merging import MergeResult, merge
 from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
-from quire.api.writes import Changes, Writing
+from quire.api.writes import BasedWriting, Changes, Writing
 from quire.core.changes import invert
 from quire.core.diff import diff
+from quire.core.guards import Step, pure, reliant
 from quire.core.names import check_id
 from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
@@ -28,7 +30,7 @@ from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
-from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict
+from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict, StorageTimeout
 from quire.model import (
     RUN,
     Append,
@@ -47,6 +49,10 @@ from quire.model import (
     Version,
 )
 
+Isolation = Literal["default", "serializable"]
+Draft = Callable[[DictDraft], object]
+"""A quick function that changes a draft, for `update`."""
+
 
 class Edit:
     """`async with wf.edit() as state:` what is done to `state` becomes one version when the block ends.
@@ -54,17 +60,21 @@ class Edit:
     A block that raises writes nothing. After the block, `version` is what was written, None if nothing changed.
     """
 
-    def __init__(self, workflow: Workflow, how: Writing) -> None:
+    def __init__(self, workflow: Workflow, isolation: Isolation, how: BasedWriting) -> None:
+        if isolation not in ("default", "serializable"):
+            raise Invalid(f"isolation {isolation!r}: default or serializable")
         self._workflow = workflow
-        self._how = how
+        self._strict = isolation == "serializable"
+        self._made_from = how.get("base")
+        self._how = cast("Writing", {option: value for option, value in how.items() if option != "base"})
         self._draft: DictDraft | None = None
         self._base: Base | None = None
         self.version: Version | None = None
 
     async def __aenter__(self) -> DictDraft:
-        """Start from the head as it is now."""
-        self._base = await self._workflow.snapshot()
-        self._draft = recording(self._base.state, **self._workflow.bounds)
+        """Start from the head as it is now, or from the base that was given."""
+        self._base = await self._workflow.snapshot(self._made_from)
+        self._draft = recording(self._base.state, **self._workflow.bounds, strict=self._strict)
         return self._draft
 
     async def __aexit__(
@@ -73,16 +83,16 @@ class Edit:
         """Commit, unless the block raised."""
         assert self._draft is not None
         assert self._base is not None
-        changes = self._draft.changes
+        steps = self._draft.steps
         self._draft.close()
-        if kind is None and (changes or self._how.get("if_version") is not None or self._how.get("allow_empty")):
-            self.version = await self._workflow.rebase(changes, self._base, **self._how)
+        if kind is None and (pure(steps) or self._how.get("if_version") is not None or self._how.get("allow_empty")):
+            self.version = await self._workflow.rebase(steps, self._base, **self._how)
 
 
 class Workflow(Reader):
     """A handle on one workflow: a reader that can also write.
 
-    Every writing method takes `Writing` options: author, message, kind, if_version, allow_empty, idempotency_key,
+    Every writing method takes `Writing` options: author, message, kind, if_version, allow_empty, idempotency_key, base,
     on_conflict. It returns the new Version, or the head when nothing changed.
     Raises InvalidState, ChangeError, LimitExceeded for what cannot be stored; WorkflowNotFound; StorageError.
     """
@@ -94,15 +104,47 @@ class Workflow(Reader):
 
     # writing
 
-    def edit(self, **how: Unpack[Writing]) -> Edit:
+    def edit(self, *, isolation: Isolation = "default", **how: Unpack[BasedWriting]) -> Edit:
         """Return a context that records what is done to the state and commits it as one version.
 
-        If others wrote meanwhile the changes are rebased onto theirs; what cannot both stand is settled by `on_conflict`
-        (by default the last writer wins) and recorded: see `conflicts`.
+        If others wrote meanwhile the changes are rebased onto theirs. A value that was read and then replaced or removed
+        must still be what it was, else MergeConflict is raised and nothing is written; an `on_conflict` decides instead,
+        and what it decides is recorded: see `conflicts`. Of two that replace what neither read, the last stands.
+        isolation: "serializable" refuses the write also where something changed that it only read.
         """
-        return Edit(self, how)
+        return Edit(self, isolation, how)
 
-    async def set(self, path: Pointer, value: Any, **how: Unpack[Writing]) -> Version:
+    async def update(self, fn: Draft, **how: Unpack[Writing]) -> Version:
+        """Have a function change the newest state, as one version; nothing that it reads can be out of date.
+
+        fn: plain, quick, and free of side effects: it is called with a draft of the state that the write meets, while
+        other writers of this process wait, and again whenever another process was first. What it raises is raised here,
+        with nothing written. Raises StorageTimeout, saying how often it ran, when others were first for `retry_seconds`.
+        """
+        ran = 0
+
+        def plan(state: dict[str, Any]) -> Sequence[Step]:
+            nonlocal ran
+            ran += 1
+            draft = recording(state, **self.bounds)
+            try:
+                answer = fn(draft)
+                if isawaitable(answer):
+                    if iscoroutine(answer):
+                        answer.close()
+                    raise Invalid("update takes a plain function, which cannot wait; use `edit` for what waits")
+                return draft.steps
+            finally:
+                draft.close()
+
+        if not callable(fn) or iscoroutinefunction(fn):
+            raise Invalid(f"update takes a plain function of a draft, not {fn!r}; use `edit` for what waits")
+        try:
+            return await self._write(plan, ["update"], how, newest=True)
+        except StorageTimeout as late:
+            raise StorageTimeout(f"{late}; the function ran {ran} times, nothing was written: try again") from late
+
+    async def set(self, path: Pointer, value: Any, **how: Unpack[BasedWriting]) -> Version:
         """Put a value at a path: adds or replaces an object key, replaces a list item; `/list/-` adds one.
 
         "" replaces the state.
@@ -118,7 +160,7 @@ class Workflow(Reader):
 
         return await self._write(plan, ["set", tokens, value], how)
 
-    async def delete(self, path: Pointer, **how: Unpack[Writing]) -> Version:
+    async def delete(self, path: Pointer, **how: Unpack[BasedWriting]) -> Version:
         """Remove an object key, or a list item."""
         tokens = writes.place(path, self.bounds)
 
@@ -130,13 +172,13 @@ class Workflow(Reader):
 
         return await self._write(plan, ["delete", tokens], how)
 
-    async def append(self, path: Pointer, *values: Any, **how: Unpack[Writing]) -> Version:
+    async def append(self, path: Pointer, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Add values at the end of a list."""
         tokens = writes.place(path, self.bounds)
         new = self._values(values, tokens)
         return await self._write(lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how)
 
-    async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[Writing]) -> Version:
+    async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Insert values into a list before `index` (0 to its length)."""
         tokens = writes.place(path, self.bounds)
         new = self._values(values, tokens)
@@ -144,7 +186,7 @@ class Workflow(Reader):
             lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how
         )
 
-    async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[Writing]) -> Version:
+    async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[BasedWriting]) -> Version:
         """Remove `count` items of a list from `index` on."""
         tokens = writes.place(path, self.bounds)
         return await self._write(
@@ -152,7 +194,7 @@ class Workflow(Reader):
         )
 
     async def splice(
-        self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[Writing]
+        self, path: Pointer, position: int, delete: int = 0, insert: str = "", **how: Unpack[BasedWriting]
     ) -> Version:
         """In a string, at code point `position`, delete `delete` code points and insert `insert`."""
         tokens = writes.place(path, self.bounds)
@@ -163,13 +205,31 @@ class Workflow(Reader):
             how,
         )
 
-    async def inc(self, path: Pointer, amount: int | float = 1, **how: Unpack[Writing]) -> Version:
-        """Add to a number; an absent key counts as 0. Concurrent increments all count."""
+    async def inc(
+        self,
+        path: Pointer,
+        amount: int | float = 1,
+        *,
+        minimum: int | float | None = None,
+        maximum: int | float | None = None,
+        **how: Unpack[BasedWriting],
+    ) -> Version:
+        """Add to a number; an absent key counts as 0. Concurrent increments all count.
+
+        minimum, maximum: where the number has to stay, both included, on the state that the write meets. Raises
+        OutOfBounds, with nothing written.
+        """
         tokens = writes.place(path, self.bounds)
         by = clean(amount, path=tokens, **self.bounds)
-        return await self._write(lambda state: [Increment(resolve(state, tokens), by)], ["inc", tokens, by], how)
 
-    async def apply(self, changes: Changes, **how: Unpack[Writing]) -> Version:
+        def plan(state: dict[str, Any]) -> Sequence[Step]:
+            where = resolve(state, tokens)
+            return [Increment(where, by), *writes.bounded(where, minimum, maximum, self.bounds)]
+
+        bounds = [] if minimum is None and maximum is None else [minimum, maximum]
+        return await self._write(plan, ["inc", tokens, by, *bounds], how)
+
+    async def apply(self, changes: Changes, **how: Unpack[BasedWriting]) -> Version:
         """Apply several changes as one version: Quire changes, a JSON Patch (a list), or a merge patch (an object).
 
         All of them or none: a JSON Patch `test` that fails raises ChangeError and nothing is written.
@@ -177,39 +237,57 @@ class Workflow(Reader):
         """
         return await self._write(writes.plan_of(changes, self.bounds), changes, how)
 
-    def change(self, changes: Changes, **how: Unpack[Writing]) -> Write:
+    def change(self, changes: Changes, **how: Unpack[BasedWriting]) -> Write:
         """Return a write that is not done yet, for `store.transact`. Takes what `apply` takes, but no key."""
-        write, key = writes.write(self.stream, writes.plan_of(changes, self.bounds), how)
+        made_from = how.pop("base", None)
+        options = {"on_conflict": self._engine.policy, **how}
+        write, key = writes.write(self.stream, writes.plan_of(changes, self.bounds), options)
+        write.made_from = made_from
         if key is not None:
             raise InvalidKey("a transaction takes no idempotency key; give `if_version` to its parts instead")
         return write
 
     async def save(
-        self, state: Mapping[str, Any] | msgspec.Struct, *, base: Revision = None, **how: Unpack[Writing]
+        self,
+        state: Mapping[str, Any] | msgspec.Struct,
+        *,
+        base: Revision = None,
+        overwrite: bool = False,
+        **how: Unpack[Writing],
     ) -> Version:
         """Make the whole state what is given, storing only the difference. Its schema stays unless another is named.
 
-        base: the version it was made from (None: the head now). What others changed since then stays, unless it is
-        on the same path. Cost: one comparison with the base state, then the size of the difference.
+        base: the version that it was made from, as `state_and_version` gives it with the state. What others changed since
+        stays; where both sides changed one place, the write is refused with MergeConflict, unless `on_conflict` decides.
+        overwrite: whatever others wrote, instead of a base. Raises Invalid with neither.
+        Cost: one comparison with the base state, then the size of the difference.
         """
-        actor = await self._live()
-        number = await self._number(base)
-        before = actor.state if base is None else await self._engine.state_at(self.stream, number)
+        if (base is None) is not overwrite:
+            raise Invalid(
+                f"{self.id}: a whole state is saved onto the version that it was made from, or over everything: give "
+                "base=version (`state_and_version()` returns both), or overwrite=True"
+            )
+        await self._live()
+        plain = writes.plain(state)
         # what Quire keeps in a state has no place in a type, and is easily left out of a dict made anew
         ours = (KEY, RUN) if isinstance(state, msgspec.Struct) else (KEY,)
-        whole = {**{k: before[k] for k in ours if k in before}, **writes.plain(state)}
-        return await self.rebase(diff(before, whole), Base(number, before), **how)
 
-    async def rebase(self, changes: Sequence[Change], base: Base, **how: Unpack[Writing]) -> Version:
-        """Apply changes that were made on `base`, adjusted to what others changed since."""
-        return await self._write(changes, changes, how, base=base)
+        def plan(before: dict[str, Any]) -> Sequence[Change]:
+            return diff(before, {**{k: before[k] for k in ours if k in before}, **plain})
+
+        content = plain if how.get("idempotency_key") is None else clean(dict(plain), **self.bounds)
+        return await self._write(plan, ["save", content], {**how, "base": base})
+
+    async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version:
+        """Apply changes that were made on `base`, adjusted to what others changed since; only those with guards are stale."""
+        return await self._write(changes, pure(changes), how, on=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Make the state what it was, as a new version; history is never rewound."""
         number = await self._number(version)
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
-        return await self._write(lambda state: diff(state, old), ["restore", number], how)
+        return await self._write(lambda state: diff(state, old), ["restore", number], how, newest=True)
 
     async def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Undo what one version did, as a new version; what came after it stays.
@@ -231,12 +309,14 @@ class Workflow(Reader):
         if all(a is b or same(a, b) for a, b in places):
             base = head  # whatever was done to these places since was undone again
         try:
-            return await self._write(changes, ["revert", number], options, base=base)
+            return await self._write(changes, ["revert", number], options, on=base)
         except MergeConflict as error:
             raise MergeConflict(
                 f"{self.id}@{number} cannot be undone by itself: later versions changed the same places; nothing was "
                 "written: undo those first, or choose another `on_conflict`",
                 conflicts=error.conflicts,
+                changes=error.changes,
+                base=error.base,
             ) from error
 
     async def fork(
@@ -282,7 +362,7 @@ class Workflow(Reader):
         await self._live()
         source = Workflow(self._engine, other if isinstance(other, str) else other.id)
         how = {"author": author, "message": message, "if_version": if_version}
-        policy = on_conflict or self._engine.policy
+        policy = on_conflict or self._engine.policy or "last"
         write, _ = writes.write(self.stream, [], {**how, "on_conflict": policy}, kind="merge")
         return await merge(self._engine, write, Point(source.id, (await source.version(at)).number), dry_run=dry_run)
 
@@ -391,11 +471,33 @@ class Workflow(Reader):
         return cast("list[Any]", clean(list(values), path=path, **self.bounds))
 
     async def _write(
-        self, plan: Sequence[Change | Fork] | Plan, content: Any, how: Mapping[str, Any], **more: Any
+        self,
+        plan: Sequence[Step | Fork] | Plan,
+        content: Any,
+        how: Mapping[str, Any],
+        *,
+        on: Base | None = None,
+        newest: bool = False,
     ) -> Version:
-        write, key = writes.write(self.stream, plan, {"on_conflict": self._engine.policy, **how}, **more)
+        """Write, and return the version, or the head where nothing changed.
+
+        on: the base of a plan that has its guards. With the option `base`, all that the plan replaces was read there.
+        newest: the write is made on the newest state, and there is no such option.
+        """
+        options = {"on_conflict": self._engine.policy, **how}
+        made_from = None if newest or on is not None else options.pop("base", None)
+        write, key = writes.write(self.stream, plan, options, base=on)
+        if made_from is not None:
+            write.made_from = made_from
+            await self.read_base(write)
         if key is None:
             made = await self._engine.write(write)
         else:
             made = await write_once(self._engine, write, key, msgspec.json.encode(content))
         return made if made is not None else await self.version()
+
+    async def read_base(self, write: Write) -> None:
+        """Read the version that a write was made from, and guard what it replaces there. For the inside."""
+        write.base = await self.snapshot(write.made_from)
+        plan = write.plan(write.base.state) if callable(write.plan) else write.plan
+        write.plan, write.made_from = reliant(step for step in plan if not isinstance(step, Fork)), None

@@ -8,8 +8,10 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 
+from quire.api.revisions import Revision
 from quire.config import Settings
 from quire.core import patch
+from quire.core.guards import Step, Within
 from quire.core.path import parse
 from quire.core.resolve import Policy, check_policy
 from quire.core.values import clean
@@ -17,14 +19,14 @@ from quire.engine.actor import DELETED
 from quire.engine.limits import REDACT
 from quire.engine.write import Plan, Write
 from quire.errors import Invalid, InvalidState
-from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 _NAME_MAX = 200
 _POINTERS_MAX, _POINTER_MAX = 4096, 256
 """How many checked pointers are remembered, and up to which length: agents write to the same few places."""
 _OURS = frozenset(("create", DELETED, "fork", "merge", "migrate", REDACT))
 """Kinds of version that mean something to the engine."""
-_ATOMS = (Delete, Increment, Remove, Splice)
+_ATOMS = (Delete, Ensure, Increment, Remove, Splice)
 
 Changes = Sequence[Change] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Quire changes, a JSON Patch (a list of objects) or a merge patch (an object)."""
@@ -37,7 +39,8 @@ class Writing(TypedDict, total=False):
     if_version: write only if the head is exactly this, else HeadMoved.  allow_empty: make a version even if nothing
     changes.  idempotency_key: sent again with the same key the write is not repeated, the version it made is returned.
     on_conflict: what becomes of it where others wrote the same place since the version it was made on: "last", "ours",
-    "theirs", "both", "queue", "reject" or a function of the conflict, see `core/resolve.py`; default: the store's.
+    "theirs", "both", "queue", "reject" or a function of the conflict, see `core/resolve.py`. Default: the store's; without
+    one a stale write is refused with MergeConflict, and of two blind ones the last stands.
     """
 
     author: str
@@ -47,6 +50,16 @@ class Writing(TypedDict, total=False):
     allow_empty: bool
     idempotency_key: str | None
     on_conflict: Policy | None
+
+
+class BasedWriting(Writing, total=False):
+    """The same, of a write that may have been made from an older version.
+
+    base: that version, None for the state that it meets: what the write replaces or removes counts as read there, and
+    where that changed since, it is stale.
+    """
+
+    base: Revision
 
 
 class Bounds(TypedDict):
@@ -62,14 +75,14 @@ def limits(settings: Settings) -> Bounds:
 
 
 def write(
-    stream: str, plan: Sequence[Change | Fork] | Plan, how: Mapping[str, Any], **more: Any
+    stream: str, plan: Sequence[Step | Fork] | Plan, how: Mapping[str, Any], **more: Any
 ) -> tuple[Write, str | None]:
     """Return the write and its idempotency key. Raises Invalid for an option that is not allowed."""
     options: dict[str, Any] = {}
     for option, value in how.items():
         check = _CHECKS.get(option)
         if check is None:
-            raise Invalid(f"a write has no option {option!r}; it takes {', '.join(_CHECKS)}")
+            raise Invalid(f"this write has no option {option!r}; it takes {', '.join(_CHECKS)}")
         options[option] = check(value)
     key = options.pop("idempotency_key", None)
     policy = options.pop("on_conflict", None)
@@ -97,6 +110,15 @@ def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
                 place(operation["path"], bounds)
         return lambda state: patch.from_json_patch(state, operations)
     return [_cleaned(c, bounds) for c in items]
+
+
+def bounded(path: Path, minimum: Any, maximum: Any, bounds: Bounds) -> list[Within]:
+    """Return the guard for the bounds of a number, none where there are none. Raises Invalid."""
+    for bound in (minimum, maximum):
+        if bound is not None and type(bound) not in (int, float):
+            raise Invalid(f"a bound is a number, not {bound!r}")
+    low, high = clean([minimum, maximum], path=path, **bounds)
+    return [] if low is None and high is None else [Within(path, low, high)]
 
 
 def place(pointer: Any, bounds: Bounds) -> Path:
@@ -192,6 +214,8 @@ def _cleaned(change: Any, bounds: Bounds) -> Change:
             return Append(path, clean(values, path=path, **bounds))
         case Insert(path, index, values):
             return Insert(path, index, clean(values, path=path, **bounds))
+        case Ensure(_, value) if type(value) not in (dict, list) or value:
+            raise Invalid(f"{change!r}: what is ensured is an empty object or list")
         case _ if isinstance(change, _ATOMS):
             clean([list(change.path), *msgspec.to_builtins(change)[2:]], **bounds)
             return change

@@ -1,4 +1,4 @@
-"""The seven changes applied, inverted, and made fewer.
+"""The eight changes applied, inverted, and made fewer.
 
 `Working` is the one place where a change meets a state; `apply` and the engine's live states are built on it.
 """
@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from quire.core.guards import Guard, Read, Step, Within
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
 from quire.core.values import same
 from quire.errors import ChangeError
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
 
@@ -40,10 +41,10 @@ class Working:
         working._fresh = None
         return working
 
-    def apply(self, change: Change) -> bool:
+    def apply(self, change: Step) -> bool:
         """Apply one change; tell whether it altered anything. Raises ChangeError, with nothing altered.
 
-        Whoever owns the state replays a log, which holds no idle changes: there a Set is not compared.
+        A guard alters nothing; bounds are checked and raise OutOfBounds. Whoever owns the state replays a log, which holds no idle changes: there a Set is not compared.
         Cost: O(depth + width of what is copied).
         """
         return _APPLY[type(change)](self, change)
@@ -81,6 +82,20 @@ class Working:
             raise _misfit(change.path, "there is nothing to delete")
         del node[key]
         return True
+
+    def _ensure(self, change: Ensure) -> bool:
+        path, value = change.path, change.value
+        if not path or type(path[-1]) is not str or type(value) not in (dict, list) or value:
+            raise _misfit(path, "ensure makes an empty object or list at a key of an object")
+        node = self._reach(path[:-1], path)
+        if type(node) is not dict:
+            raise _misfit(path, "ensure makes a container at a key, and there is a list")
+        before = node.get(path[-1], _MISSING)
+        if before is _MISSING:
+            node[path[-1]] = type(value)()
+        elif type(before) is not type(value):
+            raise _misfit(path, f"{describe(value)} is needed, found {describe(before)}")
+        return before is _MISSING
 
     def _append(self, change: Append) -> bool:
         self._list(change.path).extend(change.values)
@@ -175,7 +190,19 @@ class Working:
         return node
 
 
+def _unaltered(working: Working, guard: Read) -> bool:  # noqa: ARG001 - the shape of all in the table
+    return False
+
+
+def _within(working: Working, guard: Within) -> bool:
+    guard.check(working.state)
+    return False
+
+
 _APPLY: dict[type[Any], Callable[[Working, Any], bool]] = {
+    Read: _unaltered,
+    Within: _within,
+    Ensure: Working._ensure,  # pyright: ignore[reportPrivateUsage]
     Set: Working._set,  # pyright: ignore[reportPrivateUsage]
     Delete: Working._delete,  # pyright: ignore[reportPrivateUsage]
     Append: Working._append,  # pyright: ignore[reportPrivateUsage]
@@ -186,7 +213,7 @@ _APPLY: dict[type[Any], Callable[[Working, Any], bool]] = {
 }
 
 
-def apply(state: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
+def apply(state: dict[str, Any], changes: Sequence[Step]) -> dict[str, Any]:
     """Apply changes to a state.
 
     state: not modified.  changes: in order.
@@ -233,9 +260,29 @@ def _undo(state: dict[str, Any], change: Change) -> Change:
             return Delete(path) if before is _MISSING else Set(path, before)
 
 
-def coalesce(changes: Sequence[Change]) -> list[Change]:
+def effective(base: dict[str, Any], steps: Sequence[Step]) -> list[Step]:
+    """Return the steps without changes that alter nothing on their own base, nor the guards of those.
+
+    Cost: that of applying them.
+    """
+    working = Working(base)
+    kept: list[Step] = []
+    waiting: list[Step] = []
+    for step in steps:
+        if isinstance(step, Read) and not step.strict:
+            waiting.append(step)
+        elif isinstance(step, Guard):
+            kept.append(step)
+        else:
+            if working.apply(step):
+                kept += [*waiting, step]
+            waiting = []
+    return kept
+
+
+def coalesce(changes: Sequence[Step]) -> list[Step]:
     """Return fewer changes with the same effect: neighbours on the same path become one where that is exact."""
-    kept: list[Change] = []
+    kept: list[Step] = []
     for change in changes:
         joined = _join(kept[-1], change) if kept and kept[-1].path == change.path else None
         if joined is None:
@@ -245,7 +292,7 @@ def coalesce(changes: Sequence[Change]) -> list[Change]:
     return kept
 
 
-def _join(a: Change, b: Change) -> Change | None:
+def _join(a: Step, b: Step) -> Step | None:
     match a, b:
         case Append(), Append():
             return Append(a.path, [*a.values, *b.values])

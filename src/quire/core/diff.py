@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import msgspec
-
 from quire.core.values import alike, clean, same
 from quire.model import Append, Change, Delete, Insert, Path, Remove, Set, Splice
 
 _TEXT_MIN = 64
 """Shorter strings are replaced whole: a splice would not be smaller."""
-_BULK_MIN = 16
-"""From this many changes on it is checked whether storing the new state whole would be smaller."""
 
 
 def diff(old: dict[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -30,10 +26,6 @@ def diff(old: dict[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """
     changes: list[Change] = []
     _walk(old, new, (), changes)
-    if len(changes) >= _BULK_MIN:
-        whole = clean(dict(new))
-        if len(msgspec.json.encode(changes)) > len(msgspec.json.encode(whole)):
-            return [Set((), whole)]
     return changes
 
 

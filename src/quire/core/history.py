@@ -12,7 +12,7 @@ from quire.core.kinds import Kinds, fits
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import same
-from quire.model import Append, Change, Delete, Fork, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 BASE = -1
 """The entry that is blamed for what was there before the first one."""
@@ -109,6 +109,8 @@ def _marked(root: _Mark, change: Change, entry: int) -> _Mark:
     match change:
         case Set(_, value):
             places[key] = _Mark(entry, value)
+        case Ensure(_, value):
+            places.setdefault(key, _Mark(entry, value))
         case Delete():
             del places[key]
             parent.entry = entry  # an object that became empty was emptied by this one
@@ -249,6 +251,8 @@ def _said(change: Change | Fork) -> str:
     match change:
         case Set():
             return f"set {at}"
+        case Ensure():
+            return f"begin {at}"
         case Delete():
             return f"delete {at}"
         case Append(_, values):

@@ -13,10 +13,13 @@ import msgspec
 
 from quire.core.changes import Working, apply
 from quire.core.diff import diff, text_change
+from quire.core.guards import Guard, Read, Step, Within
 from quire.core.kinds import PLAIN, Kinds, field_of
+from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import same
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.errors import ChangeError
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -44,7 +47,7 @@ def followed(
     base: dict[str, Any],
     mapped: dict[str, Any],
     start: Items,
-    changes: Sequence[Change],
+    changes: Sequence[Step],
     stamps: Sequence[str],
 ) -> Side:
     """Follow one side's changes; where its items change their names on the way, only what became of a list counts."""
@@ -123,14 +126,14 @@ class Side:
         self.items: Items = {path: list(names) for path, names in items.items()}
         self._mapper = Mapper(kinds, self.items)
         self._working = Working(base)
-        self._out: list[tuple[int, Change]] = []
+        self._out: list[tuple[int, Step]] = []
         self._gone: dict[Path, tuple[int, Any]] = {}
         """Items taken out: where in `_out`, and what they were; one that comes back was only moved."""
-        self.changes: list[Change] = []
+        self.changes: list[Step] = []
         self.numbers: list[int] = []
         self.state = base
 
-    def follow(self, changes: Sequence[Change], stamps: Sequence[str], end: Callable[[], dict[str, Any]]) -> None:
+    def follow(self, changes: Sequence[Step], stamps: Sequence[str], end: Callable[[], dict[str, Any]]) -> None:
         """Take changes in. end: what they lead to, as lists. Raises _Renamed, Unfit."""
         for number, (change, stamp) in enumerate(zip(changes, stamps, strict=True)):
             self._number = number
@@ -144,10 +147,15 @@ class Side:
         self.numbers = [n for n, _ in kept]
         self.state = self._working.state
 
-    def _take(self, change: Change, stamp: str) -> None:
+    def _take(self, change: Step, stamp: str) -> None:
         path = self._place(change.path)
         prefixes = (path[:depth] for depth in range(len(path) + 1))
         inside = next(filter(self._compared, prefixes), None)
+        if inside is not None and isinstance(change, Guard):
+            if isinstance(change, Within):
+                raise ChangeError(f"{pointer(path)}: bounds cannot be checked in a list that is merged as a set")
+            self._out.append((self._number, msgspec.structs.replace(change, path=inside)))
+            return
         if inside is not None and not (path == inside and _ends_list(change)):
             self._touched[inside] = (self._number, stamp)
             return
@@ -163,6 +171,12 @@ class Side:
             case Delete():
                 self._forget(path)
                 self._emit(Delete(path))
+            case Ensure(_, value) if path not in self.items:
+                self._emit(Ensure(path, self._mapper.mapped(value, path, stamp)))
+            case Ensure() if type(change.value) is list:
+                pass  # it is there, as an object
+            case Read() | Within():
+                self._out.append((self._number, msgspec.structs.replace(change, path=path)))
             case Append(_, values) | Insert(_, _, values) if path in self.items:
                 at = change.index if isinstance(change, Insert) else len(self.items[path])
                 self._bring(path, at, values, stamp)
@@ -282,7 +296,7 @@ class Side:
                 del known[inside]
 
 
-def _ends_list(change: Change) -> bool:
+def _ends_list(change: Step) -> bool:
     return isinstance(change, Delete) or (isinstance(change, Set) and type(change.value) is not list)
 
 

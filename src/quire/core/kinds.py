@@ -15,9 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from quire.core.guards import Step
 from quire.core.path import parse
 from quire.errors import Invalid
-from quire.model import Change, Path
+from quire.model import Path
 
 _KINDS = re.compile(r"log|set|seq|counter|text|keyed\(([^()]+)\)")
 _ANY = "*"
@@ -56,7 +57,7 @@ class Kinds:
         """Tell whether anything is declared at or below a path."""
         return any(len(p) >= len(path) and fits(p[: len(path)], path) for p in self._patterns)
 
-    def touched(self, changes: Sequence[Change]) -> set[Path]:
+    def touched(self, changes: Sequence[Step]) -> set[Path]:
         """Return the patterns of what changes may concern: declared at, above or below one of their paths."""
         paths = {tuple(map(str, c.path)) for c in changes}
         return {

@@ -11,23 +11,26 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from quire.core import resolve
 from quire.core.changes import Working, apply
 from quire.core.diff import diff
+from quire.core.guards import Step
 from quire.core.items import Items, Mapper, Side, Unfit, followed
 from quire.core.kinds import PLAIN, Kinds
 from quire.core.path import get
-from quire.core.resolve import Merging, Met, Policy, Settled
-from quire.model import Append, Change, Delete, Insert, Path, Remove, Set
+from quire.core.resolve import Merging, Met, Policy, Settled, Writer
+from quire.model import Append, Change, Delete, Ensure, Insert, Path, Remove, Set
 
 _MISSING: Any = object()
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 _LAST = 1 << 60
+
+Moved = TypeVar("Moved", Change, Step)
 
 
 class Stamps(NamedTuple):
@@ -38,17 +41,18 @@ class Stamps(NamedTuple):
 
 
 def settle(
-    changes: Sequence[Change],
+    changes: Sequence[Step],
     over: Sequence[Change],
     *,
     base: dict[str, Any],
     head: dict[str, Any],
-    policy: Policy,
+    policy: Policy | None,
     where: str = "",
     merging: Merging | None = None,
     kinds: Kinds | None = None,
     stamps: Callable[[], Stamps],
     mine: dict[str, Any] | None = None,
+    writer: Writer | None = None,
 ) -> Settled:
     """Return what `resolve.settle` does, merging declared places by their kind.
 
@@ -61,20 +65,23 @@ def settle(
             laid = _lay(positional, base, changes, over, stamps())
             found = resolve.settle(
                 laid.ours.changes,
-                laid.theirs.changes,
+                cast("list[Change]", laid.theirs.changes),
                 base=laid.base,
                 head=laid.theirs.state,
                 policy=laid.policy(policy),
                 where=where,
                 merging=None if merging is None else laid.merging(merging),
+                writer=None if writer is None else laid.writer(writer),
             )
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
             positional = positional.without(unfit.pattern)
-    return resolve.settle(changes, over, base=base, head=head, policy=policy, where=where, merging=merging)
+    return resolve.settle(
+        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer
+    )
 
 
-def _lay(kinds: Kinds, base: dict[str, Any], ours: Sequence[Change], theirs: Sequence[Change], stamps: Stamps) -> _Laid:
+def _lay(kinds: Kinds, base: dict[str, Any], ours: Sequence[Step], theirs: Sequence[Change], stamps: Stamps) -> _Laid:
     for path in _begun(kinds, base, ours) & _begun(kinds, base, theirs):  # what both sides begin is one list
         base = apply(base, [Set(path, [])])
     start: Items = {}
@@ -88,12 +95,12 @@ def _lay(kinds: Kinds, base: dict[str, Any], ours: Sequence[Change], theirs: Seq
     )
 
 
-def _begun(kinds: Kinds, base: dict[str, Any], changes: Sequence[Change]) -> set[Path]:
+def _begun(kinds: Kinds, base: dict[str, Any], changes: Sequence[Step]) -> set[Path]:
     """Return where changes put a list of a declared kind and nothing was before."""
     return {
         c.path
         for c in changes
-        if isinstance(c, Set)
+        if isinstance(c, Set | Ensure)
         and type(c.value) is list
         and kinds.at(c.path) not in PLAIN
         and type(get(base, c.path[:-1])) is dict
@@ -121,7 +128,11 @@ class _Laid:
 
         return Merging(numbered(asked.stands), numbered(asked.ahead), numbered(asked.twins))
 
-    def policy(self, policy: Policy) -> Policy:
+    def writer(self, writer: Writer) -> Writer:
+        """Return the same, asked with the numbers that their changes have here."""
+        return lambda number: writer(self.theirs.numbers[number])
+
+    def policy(self, policy: Policy | None) -> Policy | None:
         """Return the policy for what is met here: a function is shown lists, and may return them."""
         if not callable(policy):
             return policy
@@ -142,7 +153,7 @@ class _Laid:
         ours, theirs = self.ours.numbers, self.theirs.numbers
         forth = [(None if n is None else ours[n], c) for n, c in zip(found.numbers, found.changes, strict=True)]
         onto = self._lists(self.theirs.items, lists.items)
-        changes: list[tuple[int | None, Change]] = []
+        changes: list[tuple[int | None, Step]] = []
         for number, group in groupby(forth, key=lambda part: part[0]):
             changes += [(number, c) for c in _gathered([onto.change(c) for _, c in group])]
         state = Working(head)
@@ -205,9 +216,9 @@ class _Laid:
         return result
 
 
-def _gathered(changes: list[Change]) -> list[Change]:
+def _gathered(changes: list[Moved]) -> list[Moved]:
     """Return changes with additions of items next to each other as one: it was one, and is named after it."""
-    done: list[Change] = []
+    done: list[Any] = []
     for change in changes:
         last = done[-1] if done else None
         if isinstance(change, Append) and isinstance(last, Append) and last.path == change.path:
@@ -259,11 +270,11 @@ class _Lists:
             done.append(names.index(cast("str", token)) if token in names else token)
         return tuple(done)
 
-    def shown(self, change: Change) -> Change:
+    def shown(self, change: Step) -> Step:
         """Return a change as it reads, without doing it."""
         return self._placed(change, self.path(change.path))
 
-    def change(self, change: Change) -> Change:
+    def change(self, change: Any) -> Any:
         """Return what is done to lists for what is done to objects. Raises ValueError where there is no such item."""
         parent, place = change.path[:-1], self.path(change.path)
         names = self.items.get(parent)
@@ -282,7 +293,7 @@ class _Lists:
             return Insert(place[:-1], index, [value]) if index < len(names) - 1 else Append(place[:-1], [value])
         return self._placed(change, place)
 
-    def _placed(self, change: Change, place: Path) -> Change:
-        if isinstance(change, Set):
-            return Set(place, self.value(change.value, change.path))
+    def _placed(self, change: Any, place: Path) -> Any:
+        if isinstance(change, Set | Ensure):
+            return type(change)(place, self.value(change.value, change.path))
         return msgspec.structs.replace(change, path=place)

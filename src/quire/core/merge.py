@@ -7,7 +7,9 @@ Each of ours is moved past each of theirs, and theirs past ours, as two people s
 2. Where both wrote the same place ours, the later, wins, or whoever is preferred. Where theirs took away what ours
    needs, ours is left out. Both are reported. What commutes or is the same on both sides merges silently.
 3. Texts are lists of code points: a splice is an insertion and a removal behind it.
-4. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index
+4. A `Read` or `Within` among ours is moved past theirs and leaves them as they are. Where theirs touch its place that is
+   reported as a clash, dropped where the place is gone; whether the value there differs is for the caller to see.
+5. Where a list ends is not in a change. Two appends merge all the same, but what ours then says by index
    about that list is certain only with `base`. Without it, it is left out and reported, not done to the wrong
    item.
 """
@@ -17,14 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from quire.core.changes import Working
+from quire.core.guards import Guard, Step
 from quire.core.path import get
 from quire.core.values import same
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 Stands = Callable[[int, int], bool]
 """Asked where both wrote the same place, with the numbers of our change and of theirs: whether ours stands."""
@@ -45,7 +48,7 @@ class Clash(msgspec.Struct, frozen=True):
     """
 
     path: Path
-    ours: Change
+    ours: Step
     theirs: Change
     dropped: bool
     number: int = 0
@@ -59,7 +62,7 @@ class Rebased(NamedTuple):
     ours, exact only where the base was at hand and ours won.
     """
 
-    ours: list[list[Change]]
+    ours: list[list[Step]]
     theirs: list[list[Change]]
     clashes: list[Clash]
 
@@ -72,6 +75,9 @@ class _Placed(Append, frozen=True, array_like=True, tag="append"):
 
 class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
     """Their append once ours is behind it: no longer at the end, and where, nobody knows."""
+
+
+Moving = TypeVar("Moving", Change, Guard)
 
 
 class _Theirs(NamedTuple):
@@ -98,11 +104,11 @@ class _Swap(NamedTuple):
 
 
 def rebase(
-    changes: Sequence[Change], over: Sequence[Change], *, base: dict[str, Any] | None = None
-) -> tuple[list[Change], list[Clash]]:
+    changes: Sequence[Step], over: Sequence[Change], *, base: dict[str, Any] | None = None
+) -> tuple[list[Step], list[Clash]]:
     """Return our changes as they apply after `over`, and where the two sides clashed; ours win.
 
-    changes, over: each made on the same state, in order; not modified.  base: that state if at hand: rule 4.
+    changes, over: each made on the same state, in order; not modified.  base: that state if at hand: rule 5.
     Raises ChangeError only for changes that do not fit `base`.
     Cost: O(len(changes) x len(over)) for those that share a root (see `_roots`), nothing for the others.
 
@@ -114,7 +120,7 @@ def rebase(
 
 
 def both(
-    changes: Sequence[Change],
+    changes: Sequence[Step],
     over: Sequence[Change],
     *,
     base: dict[str, Any] | None = None,
@@ -134,11 +140,11 @@ def both(
     shared = {roots[p] for p in ourplaces} & {roots[p] for p in theirplaces}
     if not shared:
         return Rebased([[c] for c in changes], [[c] for c in over], [])
-    ours, others = _parts(changes, base), _parts(over, base)
+    ours, others = _parts(changes, base), cast("list[list[Change]]", _parts(over, base))
     waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
         waiting.setdefault(roots[theirplaces[number]], []).extend(_Theirs(number, part) for part in parts)
-    result: list[list[Change]] = []
+    result: list[list[Step]] = []
     clashes: list[Clash] = []
     lost: list[Path] = []
     for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
@@ -147,15 +153,19 @@ def both(
             continue
         root = roots[ourplaces[number]]
         met: dict[int, bool] = {}
+        if isinstance(change, Guard):
+            result.append(_followed(change, waiting.get(root, []), met))
+            clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
+            continue
         rules = _Rules(
             None if stands is None else partial(stands, number),
             None if ahead is None else partial(ahead, number),
             None if twins is None else partial(twins, number),
         )
-        moved, waiting[root] = _past(parts, waiting.get(root, []), met, rules)
+        moved, waiting[root] = _past(cast("list[Change]", parts), waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
             lost.append(change.path)
-        result.append(_joined(moved))
+        result.append(cast("list[Step]", _joined(moved)))
         clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
     left: list[list[Change]] = [[] for _ in over]
     for run in waiting.values():
@@ -178,12 +188,12 @@ def _roots(*sides: Iterable[Path]) -> dict[Path, Path]:
     return {path: next(path[:i] for i in depths if path[:i] in fixed) for path in fixed}
 
 
-def _parts(changes: Sequence[Change], base: dict[str, Any] | None) -> list[list[Change]]:
+def _parts(changes: Sequence[Step], base: dict[str, Any] | None) -> list[list[Step]]:
     """Return each change as what can be swapped: splices in two, appends with their place if known."""
     working = None if base is None else Working(base)
-    found: list[list[Change]] = []
+    found: list[list[Step]] = []
     for change in changes:
-        parts: list[Change] = [change]
+        parts: list[Step] = [change]
         if isinstance(change, Splice) and change.delete and change.insert:
             path, at = change.path, change.position
             # what is put in comes first: it stays before whatever others put behind what is taken out
@@ -210,6 +220,23 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
             case _:
                 result.append(part)
     return result
+
+
+def _followed(guard: Guard, theirs: Sequence[_Theirs], met: dict[int, bool]) -> list[Step]:
+    """Return a guard as it reads after theirs, nothing where its place is gone; note in `met` what touched it."""
+    for number, change in theirs:
+        mine, other = guard.path, change.path
+        if other[: len(mine)] == mine:
+            met[number] = False
+        elif mine[: len(other)] == other and isinstance(change, Insert | Remove | _Somewhere):
+            moved = _inside(guard, change)
+            if not moved:
+                met[number] = True
+                return []
+            guard = moved[0]
+        elif mine[: len(other)] == other and isinstance(change, Set | Delete):
+            met[number] = False  # it may have put there what was there
+    return [guard]
 
 
 def _past(
@@ -271,7 +298,7 @@ def _swap(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
     return _Swap([ours], [theirs])
 
 
-def _inside(change: Change, around: Change) -> list[Change]:
+def _inside(change: Moving, around: Change) -> list[Moving]:
     """Return `change`, made inside what `around` alters, as it reads then; nothing if its place is gone."""
     depth = len(around.path)
     token = change.path[depth]
@@ -302,6 +329,19 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
     match ours, theirs:
         case Set(path, value), Increment(_, amount) if not late and _countable(value, amount):
             return _Swap([Set(path, value + amount)], [theirs])
+        case Ensure(_, mine), Ensure(_, other) if type(mine) is type(other):
+            return _Swap([ours], [theirs])
+        case Ensure(path, mine), Set(_, other):
+            kept = type(mine) is type(other)  # what they put there is what is needed here
+            return _Swap([ours], [theirs]) if kept else _Swap([Set(path, mine)], [], False)
+        case Ensure(path, mine), Delete():
+            return _Swap([ours], [Set(path, mine)])
+        case Ensure(path, mine), Ensure() | Increment() | Splice():
+            return _Swap([Set(path, mine)], [], False)
+        case Set(_, mine), Ensure(_, other) if type(mine) is type(other):
+            return _Swap([ours], [theirs])
+        case ((Increment() | Splice()), Ensure()):
+            return _Swap([], [theirs], True)
         case Set(_, a), Set(_, b):
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
             return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)

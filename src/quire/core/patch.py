@@ -10,7 +10,7 @@ from quire.core.path import describe, get, parse, resolve
 from quire.core.path import format as pointer
 from quire.core.values import same
 from quire.errors import ChangeError, InvalidKey
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
 
@@ -150,7 +150,9 @@ def to_json_patch(state: dict[str, Any], changes: Sequence[Change]) -> list[dict
                 ]
             case Remove():
                 patch += [{"op": "remove", "path": f"{at}/{change.index}"}] * change.count
-            case Set() | Splice() | Increment():
+            case Ensure() if there:
+                pass
+            case Set() | Ensure() | Splice() | Increment():
                 value = get(working.state, change.path)
                 patch.append({"op": "replace" if there else "add", "path": at, "value": value})
     return patch

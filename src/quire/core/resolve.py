@@ -5,22 +5,27 @@
    each other; a callable is given the conflict and returns the value that stands; `reject` refuses the write.
 3. A write whose place was taken away (its parent deleted or replaced) cannot stand under any policy: `theirs` and
    `queue` leave it out and say so, the others refuse the whole write.
+4. A change behind a guard that does not hold is stale: it was made from a value that is not there any more. Without a
+   policy it is refused; a policy settles it like any conflict, also where both sides came to the same value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 import msgspec
 
 from quire.core import merge
 from quire.core.changes import Working, apply
+from quire.core.fold import copied
+from quire.core.guards import Guard, Read, Step, sought
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.values import clean
-from quire.errors import Invalid, MergeConflict
-from quire.model import Change, Delete, Insert, Path, Remove, Set
+from quire.errors import ChangeError, Invalid, MergeConflict, OutOfBounds
+from quire.model import Change, Delete, Ensure, Insert, Path, Remove, Set
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
 Outcome = Literal["ours", "theirs", "both", "value", "pending"]
@@ -28,6 +33,8 @@ Outcome = Literal["ours", "theirs", "both", "value", "pending"]
 POLICIES: tuple[Named, ...] = ("last", "ours", "theirs", "both", "queue", "reject")
 ABSENT: Any = msgspec.UNSET
 """Where nothing was, or is."""
+_SHOWN_MAX = 60
+"""Characters of a value in a message."""
 
 
 class Met(msgspec.Struct, frozen=True):
@@ -35,21 +42,26 @@ class Met(msgspec.Struct, frozen=True):
 
     base: before either.  theirs: as it stands now.  ours: as we wanted it.  change: our first change there.
     number, other: which of ours met which of theirs (the last of several).  outcome: what stands; "pending" waits for
-    a decision.
+    a decision.  author, version: who wrote what is there now, and when, where a write came late.
     """
 
     path: Path
     base: Any
     ours: Any
     theirs: Any
-    change: Change
+    change: Step
     number: int
     other: int
     outcome: Outcome
+    author: str = ""
+    version: int | None = None
 
 
 Policy = Named | Callable[[Met], Any]
 """A name, or a function of the conflict that returns the value to stand. It must not wait, nor alter what it is given."""
+
+Writer = Callable[[int], tuple[str, int | None]]
+"""Asked with the number of one of their changes: who made it, in which version."""
 
 
 class Merging(msgspec.Struct, frozen=True):
@@ -67,11 +79,11 @@ class Merging(msgspec.Struct, frozen=True):
 class Settled(msgspec.Struct, frozen=True):
     """What to write onto the head, and what had to be settled for it.
 
-    numbers: for each change which of ours it is, None for one that a policy made.  behind: for each of theirs what it is
-    after ours; exact where nothing had to be settled.
+    changes: with the guards of those that stand.  numbers: for each which of ours it is, None for one that a policy made.
+    behind: for each of theirs what it is after ours; exact where nothing had to be settled.
     """
 
-    changes: list[Change]
+    changes: list[Step]
     numbers: list[int | None]
     met: list[Met]
     behind: list[list[Change]]
@@ -88,61 +100,75 @@ def check_policy(policy: Any) -> Policy:
 
 
 def settle(
-    changes: Sequence[Change],
+    changes: Sequence[Step],
     over: Sequence[Change],
     *,
     base: dict[str, Any],
     head: dict[str, Any],
-    policy: Policy,
+    policy: Policy | None,
     where: str = "",
     merging: Merging | None = None,
+    writer: Writer | None = None,
 ) -> Settled:
     """Return our changes as they go onto the head, by a policy.
 
-    changes, over: ours and theirs, each made on `base`.  head: `base` after theirs.  where: what messages call it.
-    merging: how two workflows are merged, None for a write that comes late.
-    Raises MergeConflict (rules 2 and 3), Invalid for a value of a callable that cannot be stored.
-    Cost: that of merge.both, plus applying ours to `base` where something clashed.
+    changes, over: ours and theirs, each made on `base`; ours with guards.  head: `base` after theirs.  policy: None
+    refuses what is stale and lets the later of two writes stand otherwise.  where: what messages call it.
+    merging: how two workflows are merged, None for a write that comes late.  writer: of theirs, for messages.
+    Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored.
+    Cost: that of merge.both, plus applying ours to `base` where something clashed, and comparing what was read.
     """
     yields = policy in ("theirs", "queue")
     rules = merging or _LATE
     stands = _never if yields else rules.stands
     found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
     clashes = {clash.number: clash for clash in found.clashes}
-    wanted = _wanted(base, changes, clashes) if clashes else {}
-    result: list[tuple[int | None, Change]] = []
+    stale = _stale(changes, found, clashes, base, head)
+    writer = writer or _unnamed
+    for meeting in stale.values():
+        step = changes[meeting.number]
+        alike = isinstance(step, Ensure) and meeting.number not in clashes  # whoever made it, it is there
+        if not alike and (policy in (None, "reject") or isinstance(step, Guard)):
+            raise _out_of_date(where, msgspec.structs.replace(meeting, **_named(writer, meeting.other)))
+    settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard)}
+    wanted = _wanted(base, changes, settled) if settled else {}
+    result: list[tuple[int | None, Step]] = []
     met: list[Met] = []
     closed: list[Path] = []
     beside: list[Change] = []
     """What "both" put into lists: what comes after it there has moved."""
 
-    def put(number: int | None, changes: Sequence[Change]) -> None:
-        moved = merge.rebase(changes, beside)[0] if beside else changes
-        result.extend((number, change) for change in moved)
+    def put(number: int | None, steps: Sequence[Step]) -> None:
+        moved = merge.rebase(steps, beside)[0] if beside else steps
+        result.extend((number, step) for step in moved)
 
     for number, parts in enumerate(found.ours):
-        path = changes[number].path
+        step = changes[number]
+        path = step.path
         if any(path[: len(p)] == p for p in closed):
             continue  # part of what was settled above
-        clash = clashes.get(number)
-        if clash is None:
+        if number not in settled or isinstance(step, Guard):
             put(number, parts)
             continue
+        clash = clashes.get(number) or merge.Clash(
+            path, step, over[stale[number].other], False, number, stale[number].other
+        )
         place = parts[0].path if parts else path
         before, ours = wanted[number]
         taken = not parts and isinstance(clash.theirs, Delete | Remove)
         theirs = ABSENT if taken else get(head, place, ABSENT)
         around = min(clash.theirs.path, path, key=len)
-        if ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
+        if number not in stale and ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
             put(number, parts)
             continue
-        meeting = Met(path, before, ours, theirs, clash.ours, number, clash.other, "ours")
+        last = _last(changes, number)
+        meeting = Met(path, before, ours, theirs, step, last, clash.other, "ours", **_named(writer, clash.other))
         if policy == "reject" or (clash.dropped and not yields and merging is None):
             raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped, late=merging is None)
-        if clash.dropped and not yields and not parts:
+        if not yields and not parts:
             outcome, instead = "theirs", list[Change]()
         else:
-            outcome, instead = _decide(policy, meeting, place, parts, head)
+            outcome, instead = _decide(policy or "last", meeting, place, cast("list[Change]", parts), head)
         put(number if outcome == "ours" else None, instead)
         beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
         if instead is not parts:
@@ -151,7 +177,63 @@ def settle(
     return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
 
 
-def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Change], head: dict[str, Any]) -> bool:
+def _stale(
+    changes: Sequence[Step],
+    found: merge.Rebased,
+    clashes: dict[int, merge.Clash],
+    base: dict[str, Any],
+    head: dict[str, Any],
+) -> dict[int, Met]:
+    """Return, by the number of the change that relies on it, the first guard that does not hold; strict ones by their own.
+
+    Cost: nothing where nothing that was read was touched, else applying ours twice and comparing what was read.
+    """
+    touched = {n for n in clashes if isinstance(changes[n], Read)}
+    if not touched:
+        return {}
+    target = dict(sought(changes))
+    then, now = Working(base), Working(head)
+    stale: dict[int, Met] = {}
+    for number, (step, parts) in enumerate(zip(changes, found.ours, strict=True)):
+        if number in touched and isinstance(step, Read):
+            was = get(then.state, step.path, ABSENT)
+            is_now = get(now.state, parts[0].path, ABSENT) if parts else ABSENT
+            relies = target.get(number, number)
+            if not step.holds(was, is_now) and relies not in stale:
+                change = changes[relies]
+                ours = change.value if isinstance(change, Set) and change.path == step.path else ABSENT
+                other = clashes[number].other
+                stale[relies] = Met(step.path, copied(was), ours, copied(is_now), change, relies, other, "ours")
+            continue
+        then.apply(step)
+        with suppress(ChangeError, OutOfBounds):  # it is settled, or refused, below
+            for part in parts:
+                now.apply(part)
+    return stale
+
+
+def _last(changes: Sequence[Step], number: int) -> int:
+    """Return which of ours made the value that is told of a change: the last one at its place, see `_wanted`."""
+    if any(isinstance(c, Insert | Remove) for c in changes):
+        return number
+    path = changes[number].path
+    later = (n for n in range(len(changes) - 1, number, -1) if not isinstance(changes[n], Guard))
+    return next(
+        (n for n in later if changes[n].path[: len(path)] == path or path[: len(changes[n].path)] == changes[n].path),
+        number,
+    )
+
+
+def _unnamed(number: int) -> tuple[str, int | None]:  # noqa: ARG001 - the shape of Writer
+    return "", None
+
+
+def _named(writer: Writer, number: int) -> dict[str, Any]:
+    author, version = writer(number)
+    return {"author": author, "version": version}
+
+
+def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Step], head: dict[str, Any]) -> bool:
     """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
     if not path or any(isinstance(c, Insert | Remove) for c in changes):
         return False  # where ours moved places, what is there is not theirs
@@ -166,9 +248,7 @@ def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merg
     return False
 
 
-def _wanted(
-    base: dict[str, Any], changes: Sequence[Change], clashes: dict[int, merge.Clash]
-) -> dict[int, tuple[Any, Any]]:
+def _wanted(base: dict[str, Any], changes: Sequence[Step], clashes: Collection[int]) -> dict[int, tuple[Any, Any]]:
     """Return for each clashing change of ours what was at its place before, and what we had there in the end."""
     working = Working(base)
     before: dict[int, Any] = {}
@@ -217,6 +297,25 @@ def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:
     return Set((*parent, f"{key}~{number}"), value)
 
 
+def _out_of_date(where: str, meeting: Met) -> MergeConflict:
+    at = pointer(meeting.path) or "the whole state"
+    was, now = _shown(meeting.base), _shown(meeting.theirs)
+    by = f", by {meeting.author} in version {meeting.version}" if meeting.version is not None else ""
+    return MergeConflict(
+        f"{where}: {at} was read as {was} and is {now} now{by}; nothing was written: read it again and decide, have "
+        "`update` do that, or give an `on_conflict`",
+        conflicts=[meeting],
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    if value is ABSENT:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}..."
+
+
 def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool, late: bool) -> MergeConflict:
     at = pointer(meeting.path) or "the whole state"
     if not late:
@@ -225,10 +324,11 @@ def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool, late: b
             "`on_conflict`",
             conflicts=met,
         )
+    by = f" by {meeting.author} in version {meeting.version}," if meeting.version is not None else ""
     why = (
-        "was removed or replaced since the version this write was made on"
+        f"was removed or replaced{by} since the version this write was made on"
         if dropped
-        else "was written by others since the version this write was made on"
+        else f"was written by others{by} since the version this write was made on"
     )
     return MergeConflict(
         f"{where}: {at} {why}; nothing was written: read the state again and decide, or choose another `on_conflict`",

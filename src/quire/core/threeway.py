@@ -132,7 +132,8 @@ def _settled(
             refused.conflicts = [_turn(cast("Met", m)) for m in refused.conflicts]
         raise
     onto_stayer = [
-        (c, None if n is None else mover.origins[n]) for c, n in zip(found.changes, found.numbers, strict=True)
+        (cast("Change", c), None if n is None else mover.origins[n])
+        for c, n in zip(found.changes, found.numbers, strict=True)
     ]
     onto_mover = [(c, stayer.origins[n]) for n, parts in enumerate(found.behind) for c in parts]
     state, there = _arrived(stayer.state, onto_stayer)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from quire.core.changes import Working
+from quire.core.guards import Guard, Step
 from quire.core.path import get
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _encode = msgspec.json.Encoder().encode
 _ABSENT: Any = object()
@@ -78,8 +79,10 @@ class Weighed(Working):
         super().__init__(state)
         self.weight = weight
 
-    def apply(self, change: Change) -> bool:
+    def apply(self, change: Step) -> bool:
         """Apply one change as `Working.apply` does. Cost: besides, an encoding of what comes and of what goes."""
+        if isinstance(change, Guard):
+            return super().apply(change)
         gone = _gone(self.state, change)  # where it does not fit, applying it says so
         if not super().apply(change):
             return False
@@ -118,7 +121,7 @@ def _grown(state: dict[str, Any], change: Change, gone: Any) -> tuple[int, int]:
         case Delete(path):
             size = size_of(path[-1]) + 1 + size_of(gone) + (_length(state, path[:-1]) > 0)
             return -size, -1 - keys_in(gone)
-        case Set() | Increment():
+        case Set() | Ensure() | Increment():
             came = get(state, change.path)
             if gone is not _ABSENT:
                 return size_of(came) - size_of(gone), keys_in(came) - keys_in(gone)

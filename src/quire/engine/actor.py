@@ -16,7 +16,8 @@ import msgspec
 
 from quire.config import Settings
 from quire.core import layout, record
-from quire.core.changes import Working
+from quire.core.changes import Working, effective
+from quire.core.guards import Guard, Step, Within, pure
 from quire.core.layout import Stamps
 from quire.core.schema import Schemas
 from quire.core.weigh import Weighed, Weight, weigh
@@ -91,7 +92,7 @@ class Actor:
         return self.head.version > 0 and self.head.kind != DELETED
 
     def prepare(self, write: Write, now_ms: int, before: Before | None = None) -> Record | None:
-        """Seal one write on top of the batch; None when it changes nothing.
+        """Seal one write on top of the batch; None when it changes nothing on its own base.
 
         before: asked of its changes once they are adjusted to the state they meet.
         Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
@@ -113,13 +114,13 @@ class Actor:
         elif callable(plan):
             plan = plan(working.state)
         if before is not None:
-            plan = write.hooked = before(write, plan, working.state)
+            plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
         start = self._start, self._start_bytes
         if write.start is not None:
             self._start, self._start_bytes = write.start, write.start_bytes
             working = self._working = self._begun()
-        if not changes and not write.allow_empty:
+        if not changes and not write.allow_empty and not _left_no_trace(write):
             return None
         try:
             if self._limits is not None:
@@ -132,6 +133,15 @@ class Actor:
         self.pending.append(sealed)
         self._pending_bytes += len(sealed.body)
         return sealed
+
+    def _hooked(
+        self, write: Write, plan: Sequence[Step | Fork], state: dict[str, Any], before: Before
+    ) -> Sequence[Step | Fork]:
+        """Return what hooks leave of a plan; bounds hold whatever they make of it."""
+        bounds = [step for step in plan if isinstance(step, Within)]
+        changes = pure(plan) if any(isinstance(step, Guard) for step in plan) else cast("Sequence[Change | Fork]", plan)
+        left = write.hooked = before(write, changes, state)
+        return plan if left is changes else [*left, *bounds]
 
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
@@ -238,14 +248,18 @@ class Actor:
         "both" and by functions two meetings one after the other are not what they are at once: those begin anew.
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
-        if len(met) == len(write.passed) or (isinstance(write.policy, str) and write.policy != "both"):
+        # without a policy nothing is stale by now, and the last write stands
+        if len(met) == len(write.passed) or (not callable(write.policy) and write.policy != "both"):
             write.plan, write.passed, write.history = plan, met, ()
             write.base = Base(self.head.version, self.state)
 
     def _rebased(
         self, write: Write, base: Base, head: dict[str, Any], records: Sequence[Record]
-    ) -> tuple[Sequence[Change], list[Meeting]]:
-        """Return the write's changes as they go onto the head, over records since its base, and all that they met."""
+    ) -> tuple[Sequence[Step], list[Meeting]]:
+        """Return the write's steps as they go onto the head, over records since its base, and all that they met.
+
+        Raises MergeConflict with the whole write in it.
+        """
         over: list[Change] = []
         sources: list[Record] = []
         for entry in records:
@@ -254,16 +268,24 @@ class Actor:
             sources += [entry] * len(changes)
         assert not callable(write.plan)
         ours = [c for c in write.plan if not isinstance(c, Fork)]
-        settled = layout.settle(
-            ours,
-            over,
-            base=base.state,
-            head=head,
-            policy=write.policy,
-            where=write.stream.removeprefix(WORKFLOWS),
-            kinds=self._schemas.kinds(head),
-            stamps=lambda: _stamps(len(ours), sources),
-        )
+        if write.asked is None:
+            ours = effective(base.state, ours)
+            write.asked = ours, base.version
+        where = write.stream.removeprefix(WORKFLOWS)
+        try:
+            settled = layout.settle(
+                ours,
+                over,
+                base=base.state,
+                head=head,
+                policy=write.policy,
+                where=where,
+                kinds=self._schemas.kinds(head),
+                stamps=lambda: _stamps(len(ours), sources),
+                writer=lambda number: (sources[number].author, sources[number].version),
+            )
+        except MergeConflict as refused:
+            raise _carrying(refused, write) from None
         met = {each.met.path: each for each in write.passed}
         for new in settled.met:
             before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
@@ -282,7 +304,7 @@ class Actor:
             raise NeedHistory
         return [*known, *(r for r in self.pending if r.version > version)] if pending else known
 
-    def _apply(self, working: Working, changes: Sequence[Change | Fork], write: Write) -> list[Change | Fork]:
+    def _apply(self, working: Working, changes: Sequence[Step | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
         kept: list[Change | Fork] = []
         limits = self._limits
@@ -290,19 +312,23 @@ class Actor:
             limits = None
         try:
             for change in changes:
+                if isinstance(change, Guard):
+                    working.apply(change)
+                    continue
                 if limits is not None:
                     limits.check_value(write.stream, write.kind, working.state, change)
-                if type(change) is Fork or working.apply(cast("Change", change)):
+                if isinstance(change, Fork) or working.apply(change):
                     kept.append(change)  # what was kept when one fails has to be known
         except BaseException as error:
             if kept:
                 self._rebuilt()
             if isinstance(error, ChangeError) and write.met:  # it builds on something of its own that gave way
-                raise MergeConflict(
+                refused = MergeConflict(
                     f"{write.stream.removeprefix(WORKFLOWS)}: {error}, since other writes came first; "
                     "nothing was written: read the state again and decide",
                     conflicts=[each.met for each in write.met],
-                ) from error
+                )
+                raise _carrying(refused, write) from error
             raise
         return kept
 
@@ -331,6 +357,22 @@ class Actor:
                     working.apply(change)
         self._working = working
         return working
+
+
+def _left_no_trace(write: Write) -> bool:
+    """Return True for a write that altered its own base, where others had written all of it, or a policy kept theirs.
+
+    It is acknowledged, so it has a version. What hooks took out of a write has none.
+    """
+    return write.asked is not None and bool(pure(write.asked[0])) and write.hooked != []
+
+
+def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
+    """Return the error with the write that it refuses."""
+    assert write.asked is not None
+    steps, refused.base = write.asked
+    refused.changes = pure(steps)
+    return refused
 
 
 def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:

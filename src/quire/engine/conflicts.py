@@ -6,7 +6,7 @@ The stream `conflicts/<id>` is state like any other: one object, from the confli
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -36,7 +36,7 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
             base=Side(met.base, version=base),
             theirs=Side(met.theirs, theirs.author, theirs.version),
             ours=Side(met.ours, write.author, None if sealed is None else sealed.version),
-            policy=write.policy,
+            policy=write.policy or "last",
             now_ms=now_ms,
         )
         entries.append(Set((name,), stored(conflict)))
@@ -71,7 +71,7 @@ def settled(
         base=base,
         theirs=theirs,
         ours=ours,
-        change=stored(met.change),
+        change=stored(cast("Change", met.change)),
         policy=policy if isinstance(policy, str) else "callable",
         status="pending" if pending else "resolved",
         created_at=datetime.fromtimestamp(now_ms / 1000, UTC),

@@ -59,7 +59,7 @@ class Engine:
         clock: Clock,
         ids: Callable[[], str],
         seen: int,
-        policy: Policy = "last",
+        policy: Policy | None = None,
         schemas: Schemas | None = None,
         archive: Archive | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class Engine:
         policy: for writes that do not say what becomes of conflicts.  schemas: what states may look like.
         archive: of this backend.
         """
-        self.policy: Policy = policy
+        self.policy: Policy | None = policy
         self.backend = backend
         self.settings = settings
         self.clock = clock

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from quire.core.guards import Step
 from quire.core.resolve import Met, Policy
 from quire.model import Change, Fork, Record
 
-Plan = Callable[[dict[str, Any]], Sequence[Change | Fork]]
+Plan = Callable[[dict[str, Any]], Sequence[Step | Fork]]
 """Changes that depend on the state they meet: a diff, a JSON Patch with tests, a guard that raises to refuse."""
 
 
@@ -32,18 +33,21 @@ class Meeting(NamedTuple):
 class Write(msgspec.Struct, eq=False):
     """What a caller wants written to one stream.
 
-    plan: the changes, or a function of the state that gives them.  base: what the changes were made on, when that
-    matters: they are rebased over what came since, by `policy`.  if_version: the head must be exactly this.
+    plan: the changes, with guards, or a function of the state that gives them.  base: what the changes were made on, when
+    that matters: they are rebased over what came since, by `policy` (None: what is stale is refused, else the last write
+    stands).  if_version: the head must be exactly this.
     exists: True needs the stream to exist, False to be absent.  allow_empty: make a version even without a change.
     """
 
     stream: str
-    plan: Sequence[Change | Fork] | Plan
+    plan: Sequence[Step | Fork] | Plan
     author: str = "system"
     message: str = ""
     kind: str = "change"
     base: Base | None = None
-    policy: Policy = "last"
+    made_from: Any = None
+    """How its caller names the base; whoever hands the write over reads it first."""
+    policy: Policy | None = None
     if_version: int | None = None
     exists: bool | None = True
     allow_empty: bool = False
@@ -57,6 +61,8 @@ class Write(msgspec.Struct, eq=False):
     """Records since the base, where the engine had to read them."""
     late: bool = False
     """It was refused: others write the same stream at the same time."""
+    asked: tuple[Sequence[Step], int] | None = None
+    """What it is in full: the steps that alter something on its first base, and that version. None until it is rebased."""
     passed: Sequence[Meeting] = ()
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()

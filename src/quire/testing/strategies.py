@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from quire.core.changes import apply
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 
 def _storable(text: str) -> bool:
@@ -63,7 +63,7 @@ def change_for(draw: st.DrawFn, state: dict[str, Any]) -> Change:
         if isinstance(path[-1], str):
             options.append("delete")
     if isinstance(value, dict):
-        options += ["add", "add", "count"]
+        options += ["add", "add", "count", "ensure"]
     if isinstance(value, list):
         options += ["append", "insert", "remove"]
     if isinstance(value, str) and path:
@@ -80,6 +80,9 @@ def change_for(draw: st.DrawFn, state: dict[str, Any]) -> Change:
         case "count":
             fresh = draw(keys.filter(lambda k: not _has(value, k)))
             return Increment((*path, fresh), draw(st.integers(-5, 5)))
+        case "ensure":
+            fresh = draw(keys.filter(lambda k: type(found.get(k, [])) in (list, dict)))
+            return Ensure((*path, fresh), type(found.get(fresh, draw(st.sampled_from([[], {}]))))())
         case "append":
             return Append(path, draw(st.lists(values, max_size=3)))
         case "insert":

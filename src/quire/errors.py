@@ -233,7 +233,7 @@ class KeyReused(Conflict):
 class MergeConflict(Conflict):
     """Writes that cannot both stand; nothing was written. `conflicts` says where they met, and who wrote the other.
 
-    changes, base: the write that was refused, and the version it was made on, None where there was none.
+    changes, base: the write that was refused, and the version of `workflow_id` it was made on, None where there was none.
     `wf.apply(error.changes, base=error.base, on_conflict=...)` applies it after all.
     """
 
@@ -241,9 +241,16 @@ class MergeConflict(Conflict):
     retryable = True
 
     def __init__(
-        self, message: str, *, conflicts: list[Any], changes: Sequence[Any] = (), base: int | None = None
+        self,
+        message: str,
+        *,
+        conflicts: list[Any],
+        changes: Sequence[Any] = (),
+        base: int | None = None,
+        workflow_id: str = "",
     ) -> None:
         super().__init__(message)
+        self.workflow_id = workflow_id
         self.conflicts = conflicts
         self.changes = list(changes)
         self.base = base

@@ -325,6 +325,7 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
     status: resolved, or pending: then theirs stands until somebody resolves it.
     resolution: ours, theirs, both, value; by whom and when.
+    changes: all that the write would have changed, where it waits as a whole until somebody resolves it.
     merged: for a conflict of a merge the workflow that theirs is from. There ours is what this workflow had, and stands
     while the conflict is pending.
     """
@@ -343,3 +344,4 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resolved_by: str | None = None
     resolved_at: datetime | None = None
     merged: str | None = None
+    changes: list[Any] = []

@@ -12,7 +12,7 @@ from quire.core.path import get, parse, resolve
 from quire.core.values import same
 from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
-from quire.engine.write import Write
+from quire.engine.write import Base, Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid
 from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Side, Version
 
@@ -45,6 +45,8 @@ class Conflicts:
         Raises ConflictNotFound, Invalid for a conflict that is closed, ChangeError where the place is gone.
         """
         conflict = await self.get(conflict_id)
+        if conflict.changes:
+            return await self._let_in(conflict, choice, author, message)
         wanted = value if choice == "value" else conflict.ours.value
         tokens = parse(conflict.path)
 
@@ -68,24 +70,45 @@ class Conflicts:
                 return [Set(place, new)]
             return [Remove(place[:-1], place[-1], 1) if isinstance(place[-1], int) else Delete(place)]
 
+        # no base: it is written onto whatever the head is, and so never meets a conflict of its own
+        write = Write(WORKFLOWS + self.workflow_id, decided)
+        return await self._closed(conflict, choice, write, author, message)
+
+    async def _let_in(self, conflict: Conflict, choice: Choice, author: str, message: str) -> Version | None:
+        """Resolve a conflict of a write that waits as a whole: "ours" applies all of it, over what others wrote since."""
+        if choice == "value":
+            raise Invalid(
+                f"{self.workflow_id}: {conflict.id} is a write of {len(conflict.changes)} change(s) that wait together: "
+                "choose ours or theirs, and write what else is to be by hand"
+            )
+        if conflict.status == "resolved":
+            raise Invalid(f"{self.workflow_id}: {conflict.id} was resolved already ({conflict.resolution})")
+        stream, number = WORKFLOWS + self.workflow_id, conflict.base.version or 0
+        changes: list[Change] = []
+        if choice == "ours":
+            changes = msgspec.convert(conflict.changes, list[Change])
+        base = Base(number, await self._engine.state_at(stream, number))
+        write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
+        return await self._closed(conflict, choice, write, author, message)
+
+    async def _closed(
+        self, conflict: Conflict, choice: Choice, write: Write, author: str, message: str
+    ) -> Version | None:
+        """Make the write that a decision leads to, and close the conflict in the same commit."""
+
         def closed(entries: dict[str, Any]) -> list[Change]:
-            if not same(entries.get(conflict_id), stored(conflict)):
-                raise Invalid(f"{self.workflow_id}: {conflict_id} was resolved meanwhile; look at it again")
+            if not same(entries.get(conflict.id), stored(conflict)):
+                raise Invalid(f"{self.workflow_id}: {conflict.id} was resolved meanwhile; look at it again")
             now = datetime.fromtimestamp(self._engine.clock.now_ms() / 1000, UTC)
             done = msgspec.structs.replace(
                 conflict, status="resolved", resolution=choice, resolved_by=author, resolved_at=now
             )
-            return [Set((conflict_id,), stored(done))]
+            return [Set((conflict.id,), stored(done))]
 
-        why = message or f"resolved {conflict_id}: {choice}"
-        # no base: it is written onto whatever the head is, and so never meets a conflict of its own
-        made, _ = await self._engine.write_all(
-            [
-                Write(WORKFLOWS + self.workflow_id, decided, author=author, message=why, kind="resolve"),
-                Write(self._stream, closed, author=author, message=why, kind="resolve", exists=None),
-            ]
-        )
-        return made
+        why = message or f"resolved {conflict.id}: {choice}"
+        write.author, write.message, write.kind = author, why, "resolve"
+        beside = Write(self._stream, closed, author=author, message=why, kind="resolve", exists=None)
+        return (await self._engine.write_all([write, beside]))[0]
 
     async def record(self, conflict: Conflict) -> None:
         """Write down a conflict that was found elsewhere."""

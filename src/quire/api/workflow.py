@@ -317,6 +317,7 @@ class Workflow(Reader):
                 conflicts=error.conflicts,
                 changes=error.changes,
                 base=error.base,
+                workflow_id=self.id,
             ) from error
 
     async def fork(

@@ -112,7 +112,10 @@ class Actor:
         if write.base is not None and write.base.version < version:
             plan, write.met = self._rebased(write, write.base, working.state, self._since(write, write.base.version))
         elif callable(plan):
-            plan = plan(working.state)
+            try:
+                plan = plan(working.state)
+            except MergeConflict as refused:
+                raise _carrying(refused, write) from None
         if before is not None:
             plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
@@ -369,9 +372,10 @@ def _left_no_trace(write: Write) -> bool:
 
 def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
     """Return the error with the write that it refuses."""
-    assert write.asked is not None
-    steps, refused.base = write.asked
-    refused.changes = pure(steps)
+    if write.asked is not None:
+        steps, refused.base = write.asked
+        refused.changes = pure(steps)
+        refused.workflow_id = write.stream.removeprefix(WORKFLOWS)
     return refused
 
 

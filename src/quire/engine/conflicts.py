@@ -5,6 +5,7 @@ The stream `conflicts/<id>` is state like any other: one object, from the confli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import msgspec
 from quire.core.path import format as pointer
 from quire.core.resolve import Met, Policy
 from quire.engine.write import Write
+from quire.errors import MergeConflict
 from quire.model import CONFLICTS, WORKFLOWS, Change, Conflict, Record, Set, Side
 
 
@@ -61,8 +63,9 @@ def settled(
     policy: Policy,
     now_ms: int,
     merged: str | None = None,
+    changes: Sequence[Change] = (),
 ) -> Conflict:
-    """Return what was met as it is kept; pending or resolved, as the policy left it."""
+    """Return what was met as it is kept; pending or resolved, as the policy left it. changes: of a write that waits."""
     pending = met.outcome == "pending"
     return Conflict(
         id=name,
@@ -77,9 +80,37 @@ def settled(
         created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
         resolution=None if pending else met.outcome,
         merged=merged,
+        changes=stored(list(changes)),
     )
 
 
-def stored(value: Conflict | Change) -> Any:
+def waiting(name: str, refused: MergeConflict, *, author: str, now_ms: int) -> Write:
+    """Return the write that keeps a refused one as a pending conflict: all that it would have changed.
+
+    refused: with the write in it.  author: of that write.
+    """
+    met = cast("Met", refused.conflicts[-1])
+    conflict = settled(
+        name,
+        refused.workflow_id,
+        msgspec.structs.replace(met, outcome="pending"),
+        base=Side(met.base, version=refused.base),
+        theirs=Side(met.theirs, met.author, met.version),
+        ours=Side(met.ours, author),
+        policy="queue",
+        now_ms=now_ms,
+        changes=refused.changes,
+    )
+    return Write(
+        CONFLICTS + refused.workflow_id,
+        [Set((name,), stored(conflict))],
+        author=author,
+        message=f"waits: {conflict.path or '/'}",
+        kind="conflict",
+        exists=None,
+    )
+
+
+def stored(value: Conflict | Change | list[Change]) -> Any:
     """Return what is stored for it: plain JSON that shares nothing with any state."""
     return msgspec.json.decode(msgspec.json.encode(value))

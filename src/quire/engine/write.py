@@ -63,6 +63,8 @@ class Write(msgspec.Struct, eq=False):
     """It was refused: others write the same stream at the same time."""
     asked: tuple[Sequence[Step], int] | None = None
     """What it is in full: the steps that alter something on its first base, and that version. None until it is rebased."""
+    unrecorded: bool = False
+    """What it meets is no conflict of its own: it settles one."""
     passed: Sequence[Meeting] = ()
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()

@@ -6,6 +6,8 @@
 3. Whoever starts or resumes a run takes its epoch. Every commit of a step checks it, so an older owner that is still
    alive stops at its next commit instead of overwriting.
 4. A run ends with no child alive: a failure cancels the siblings and waits for them.
+5. Work that was done is neither repeated nor dropped unasked: a step whose changes cannot stand beside what others wrote
+   meanwhile keeps its result, and its changes wait as a conflict.
 """
 
 from __future__ import annotations
@@ -13,19 +15,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from quire.api import writes
+from quire.api.conflicts import Conflicts
 from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
 from quire.core.fold import copied
+from quire.core.guards import Step, pure
+from quire.core.resolve import Policy
 from quire.core.values import clean
+from quire.engine.conflicts import waiting
 from quire.engine.write import Base, Write
-from quire.errors import Conflict, Invalid, QuireError, RunNotFound, StepFailed
-from quire.model import RUN, Change, Increment, Set
+from quire.errors import Conflict as ConflictError
+from quire.errors import Invalid, MergeConflict, QuireError, RunNotFound, StepFailed
+from quire.model import RUN, WORKFLOWS, Change, Conflict, Fork, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
 from quire.scopes.setup import StateBuilder
@@ -34,20 +42,28 @@ from quire.scopes.step import step_state
 log = logging.getLogger("quire.orchestra")
 
 
-class RunLost(Conflict):
+_RERUNS_MAX = 9
+"""How often a step is run once more because its changes are stale."""
+
+
+class RunLost(ConflictError):
     """Another process took the run over; this one must stop."""
 
     code = "run_lost"
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """How a run ended: the topology's result, the state left behind, and which steps ran here and which before."""
+    """How a run ended: the topology's result, the state left behind, and which steps ran here and which before.
+
+    conflicts: of steps whose changes wait as a whole, for `resolve` of the workflow that each names.
+    """
 
     id: str
     result: Any
     state: dict[str, Any]
     ran: list[str]
     resumed: list[str]
+    conflicts: list[Conflict] = []
 
 
 async def run(
@@ -153,7 +169,16 @@ class _Run:
             raise _first(group) from None
         await self._commit([Set((RUN, "status"), "completed")], "orchestra", "run completed", "run")
         final = await self._workflow.state()
-        return RunResult(self._workflow.id, copied(result), final, self._ran, self._resumed)
+        return RunResult(self._workflow.id, copied(result), final, self._ran, self._resumed, await self._waiting(final))
+
+    async def _waiting(self, state: dict[str, Any]) -> list[Conflict]:
+        """Return the conflicts of steps that wait still."""
+        found: list[Conflict] = []
+        for entry in state[RUN]["steps"].values():
+            for workflow_id, conflict_id in entry.get("conflicts", {}).items():
+                conflict = await Conflicts(self._store.engine, workflow_id).get(conflict_id)
+                found += [conflict] if conflict.status == "pending" else []
+        return found
 
     async def _node(self, node: Node, prefix: str, given: Any) -> Any:
         key = topology.keyed(node, prefix)
@@ -187,11 +212,11 @@ class _Run:
         for turn in range(step.retry.attempts):
             attempt += 1
             try:
-                result = await self._attempt(step, key, attempt, given)
+                result = await self._rerun(step, key, attempt, given)
             except RunLost:
                 raise
             except Exception as error:
-                last = turn == step.retry.attempts - 1
+                last = turn == step.retry.attempts - 1 or isinstance(error, MergeConflict)
                 await self._failed(key, attempt, error, final=last)
                 if last:
                     raise StepFailed(
@@ -205,6 +230,13 @@ class _Run:
                 return result
         raise AssertionError("a step has at least one attempt")
 
+    async def _rerun(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
+        """Make one attempt; where the step asks for it, again on what is there now while its changes are stale."""
+        for _ in range(_RERUNS_MAX if step.on_stale == "rerun" else 0):
+            with suppress(MergeConflict):
+                return await self._attempt(step, key, attempt, given)
+        return await self._attempt(step, key, attempt, given)
+
     async def _attempt(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
         clock = self._store.engine.clock
         started = clock.now_ms()
@@ -217,14 +249,14 @@ class _Run:
         context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done), accessor)
         try:
             result = clean(await steps.call(step, context), path=(RUN, "steps", key, "result"))
-            changes = draft.changes
+            changes = draft.steps
         finally:
             draft.close()
             if desk is not None:
                 desk.closed = True
-        if any(not c.path or c.path[0] == RUN for c in changes):
+        if any(not c.path or c.path[0] == RUN for c in pure(changes) if not isinstance(c, Fork)):
             raise Invalid(f"step {key} changed {RUN!r} or replaced the whole state; a run keeps its books there")
-        entry = {
+        entry: dict[str, Any] = {
             "status": "done",
             "attempt": attempt,
             "epoch": self._epoch,
@@ -233,10 +265,28 @@ class _Run:
             "ended_at": clock.now_ms(),
         }
         beside = [] if desk is None else desk.parts(f"{key} of {self._workflow.id}")
-        await self._commit(
-            [*changes, Set((RUN, "steps", key), entry)], key, f"{key} done", "step", base=base, beside=beside
-        )
-        return copied(result)
+        waits = step.on_stale in (None, "queue")
+        policy = self._store.engine.policy if step.on_stale in (None, "queue", "rerun", "fail") else step.on_stale
+        while True:
+            done = [*changes, Set((RUN, "steps", key), entry)]
+            try:
+                await self._commit(done, key, f"{key} done", "step", base=base, beside=beside, policy=policy)
+            except MergeConflict as stale:
+                if not waits or not stale.changes:
+                    raise
+                # all that it would have changed there waits together; the rest is written
+                name = f"conflict-{self._store.engine.ids()}"
+                entry.setdefault("conflicts", {})[stale.workflow_id] = name
+                if stale.workflow_id == self._workflow.id:
+                    stale.changes = pure(changes)
+                    changes = []
+                stream = WORKFLOWS + stale.workflow_id
+                beside = [
+                    *(part for part in beside if part.stream != stream),
+                    waiting(name, stale, author=key, now_ms=clock.now_ms()),
+                ]
+            else:
+                return copied(result)
 
     async def _failed(self, key: str, attempt: int, error: Exception, *, final: bool) -> None:
         text = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace").decode()
@@ -251,12 +301,13 @@ class _Run:
 
     async def _commit(
         self,
-        changes: Sequence[Change],
+        changes: Sequence[Step],
         author: str,
         message: str,
         kind: str,
         base: Base | None = None,
         beside: Sequence[Write] = (),
+        policy: Policy | None = None,
     ) -> None:
         """Write to the run's workflow, and to other logs beside it: all or nothing, and only under our epoch."""
 
@@ -274,7 +325,7 @@ class _Run:
             message=message,
             kind=kind,
             base=base,
-            policy=self._store.engine.policy,
+            policy=policy,
             guard=guard,
         )
         await self._store.engine.write_all([own, *beside])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from quire.api.draft import DictDraft
+from quire.core.resolve import check_policy
 from quire.errors import Invalid
 from quire.scopes.step import StepState
 
@@ -28,6 +29,10 @@ class Retry(msgspec.Struct, frozen=True):
 ONCE = Retry(attempts=1)
 
 
+OnStale = Literal["queue", "rerun", "fail", "last", "ours", "theirs", "both", "reject"] | Callable[[Any], Any]
+"""What becomes of a step whose changes were made from values that others changed while it worked, see `step`."""
+
+
 class Step(msgspec.Struct, frozen=True):
     """An agent under a name. timeout_s: seconds for one attempt; a plain function cannot be stopped, only waited for."""
 
@@ -35,10 +40,23 @@ class Step(msgspec.Struct, frozen=True):
     agent: Agent
     retry: Retry = ONCE
     timeout_s: float | None = None
+    on_stale: OnStale | None = None
 
 
-def step(agent: Agent, *, name: str | None = None, retry: Retry = ONCE, timeout_s: float | None = None) -> Step:
+def step(
+    agent: Agent,
+    *,
+    name: str | None = None,
+    retry: Retry = ONCE,
+    timeout_s: float | None = None,
+    on_stale: OnStale | None = None,
+) -> Step:
     """Return a step; its name is the function's unless given. Names are part of keys: letters, digits, `._-`.
+
+    on_stale: what becomes of a step that changed what others changed since it began. "queue" keeps its result, and all
+    its changes wait together as a conflict that somebody resolves; the run goes on, and its result lists them. "rerun"
+    runs it again on what is there now, at most ten times; "fail" fails it; any other is the policy that decides, as
+    `on_conflict` of a write. None: the store's policy, "queue" where it has none.
 
     >>> step(print).name
     'print'
@@ -50,7 +68,9 @@ def step(agent: Agent, *, name: str | None = None, retry: Retry = ONCE, timeout_
         raise Invalid(f"step name {found!r}: letters, digits, '.', '_' and '-' are allowed; give one with name=...")
     if retry.attempts < 1:
         raise Invalid(f"step {found}: attempts={retry.attempts}, at least 1 is needed")
-    return Step(found, agent, retry, timeout_s)
+    if on_stale not in (None, "queue", "rerun", "fail"):
+        check_policy(on_stale)
+    return Step(found, agent, retry, timeout_s, on_stale)
 
 
 class Context:

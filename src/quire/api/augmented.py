@@ -4,47 +4,47 @@ An object sees `x[k] += v` as a read and a write, as it sees `x[k] = x[k] + v`. 
 tells them apart. CPython compiles `x[k] += v` to
 
     LOAD x; LOAD k
-    COPY 2; COPY 2; BINARY_SUBSCR               head: read x[k], keep x and k on the stack
-    ...                                         v: any expression, also with jumps, await or yield
-    BINARY_OP 13 (+=); SWAP 3; SWAP 2; STORE_SUBSCR     tail: store under the x and k that were kept
+    COPY 2; COPY 2; BINARY_SUBSCR                       head: read x[k], keep x and k on the stack
+    ...                                                 v: any expression, also with jumps, await or yield
+    BINARY_OP 13 (+=); SWAP 3; SWAP 2; STORE_SUBSCR     tail: store into the x and under the k that were kept
 
-and `x[k] = x[k] + v` to neither head nor tail. `co_code` is without specialised and instrumented instructions,
-also under a debugger or coverage, and its CACHE units are zero. So both are searched as plain bytes.
+and `x[k] = x[k] + v` to neither head nor tail. `co_code` has no specialised or instrumented instructions, not
+even under a debugger or coverage, and zeros in its CACHE units. So both are found by a plain search for bytes.
 
 `reading` says yes at a head whose nearest tail adds or subtracts, `storing` at that tail in the same frame.
 Why their yes is certain, if the caller forgets the site at every next access to the object, writes included:
 
 1. A tail stores into the object that its own head read, in the same frame. No statement fits inside an
    expression, so a frame is in one augmented assignment at a time; calls that `v` makes have other frames.
-2. The object forgot its site at that head, whatever it was before. A site that is left at the tail was
-   therefore made by that head, or after it while `v` was computed: then by another frame, and it does not match.
-3. So the id of the frame is enough, and no site keeps a frame and its locals alive. The frame at the tail has
-   lived since its own head; an earlier frame with the same id left a site that this head replaced.
+2. At that head the object forgot any earlier site. A site found at the tail was therefore made by that head,
+   or while `v` was computed: then by another frame that is alive beside this one, or was, and has another id.
+3. So an id is enough, and a site keeps no frame and no local alive. A dead frame can lend its id only to a later
+   one, and the frame at the tail has lived since its head, which replaced what the dead frame had left.
 
-Rule 1 has one limit: a container written in C that passes its own reads and writes on to the object has no
-frame of its own, so `container[k] += v` counts as done to the object.
+Rule 1 has one limit: a container without Python code that passes reads and writes on to the object, as one
+written in C can, has no frame of its own. `container[k] += v` then counts as done to the object.
 
-Anything else gets None or False: other operators, slices, other Python versions and unknown bytecode.
+Anything else gets None or False: other operators, slices, other Python versions and unknown bytecode. Only a slice
+that `k` holds as a value looks like any other key: the caller sees it.
 """
 
 from __future__ import annotations
 
 import sys
-from dis import opmap
+from opcode import opmap
 from types import CodeType
 
 import msgspec
 
-# False where the tests did not run: there `reading` always returns None
+# False on a Python that the tests do not cover: `reading` then always returns None
 TESTED = sys.implementation.name == "cpython" and sys.version_info[:2] in {(3, 11), (3, 12), (3, 13)}
 _CODES_MAX = 1024  # code objects whose sites are remembered and which that keeps alive; when full, all are forgotten
 
 
 class Site(msgspec.Struct, frozen=True, gc=False):
-    """An augmented assignment in progress: its frame's id, its code and the offset of its store."""
+    """An augmented assignment in progress: the id of its frame and the offset of its store."""
 
     frame_id: int
-    code: CodeType
     store: int
 
 
@@ -64,7 +64,7 @@ def reading(depth: int = 1) -> Site | None:
     code = frame.f_code
     known = _known.get(id(code))
     store = (known[1] if known else _remembered(code)).get(frame.f_lasti)
-    return None if store is None else Site(id(frame), code, store)
+    return None if store is None else Site(id(frame), store)
 
 
 def storing(site: Site, depth: int = 1) -> bool:
@@ -77,7 +77,7 @@ def storing(site: Site, depth: int = 1) -> bool:
         frame = sys._getframe(depth + 1)  # pyright: ignore[reportPrivateUsage]
     except ValueError:
         return False
-    return id(frame) == site.frame_id and frame.f_code is site.code and frame.f_lasti == site.store
+    return id(frame) == site.frame_id and frame.f_lasti == site.store
 
 
 def _remembered(code: CodeType) -> dict[int, int]:

@@ -219,3 +219,20 @@ def test_what_both_took_from_a_third_is_done_once():
         assert merged.state == {"n": 106, "l": ["b", "x", "c", "a"], "t": "acb"}
         assert apply(ours.state, merged.changes.changes) == merged.state
         assert set(merged.changes.origins) == set(theirs.origins) - set(third)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_of_a_side_that_wrote_twice_the_newer_is_compared_with_the_other_side(names):
+    """The older one lost, the newer one is the newest of all: it stands, whichever branch is moved over the other."""
+    base = {"t": "base"}
+    mine = Branch(names[0], [Set(("t",), "mine")], [2], {"t": "mine"}, ["x@2.0"])
+    twice = Branch(names[1], [Set(("t",), "old"), Set(("t",), "new")], [1, 3], {"t": "new"}, ["y@2.0", "y@3.0"])
+    for ours, theirs in ((mine, twice), (twice, mine)):
+        merged = three_way(base, ours, theirs, "last")
+        assert merged.state == {"t": "new"}
+        (met,) = merged.met
+        sides = {met.ours: (met.number, ours), met.theirs: (met.other, theirs)}
+        assert {value: side.changes[number].value for value, (number, side) in sides.items()} == {
+            "mine": "mine",
+            "new": "new",
+        }

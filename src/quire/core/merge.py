@@ -148,7 +148,7 @@ def both(
     clashes: list[Clash] = []
     lost: list[Path] = []
     for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
-        if any(change.path[: len(path)] == path for path in lost):
+        if any(built_on(change, path) for path in lost):
             result.append([])  # made on something of ours that did not stand: what is there now is not alike
             continue
         root = roots[ourplaces[number]]
@@ -165,6 +165,8 @@ def both(
         moved, waiting[root] = _past(cast("list[Change]", parts), waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
             lost.append(change.path)
+        elif isinstance(change, Set | Delete) and moved:
+            lost = [path for path in lost if path[: len(change.path)] != change.path]
         result.append(cast("list[Step]", _joined(moved)))
         clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
     left: list[list[Change]] = [[] for _ in over]
@@ -172,6 +174,13 @@ def both(
         for other in run:
             left[other.number].append(other.change)
     return Rebased(result, [_joined(parts) for parts in left], clashes)
+
+
+def built_on(change: Step, path: Path) -> bool:
+    """Return True if a change needs what an earlier one of its side made of a path; what replaces that does not."""
+    if isinstance(change, Set | Delete) and len(change.path) == len(path):
+        return False
+    return change.path[: len(path)] == path
 
 
 def _fixed(path: Path, moved: set[Path]) -> Path:
@@ -335,13 +344,13 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             kept = type(mine) is type(other)  # what they put there is what is needed here
             return _Swap([ours], [theirs]) if kept else _Swap([Set(path, mine)], [], False)
         case Ensure(path, mine), Delete():
-            return _Swap([ours], [Set(path, mine)])
+            return _Swap([ours], [Set(path, mine)], False)
         case Ensure(path, mine), Ensure() | Increment() | Splice():
             return _Swap([Set(path, mine)], [], False)
         case Set(_, mine), Ensure(_, other) if type(mine) is type(other):
             return _Swap([ours], [theirs])
-        case ((Increment() | Splice()), Ensure()):
-            return _Swap([], [theirs], True)
+        case Increment() | Splice(), Ensure(path, other):
+            return _Swap([], [Set(path, other)], True)
         case Set(_, a), Set(_, b):
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
             return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)

@@ -145,7 +145,7 @@ def settle(
     for number, parts in enumerate(found.ours):
         step = changes[number]
         path = step.path
-        if any(path[: len(p)] == p for p in closed):
+        if any(merge.built_on(step, p) for p in closed) or (path in closed and not (stands and parts)):
             continue  # part of what was settled above
         if number not in settled or isinstance(step, Guard):
             put(number, parts)
@@ -171,6 +171,9 @@ def settle(
             outcome, instead = _decide(policy or "last", meeting, place, cast("list[Change]", parts), head)
         put(number if outcome == "ours" else None, instead)
         beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
+        if path in closed:  # a later one of ours stands where an earlier one did not
+            closed.remove(path)
+            met = [m for m in met if m.path != path]
         if instead is not parts:
             closed.append(path)
         met.append(msgspec.structs.replace(meeting, outcome=outcome))

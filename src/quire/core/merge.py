@@ -341,8 +341,9 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
         case Ensure(_, mine), Ensure(_, other) if type(mine) is type(other):
             return _Swap([ours], [theirs])
         case Ensure(path, mine), Set(_, other):
-            kept = type(mine) is type(other)  # what they put there is what is needed here
-            return _Swap([ours], [theirs]) if kept else _Swap([Set(path, mine)], [], False)
+            if type(mine) is not type(other):
+                return _Swap([Set(path, mine)], [], False)
+            return _Swap([ours], _filled(path, other))  # it is theirs, and what both put into it merges
         case Ensure(path, mine), Delete():
             return _Swap([ours], [Set(path, mine)], False)
         case Ensure(path, mine), Ensure() | Increment() | Splice():
@@ -370,6 +371,13 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([], [theirs], True)
         case _:
             return _spans(ours, theirs, ahead=ahead)
+
+
+def _filled(path: Path, value: dict[str, Any] | list[Any]) -> list[Change]:
+    """Return the changes that fill an empty container."""
+    if isinstance(value, dict):
+        return [Set((*path, key), item) for key, item in value.items()]
+    return [_Placed(path, value, 0)] if value else []
 
 
 def _countable(value: Any, amount: float) -> bool:

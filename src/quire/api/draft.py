@@ -17,7 +17,6 @@ their intent: an append stays an append when others append too.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import (
     Callable,
@@ -765,7 +764,7 @@ def _sum(path: Path, old: Any, new: Any) -> Change | None:
     if type(old) is str:
         grown = type(new) is str and new.startswith(old)
         return Splice(path, len(old), 0, new[len(old) :]) if grown else None
-    if type(new) not in (int, float) or not math.isfinite(new):
+    if type(new) not in (int, float):
         return None
     try:
         by = new - old

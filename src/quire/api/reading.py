@@ -69,10 +69,11 @@ class Reader:
     async def state(self, version: Revision = None, *, type: type[T]) -> T: ...
 
     async def state(self, version: Revision = None, *, type: Any = None) -> Any:  # noqa: A002 - as in msgspec
-        """Return the state, or what it was: a plain dict, the caller's to keep. Cost: O(state).
+        """Return the state, or what it was: a plain dict, the caller's to keep.
 
         type: a msgspec.Struct, or anything else msgspec converts to, to have it as. An old version is as it was, of
         whatever schema. Raises InvalidState where it does not fit the type, MigrationFailed.
+        Cost: O(state); of an old version also the changes since the keyframe before it, which are more the older it is.
         """
         state = copied(await self._at(version))
         return state if type is None else typed(state, type, getattr(type, "__name__", str(type)))
@@ -91,7 +92,10 @@ class Reader:
         return Base(actor.head.version, actor.state)
 
     async def get(self, path: Pointer, default: Any = None, *, version: Revision = None) -> Any:
-        """Return the value at a path, or `default` where there is none. Cost: O(depth + the value)."""
+        """Return the value at a path, or `default` where there is none.
+
+        Cost: O(depth + the value); of an old version that of reading its state.
+        """
         return copied(get_path(await self._at(version), parse(path), default))
 
     async def history(

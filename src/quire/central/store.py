@@ -128,7 +128,7 @@ class AsyncCentralizedStateStore(AsyncFace):
     async def snapshot(self, version: Moment | None = None) -> str:
         """Return the store as JSON text: state, version, timestamps (ISO 8601) and a checksum of the state.
 
-        version: as it was then. Cost: O(state).
+        version: as it was then. Cost: O(state), of an old version as in `Workflow.state`.
         """
         if version is None:
             number, state = await self.workflow.snapshot()

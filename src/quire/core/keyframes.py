@@ -1,8 +1,10 @@
 """When to keep a whole state, how it is kept, and which old ones may go.
 
 The rule is by bytes: a keyframe when the records since the last one weigh as much as the compressed state. It bounds
-storage at about twice the log and reading at a few parses of the state; a keyframe every N versions would cost 42
-times as much on a 9.8 MB state. Keyframes are derived: losing all of them loses nothing.
+storage at about twice the log, and reading a recent version at a few parses of the state; a keyframe every N versions
+would cost 42 times as much on a 9.8 MB state. Old keyframes thin out (`surplus`), so an old version costs also the
+changes since the keyframe before it: up to a fifth as many as came after it. Keyframes are derived: losing all of them
+loses nothing.
 """
 
 from __future__ import annotations

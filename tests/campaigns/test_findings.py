@@ -39,40 +39,62 @@ async def test_a_blind_removal_stands_or_a_conflict_tells_of_it(store):
 
 
 class Beaten:
-    """Two handles of one place, of which the other writes first once the first has prepared a batch."""
+    """Two handles of one place; the other writes first each time that one has prepared a batch, as often as it is told."""
 
-    def __init__(self, one, other, write):
-        self.wf, self.other, self.write = one.workflow("w"), other.workflow("w"), write
+    def __init__(self, one, other):
+        self.wf, self.other = one.workflow("w"), other.workflow("w")
         self.backend, self.commit = one.engine.backend, one.engine.backend.commit
 
-    async def __call__(self, items):
-        self.backend.commit = self.commit
-        await self.write(self.other)
+    def by(self, *writes):
+        self.writes = list(writes)
+        self.backend.commit = self.committing
+        return self.wf
+
+    async def committing(self, items):
+        if self.writes:
+            await self.writes.pop(0)(self.other)
         return await self.commit(items)
 
 
 @pytest.fixture
-async def beaten(request):
-    name = f"memory:{request.node.name.replace('_', '-')[:60]}"
-    async with quire.open(name) as one, quire.open(name) as other:
-        await one.create("w", {"budget": 100, "plan": "first"})
-        yield lambda write: setattr(one.engine.backend, "commit", met := Beaten(one, other, write)) or met.wf
+async def beaten():
+    async with quire.open("memory:beaten") as one, quire.open("memory:beaten") as other:
+        await one.create("w", {"budget": 100, "plan": "first", "a": 1})
+        yield Beaten(one, other)
+
+
+@found("a guard outlives its change, and when the write is beaten again it makes the next change stale")
+@pytest.mark.parametrize("policy", ["theirs", "queue"])
+async def test_what_was_met_at_one_place_leaves_out_nothing_at_another(beaten, policy):
+    wf = beaten.by(lambda other: other.delete("/a"), lambda other: other.set("/a", 5))
+    async with wf.edit(author="ann", on_conflict=policy) as mine:
+        mine.pop("a")
+        mine["plan"] = "ann's"  # nobody else writes the plan
+    assert await wf.get("/plan") == "ann's"
+
+
+@found("likewise, with no change behind it the write is refused whatever its policy")
+@pytest.mark.parametrize("policy", ["last", "ours", "theirs", "queue"])
+async def test_a_policy_decides_however_often_a_write_is_beaten(beaten, policy):
+    wf = beaten.by(lambda other: other.delete("/a"), lambda other: other.set("/a", 5))
+    async with wf.edit(author="ann", on_conflict=policy) as mine:
+        mine.pop("a")
 
 
 @found("a write is refused for one of its own batch that is never committed")
 async def test_a_write_is_refused_only_for_what_is_committed(beaten):
-    wf = beaten(lambda other: other.inc("/budget", -50, author="cleo"))
+    wf = beaten.by(lambda other: other.inc("/budget", -50, author="cleo"))
     bob, dora = await asyncio.gather(
         wf.inc("/budget", -60, minimum=0), wf.inc("/budget", -45, minimum=0), return_exceptions=True
     )
     assert isinstance(bob, OutOfBounds)  # of the 50 that cleo left
     assert not isinstance(dora, OutOfBounds)  # told "would be -5", of bob's 40, which never was
-    assert await wf.state() == {"budget": 5, "plan": "first"}
+    assert await wf.get("/budget") == 5
 
 
 @found("likewise, the version that a refusal names is another writer's by the time it is committed")
 async def test_a_refusal_names_a_version_of_the_log(beaten):
-    wf = beaten(lambda other: other.inc("/budget", author="cleo"))
+    wf = beaten.by(lambda other: other.inc("/budget", author="cleo"))
 
     async def ann():
         async with wf.edit(author="ann") as mine:
@@ -129,6 +151,28 @@ async def test_equal_values_that_were_not_read_are_no_conflict(store):
         await wf.delete("/leader", author="bob")
         await wf.set("/leader", None, author="cleo")
     assert not await wf.conflicts()
+
+
+@found("by these policies the version named is that of the first who wrote, the value that of the last")
+async def test_a_queued_conflict_names_the_last_of_several(store):
+    wf = await store.create("w", {"plan": "first"})
+    async with wf.edit(author="ann", on_conflict="queue") as mine:
+        mine["plan"] = "ann's"
+        await wf.set("/plan", "bob's", author="bob")
+        await wf.set("/plan", "cleo's", author="cleo")
+    (met,) = await wf.conflicts()
+    assert (met.theirs.value, met.theirs.author, met.theirs.version) == ("cleo's", "cleo", 3)
+
+
+@found("a policy takes A, B, A for a conflict, though what was read is there")
+@pytest.mark.parametrize("policy", ["theirs", "queue", "both", "reject"])
+async def test_what_was_read_and_is_there_again_is_no_conflict(store, policy):
+    wf = await store.create("w", {"n": 1})
+    async with wf.edit(author="ann", on_conflict=policy) as mine:
+        mine["n"] = mine["n"] * 10
+        await wf.set("/n", 2, author="bob")
+        await wf.set("/n", 1, author="cleo")
+    assert await wf.get("/n") == 10
 
 
 @found("base and theirs are shown with what the draft itself did there before")

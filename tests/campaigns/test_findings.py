@@ -18,7 +18,6 @@ async def store():
         yield store
 
 
-@found("two removals of one key cancel out, and what others put there afterwards stays")
 async def test_a_key_that_others_removed_and_put_back_is_still_removed(store):
     wf = await store.create("w", {"jobs": {"a": 1}})
     async with wf.edit(author="ann") as mine:
@@ -28,7 +27,6 @@ async def test_a_key_that_others_removed_and_put_back_is_still_removed(store):
     assert await wf.state() == {"jobs": {}}
 
 
-@found("likewise blind: the later write does not stand, and no conflict tells of it")
 async def test_a_blind_removal_stands_or_a_conflict_tells_of_it(store):
     wf = await store.create("w", {"k": 1})
     async with wf.edit(author="ann") as mine:
@@ -63,7 +61,6 @@ async def beaten():
         yield Beaten(one, other)
 
 
-@found("a guard outlives its change, and when the write is beaten again it makes the next change stale")
 @pytest.mark.parametrize("policy", ["theirs", "queue"])
 async def test_what_was_met_at_one_place_leaves_out_nothing_at_another(beaten, policy):
     wf = beaten.by(lambda other: other.delete("/a"), lambda other: other.set("/a", 5))
@@ -73,7 +70,6 @@ async def test_what_was_met_at_one_place_leaves_out_nothing_at_another(beaten, p
     assert await wf.get("/plan") == "ann's"
 
 
-@found("likewise, with no change behind it the write is refused whatever its policy")
 @pytest.mark.parametrize("policy", ["last", "ours", "theirs", "queue"])
 async def test_a_policy_decides_however_often_a_write_is_beaten(beaten, policy):
     wf = beaten.by(lambda other: other.delete("/a"), lambda other: other.set("/a", 5))
@@ -81,7 +77,6 @@ async def test_a_policy_decides_however_often_a_write_is_beaten(beaten, policy):
         mine.pop("a")
 
 
-@found("a write is refused for one of its own batch that is never committed")
 async def test_a_write_is_refused_only_for_what_is_committed(beaten):
     wf = beaten.by(lambda other: other.inc("/budget", -50, author="cleo"))
     bob, dora = await asyncio.gather(
@@ -92,7 +87,6 @@ async def test_a_write_is_refused_only_for_what_is_committed(beaten):
     assert await wf.get("/budget") == 5
 
 
-@found("likewise, the version that a refusal names is another writer's by the time it is committed")
 async def test_a_refusal_names_a_version_of_the_log(beaten):
     wf = beaten.by(lambda other: other.inc("/budget", author="cleo"))
 
@@ -107,7 +101,6 @@ async def test_a_refusal_names_a_version_of_the_log(beaten):
     assert await wf.get("/plan", version=met.version) == met.theirs
 
 
-@found("an item is read by its identity only: that it is the last, or which index it has, is not guarded")
 async def test_a_serializable_edit_has_read_which_item_is_the_last(store):
     wf = await store.create("w", {"log": [1]})
     with pytest.raises(MergeConflict):
@@ -117,7 +110,6 @@ async def test_a_serializable_edit_has_read_which_item_is_the_last(store):
     assert await wf.state() == {"log": [1, 2]}
 
 
-@found("what clear() takes out is what its draft saw, also where the write is serializable")
 async def test_a_serializable_clear_leaves_nothing(store):
     wf = await store.create("w", {"queue": [1]})
     try:
@@ -129,7 +121,6 @@ async def test_a_serializable_clear_leaves_nothing(store):
     assert await wf.state() == {"queue": []}
 
 
-@found("where others replaced or removed what is around it, the version named is theirs, the value the newest there is")
 @pytest.mark.parametrize("path", ["/x", "/x/k"])
 async def test_a_refusal_shows_what_the_version_it_names_has(store, path):
     wf = await store.create("w", {"x": {"k": [1]}})
@@ -143,7 +134,6 @@ async def test_a_refusal_shows_what_the_version_it_names_has(store, path):
     assert met.author == "cleo"
 
 
-@found("a conflict is recorded where both came to the same, with the value of one and the name of another")
 async def test_equal_values_that_were_not_read_are_no_conflict(store):
     wf = await store.create("w", {"leader": "ann"})
     async with wf.edit(author="dora") as mine:
@@ -153,7 +143,6 @@ async def test_equal_values_that_were_not_read_are_no_conflict(store):
     assert not await wf.conflicts()
 
 
-@found("by these policies the version named is that of the first who wrote, the value that of the last")
 async def test_a_queued_conflict_names_the_last_of_several(store):
     wf = await store.create("w", {"plan": "first"})
     async with wf.edit(author="ann", on_conflict="queue") as mine:
@@ -164,7 +153,6 @@ async def test_a_queued_conflict_names_the_last_of_several(store):
     assert (met.theirs.value, met.theirs.author, met.theirs.version) == ("cleo's", "cleo", 3)
 
 
-@found("a policy takes A, B, A for a conflict, though what was read is there")
 @pytest.mark.parametrize("policy", ["theirs", "queue", "both", "reject"])
 async def test_what_was_read_and_is_there_again_is_no_conflict(store, policy):
     wf = await store.create("w", {"n": 1})
@@ -175,7 +163,6 @@ async def test_what_was_read_and_is_there_again_is_no_conflict(store, policy):
     assert await wf.get("/n") == 10
 
 
-@found("base and theirs are shown with what the draft itself did there before")
 async def test_a_refusal_shows_no_changes_of_its_own(store):
     wf = await store.create("w", {"n": 1})
     with pytest.raises(MergeConflict) as refused:
@@ -187,7 +174,6 @@ async def test_a_refusal_shows_no_changes_of_its_own(store):
     assert (met.base, met.theirs) == (1, 101)
 
 
-@found("ours is shown as the writer wanted it, with the version where it became something else")
 async def test_a_conflict_shows_what_the_write_came_to(store):
     wf = await store.create("w", {"n": 5})
     async with wf.edit(author="ann") as mine:
@@ -197,7 +183,6 @@ async def test_a_conflict_shows_what_the_write_came_to(store):
     assert met.ours.value == await wf.get("/n", version=met.ours.version) == 2
 
 
-@found("an edit whose changes cancel out is told the head, which another wrote, instead of nothing")
 async def test_an_edit_that_changes_nothing_has_no_version(store):
     wf = await store.create("w", {"n": 0, "m": 0})
     edit = wf.edit(author="ann")
@@ -207,7 +192,6 @@ async def test_an_edit_that_changes_nothing_has_no_version(store):
     assert edit.version is None
 
 
-@found("`in` guards all that is in the container, though it tells only that there is one")
 async def test_a_serializable_edit_has_read_only_presence(store):
     wf = await store.create("w", {"groups": {"a": []}})
     async with wf.edit(isolation="serializable") as mine:
@@ -218,7 +202,6 @@ async def test_a_serializable_edit_has_read_only_presence(store):
     assert await wf.state() == {"groups": {"a": ["bob", "ann"]}}
 
 
-@found("`setdefault` with something below is refused where others made and removed the container meanwhile")
 async def test_what_was_absent_and_is_absent_is_made(store):
     wf = await store.create("w", {"groups": {}})
     async with wf.edit() as mine:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.core.changes import apply
+from quire.core.changes import Gone, apply
 from quire.core.merge import Clash, both, rebase
 from quire.core.values import same
-from quire.model import Append, Delete, Increment, Insert, Remove, Set, Splice
+from quire.model import Append, Delete, Ensure, Increment, Insert, Remove, Set, Splice
 from quire.testing.strategies import changes_for, states
 
 L, T, N = ("l",), ("t",), ("n",)
@@ -198,7 +198,10 @@ def test_splices(ours, theirs, text):
         (Increment(N, 2), Increment(N, 40), [Increment(N, 2)]),
         (Increment(N, 2), Set(N, 0), [Increment(N, 2)]),
         (Append(L, [1]), Set(L, [7]), [Append(L, [1])]),
-        (Delete(("o", "k")), Delete(("o", "k")), []),
+        (Delete(("o", "k")), Delete(("o", "k")), [Gone(("o", "k"))]),
+        (Ensure(("new",), {}), Ensure(("new",), {}), [Ensure(("new",), {})]),
+        (Ensure(("new",), {}), Set(("new",), {"a": 1}), [Ensure(("new",), {})]),
+        (Set(("new", "b"), 1), Ensure(("new",), {}), [Set(("new", "b"), 1)]),
         (Set(N, 7), Set(N, 7), [Set(N, 7)]),
         (Set(N, 7), Set(("o", "k"), 7), [Set(N, 7)]),
     ],

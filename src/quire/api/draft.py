@@ -177,7 +177,7 @@ class _Node:
         self._marks[key] = mark
         self._touch()
         if self._recorder.strict and not self._is_own(key):
-            self._recorder.read((*self._path(), key), "value")
+            self._recorder.read((*self._path(), key), "presence" if mark == _PRESENCE else "value")
 
     def _read_whole(self) -> None:
         """Mark all that is here as read."""
@@ -428,6 +428,8 @@ class DictDraft(_Node, MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove every key."""
+        if self._recorder.strict:
+            self._read_keys()
         for key in list(self._plain()):
             self._drop(self._path(), key)
 
@@ -459,6 +461,8 @@ class DictDraft(_Node, MutableMapping[str, Any]):
     def replace(self, whole: Mapping[str, Any]) -> None:
         """Make this object what is given, recording only the difference; drafts inside it go stale."""
         base = self._path()
+        if self._recorder.strict:
+            self._read_whole()
         whole = self._recorder.clean(whole, base)
         for change in diff(self._plain(), whole):
             placed = msgspec.structs.replace(change, path=(*base, *change.path))
@@ -508,6 +512,7 @@ class ListDraft(_Node, MutableSequence[Any]):
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         items = self._plain()
         if isinstance(index, slice):
+            self._locate()
             where = range(*index.indices(len(items)))
             for i in where:
                 self._read(i)
@@ -523,6 +528,7 @@ class ListDraft(_Node, MutableSequence[Any]):
     def __setitem__(self, index: SupportsIndex | slice, value: Any) -> None:
         items = self._plain()
         if isinstance(index, slice):
+            self._locate()
             self._put_slice(range(*index.indices(len(items))), value)
             return
         at = self._at(index)
@@ -536,6 +542,7 @@ class ListDraft(_Node, MutableSequence[Any]):
         if not isinstance(index, slice):
             self._remove(self._at(index), 1)
             return
+        self._locate()
         where = range(*index.indices(len(self._plain())))
         if not where:
             return
@@ -574,6 +581,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def insert(self, index: SupportsIndex, value: Any) -> None:
         """Insert before `index`, which is cut to the list as list.insert does."""
+        self._locate()
         length, at = len(self._plain()), int(operator.index(index))
         at = max(0, at + length) if at < 0 else min(at, length)
         self._insert(at, self._cleaned([value], at))
@@ -600,6 +608,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def remove(self, value: Any) -> None:
         """Remove the first item of a value. Raises ValueError if it is not there."""
+        self._locate()
         items = self._plain()
         try:
             at = items.index(value)
@@ -623,6 +632,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def clear(self) -> None:
         """Remove every item."""
+        self._locate()
         if length := len(self._plain()):
             self._remove(0, length)
 
@@ -679,8 +689,14 @@ class ListDraft(_Node, MutableSequence[Any]):
         for at, value in zip(where, new, strict=True):
             self._put((*path, at), value)
 
+    def _locate(self) -> None:
+        """Have a serializable write rely on where items are: merging follows them wherever others move them."""
+        if self._recorder.strict:
+            self._read_whole()
+
     def _at(self, index: SupportsIndex) -> int:
         """Return the place of an index, which may count from the end. Raises IndexError."""
+        self._locate()
         at, length = int(operator.index(index)), len(self._plain())
         place = at + length if at < 0 else at
         if not 0 <= place < length:

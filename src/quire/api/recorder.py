@@ -64,7 +64,7 @@ class Recorder:
         """Return a private copy of a value that will be at `path`. Raises InvalidState, LimitExceeded."""
         return values.clean(value, path=path, **self.bounds)
 
-    def read(self, path: Path, of: Literal["value", "keys"]) -> None:
+    def read(self, path: Path, of: Literal["value", "keys", "presence"]) -> None:
         """Guard a read by itself: the whole write is stale when it is."""
         self._steps.append(Read(path, of, strict=True))
 

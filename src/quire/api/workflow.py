@@ -278,9 +278,12 @@ class Workflow(Reader):
         content = plain if how.get("idempotency_key") is None else clean(dict(plain), **self.bounds)
         return await self._write(plan, ["save", content], {**how, "base": base})
 
-    async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version:
-        """Apply changes that were made on `base`, adjusted to what others changed since; only those with guards are stale."""
-        return await self._write(changes, pure(changes), how, on=base)
+    async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version | None:
+        """Apply changes that were made on `base`, adjusted to what others changed since; only those with guards are stale.
+
+        None where they alter nothing on it.
+        """
+        return await self._made(changes, pure(changes), how, on=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Make the state what it was, as a new version; history is never rewound."""
@@ -480,7 +483,20 @@ class Workflow(Reader):
         on: Base | None = None,
         newest: bool = False,
     ) -> Version:
-        """Write, and return the version, or the head where nothing changed.
+        """Write, and return the version, or the head where nothing changed."""
+        made = await self._made(plan, content, how, on=on, newest=newest)
+        return made if made is not None else await self.version()
+
+    async def _made(
+        self,
+        plan: Sequence[Step | Fork] | Plan,
+        content: Any,
+        how: Mapping[str, Any],
+        *,
+        on: Base | None = None,
+        newest: bool = False,
+    ) -> Version | None:
+        """Write, and return the version, None where nothing changed.
 
         on: the base of a plan that has its guards. With the option `base`, all that the plan replaces was read there.
         newest: the write is made on the newest state, and there is no such option.
@@ -492,10 +508,8 @@ class Workflow(Reader):
             write.made_from = made_from
             await self.read_base(write)
         if key is None:
-            made = await self._engine.write(write)
-        else:
-            made = await write_once(self._engine, write, key, msgspec.json.encode(content))
-        return made if made is not None else await self.version()
+            return await self._engine.write(write)
+        return await write_once(self._engine, write, key, msgspec.json.encode(content))
 
     async def read_base(self, write: Write) -> None:
         """Read the version that a write was made from, and guard what it replaces there. For the inside."""

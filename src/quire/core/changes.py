@@ -19,6 +19,10 @@ from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path,
 _MISSING: Any = object()
 
 
+class Gone(Delete, frozen=True, gc=False, array_like=True, tag="del"):
+    """A deletion of what others deleted already: it alters nothing, unless something is there again by then."""
+
+
 class Working:
     """A state being changed. Containers of the state it began with are copied before their first change, once each.
 
@@ -82,6 +86,10 @@ class Working:
             raise _misfit(change.path, "there is nothing to delete")
         del node[key]
         return True
+
+    def _gone(self, change: Gone) -> bool:
+        parent = get(self.state, change.path[:-1])
+        return type(parent) is dict and change.path[-1] in parent and self._delete(change)
 
     def _ensure(self, change: Ensure) -> bool:
         path, value = change.path, change.value
@@ -200,6 +208,7 @@ def _within(working: Working, guard: Within) -> bool:
 
 
 _APPLY: dict[type[Any], Callable[[Working, Any], bool]] = {
+    Gone: Working._gone,  # pyright: ignore[reportPrivateUsage]
     Read: _unaltered,
     Within: _within,
     Ensure: Working._ensure,  # pyright: ignore[reportPrivateUsage]

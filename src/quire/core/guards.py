@@ -28,16 +28,18 @@ _ABSENT: Any = object()
 class Read(msgspec.Struct, frozen=True):
     """The write relies on what is at `path`.
 
-    of: its whole value (or its absence), or only its keys or length.  strict: the write is refused when it is stale,
+    of: its whole value (or its absence), only its keys or length, or only whether something is there.  strict: the write is refused when it is stale,
     whatever its policy; otherwise only the change behind the guard is stale.
     """
 
     path: Path
-    of: Literal["value", "keys"] = "value"
+    of: Literal["value", "keys", "presence"] = "value"
     strict: bool = False
 
     def holds(self, before: Any, now: Any) -> bool:
-        """Return True if what was read there is there still. before, now: ABSENT values are any object() both share."""
+        """Return True if what was read there is there still. before, now: UNSET for nothing."""
+        if self.of == "presence":
+            return (before is msgspec.UNSET) == (now is msgspec.UNSET)
         if self.of == "value" or type(before) is not type(now):
             return same(before, now)
         if type(before) is dict:

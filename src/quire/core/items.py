@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from quire.core.changes import Working, apply
+from quire.core.changes import Gone, Working, apply
 from quire.core.diff import diff, text_change
 from quire.core.guards import Guard, Read, Step, Within
 from quire.core.kinds import PLAIN, Kinds, field_of
@@ -168,6 +168,10 @@ class Side:
                 self._rewrite(path, cast("list[Any]", value), stamp)
             case Set(_, value):
                 self._put(path, value, stamp)
+            case Gone():
+                self._forget(path)
+                self._working.apply(Gone(path))
+                self._out.append((self._number, Gone(path)))
             case Delete():
                 self._forget(path)
                 self._emit(Delete(path))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import msgspec
 
 from quire.core import resolve
-from quire.core.changes import Working, apply
+from quire.core.changes import Gone, Working, apply
 from quire.core.diff import diff
 from quire.core.guards import Step
 from quire.core.items import Items, Mapper, Side, Unfit, followed
@@ -281,6 +281,8 @@ class _Lists:
         if names is None or not change.path:
             return self._placed(change, place)
         name = cast("str", change.path[-1])
+        if isinstance(change, Gone) and name not in names:
+            return change
         if isinstance(change, Delete):
             index = names.index(name)
             del names[index]

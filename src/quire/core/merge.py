@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from quire.core.changes import Working
+from quire.core.changes import Gone, Working
 from quire.core.guards import Guard, Step
 from quire.core.path import get
 from quire.core.values import same
@@ -71,6 +71,10 @@ class _Placed(Append, frozen=True, array_like=True, tag="append"):
     """An append to a list whose length is known."""
 
     index: int = 0
+
+
+class _Emptied(Set, frozen=True, array_like=True, tag="set"):
+    """Their deletion once ours made the container anew: what ours puts into it stays."""
 
 
 class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
@@ -183,6 +187,42 @@ def built_on(change: Step, path: Path) -> bool:
     return change.path[: len(path)] == path
 
 
+def traced(path: Path, changes: Sequence[Step]) -> Path | None:
+    """Return where the place that is at `path` after changes was before them; None where they put it there."""
+    for change in reversed(changes):
+        if isinstance(change, Guard) or path[: len(change.path)] != change.path:
+            continue
+        token = path[len(change.path)] if len(path) > len(change.path) else None
+        match change:
+            case Set() | Delete():
+                return None
+            case Insert(_, index, values) if type(token) is int and token >= index:
+                if token < index + len(values):
+                    return None
+                shift = -len(values)
+            case Remove(_, index, count) if type(token) is int and token >= index:
+                shift = count
+            case _:
+                continue
+        path = (*change.path, token + shift, *path[len(change.path) + 1 :])
+    return path
+
+
+def touched_last(path: Path, changes: Sequence[Step]) -> int | None:
+    """Return which of changes made what is at `path` after them, or took it away; None where none did."""
+    for number in range(len(changes) - 1, -1, -1):
+        change = changes[number]
+        if isinstance(change, Guard):
+            continue
+        if change.path[: len(path)] == path:
+            return number
+        before = traced(path, [change])
+        if before is None:
+            return number
+        path = before
+    return None
+
+
 def _fixed(path: Path, moved: set[Path]) -> Path:
     """Return the part of a path that no change can move: up to the first index into a list whose items are moved."""
     if not moved:
@@ -224,6 +264,8 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
         match part, last:
             case _Placed(path, values) | _Somewhere(path, values), _:
                 result.append(Append(path, values))
+            case _Emptied(path, value), _:
+                result.append(Set(path, value))
             case Splice(path, at, gone, ""), Splice(_, start, more, text) if at == start + len(text):
                 result[-1] = Splice(path, start, more + gone, text)
             case _:
@@ -312,7 +354,7 @@ def _inside(change: Moving, around: Change) -> list[Moving]:
     depth = len(around.path)
     token = change.path[depth]
     if isinstance(around, Set | Delete | _Somewhere):
-        return []
+        return [change] if isinstance(around, _Emptied) else []
     if not isinstance(around, Insert | Remove):
         return [change]
     if type(token) is not int:
@@ -345,7 +387,7 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
                 return _Swap([Set(path, mine)], [], False)
             return _Swap([ours], _filled(path, other))  # it is theirs, and what both put into it merges
         case Ensure(path, mine), Delete():
-            return _Swap([ours], [Set(path, mine)], False)
+            return _Swap([ours], [_Emptied(path, mine)], None if late else False)
         case Ensure(path, mine), Ensure() | Increment() | Splice():
             return _Swap([Set(path, mine)], [], False)
         case Set(_, mine), Ensure(_, other) if type(mine) is type(other):
@@ -356,7 +398,7 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
             return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)
         case Delete(), Delete():
-            return _Swap([], [])
+            return _Swap([Gone(ours.path)], [])
         case Set() | Delete(), _:
             return _Swap([ours], [], False)
         case Increment(_, amount), Set(path, value) if _countable(value, amount):

@@ -12,20 +12,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
 
 from quire.core import merge
 from quire.core.changes import Working, apply
-from quire.core.fold import copied
 from quire.core.guards import Guard, Read, Step, sought
 from quire.core.path import format as pointer
 from quire.core.path import get
-from quire.core.values import clean
-from quire.errors import ChangeError, Invalid, MergeConflict, OutOfBounds
-from quire.model import Change, Delete, Ensure, Insert, Path, Remove, Set
+from quire.core.values import clean, same
+from quire.errors import Invalid, MergeConflict
+from quire.model import Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
 Outcome = Literal["ours", "theirs", "both", "value", "pending"]
@@ -120,55 +119,76 @@ def settle(
     """
     yields = policy in ("theirs", "queue")
     rules = merging or _LATE
-    stands = _never if yields else rules.stands
-    found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
-    clashes = {clash.number: clash for clash in found.clashes}
-    stale = _stale(changes, found, clashes, base, head)
     writer = writer or _unnamed
+    found = merge.both(
+        changes, over, base=base, stands=None if yields else rules.stands, ahead=rules.ahead, twins=rules.twins
+    )
+    clashes = {clash.number: clash for clash in found.clashes}
+    alike = _unchanged(changes, found, clashes, base, head) if clashes else set[int]()
+    if yields and clashes:
+        stands = partial(_among, alike)
+        found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
+        clashes = {clash.number: clash for clash in found.clashes}
+    stale = _stale(changes, found, clashes, base, head)
     for meeting in stale.values():
         step = changes[meeting.number]
-        alike = isinstance(step, Ensure) and meeting.number not in clashes  # whoever made it, it is there
-        if not alike and (policy in (None, "reject") or isinstance(step, Guard)):
+        made = isinstance(step, Ensure) and meeting.number not in clashes  # whoever made it, it is there
+        if not made and (policy in (None, "reject") or isinstance(step, Guard)):
             raise _out_of_date(where, msgspec.structs.replace(meeting, **_named(writer, meeting.other)))
-    settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard)}
+    settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
     wanted = _wanted(base, changes, settled) if settled else {}
     result: list[tuple[int | None, Step]] = []
     met: list[Met] = []
     closed: list[Path] = []
+    guards: list[tuple[int, Sequence[Step]]] = []
+    """Those in front of the next change: they go where it goes."""
     beside: list[Change] = []
     """What "both" put into lists: what comes after it there has moved."""
 
     def put(number: int | None, steps: Sequence[Step]) -> None:
-        moved = merge.rebase(steps, beside)[0] if beside else steps
-        result.extend((number, step) for step in moved)
+        for guard, parts in [*guards, (number, steps)]:
+            moved = merge.rebase(parts, beside)[0] if beside else parts
+            result.extend((guard, step) for step in moved)
+        guards.clear()
 
     for number, parts in enumerate(found.ours):
         step = changes[number]
         path = step.path
-        if any(merge.built_on(step, p) for p in closed) or (path in closed and not (stands and parts)):
+        if isinstance(step, Read) and not step.strict:
+            guards.append((number, parts))
+            continue
+        if any(merge.built_on(step, p) for p in closed) or (path in closed and not (rules.stands and parts)):
+            guards.clear()
             continue  # part of what was settled above
         if number not in settled or isinstance(step, Guard):
             put(number, parts)
             continue
-        clash = clashes.get(number) or merge.Clash(
-            path, step, over[stale[number].other], False, number, stale[number].other
-        )
+        own = clashes.get(number)
+        clash = own or merge.Clash(path, step, over[stale[number].other], False, number, stale[number].other)
         place = parts[0].path if parts else path
         before, ours = wanted[number]
         taken = not parts and isinstance(clash.theirs, Delete | Remove)
         theirs = ABSENT if taken else get(head, place, ABSENT)
         around = min(clash.theirs.path, path, key=len)
-        if number not in stale and ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
+        if number not in stale and (
+            (ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head))
+            or (isinstance(step, Set) and not clash.dropped and same(ours, theirs))
+        ):
             put(number, parts)
             continue
-        last = _last(changes, number)
-        meeting = Met(path, before, ours, theirs, step, last, clash.other, "ours", **_named(writer, clash.other))
+        other = merge.touched_last(place, over)
+        last, other = _last(changes, number), clash.other if other is None else other
+        meeting = Met(path, before, ours, theirs, step, last, other, "ours", **_named(writer, other))
         if policy == "reject" or (clash.dropped and not yields and merging is None):
             raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped, late=merging is None)
         if not yields and not parts:
             outcome, instead = "theirs", list[Change]()
         else:
             outcome, instead = _decide(policy or "last", meeting, place, cast("list[Change]", parts), head)
+        if outcome != "ours":
+            guards.clear()
+        elif isinstance(step, Increment):
+            meeting = msgspec.structs.replace(meeting, ours=get(apply(head, instead), place, ABSENT))
         put(number if outcome == "ours" else None, instead)
         beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
         if path in closed:  # a later one of ours stands where an earlier one did not
@@ -180,6 +200,31 @@ def settle(
     return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
 
 
+def _places(changes: Sequence[Step], found: merge.Rebased, number: int) -> tuple[Path | None, Path | None]:
+    """Return where the place of one of ours is in the base and in the head; None where it is not there."""
+    parts = found.ours[number]
+    then = merge.traced(changes[number].path, changes[:number])
+    ahead = [step for steps in found.ours[:number] for step in steps]
+    return then, merge.traced(parts[0].path, ahead) if parts else None
+
+
+def _unchanged(
+    changes: Sequence[Step],
+    found: merge.Rebased,
+    clashes: dict[int, merge.Clash],
+    base: dict[str, Any],
+    head: dict[str, Any],
+) -> set[int]:
+    """Return which of ours met what others changed and changed back: that is no conflict."""
+    alike: set[int] = set()
+    for number, clash in clashes.items():
+        if isinstance(changes[number], Set | Delete) and not clash.dropped:
+            then, now = _places(changes, found, number)
+            if then is not None and now is not None and same(get(base, then, ABSENT), get(head, now, ABSENT)):
+                alike.add(number)
+    return alike
+
+
 def _stale(
     changes: Sequence[Step],
     found: merge.Rebased,
@@ -189,29 +234,22 @@ def _stale(
 ) -> dict[int, Met]:
     """Return, by the number of the change that relies on it, the first guard that does not hold; strict ones by their own.
 
-    Cost: nothing where nothing that was read was touched, else applying ours twice and comparing what was read.
+    Cost: nothing where nothing that was read was touched, else comparing what was read and is touched.
     """
-    touched = {n for n in clashes if isinstance(changes[n], Read)}
-    if not touched:
-        return {}
-    target = dict(sought(changes))
-    then, now = Working(base), Working(head)
+    touched = [n for n in clashes if isinstance(changes[n], Read)]
+    target = dict(sought(changes)) if touched else {}
     stale: dict[int, Met] = {}
-    for number, (step, parts) in enumerate(zip(changes, found.ours, strict=True)):
-        if number in touched and isinstance(step, Read):
-            was = get(then.state, step.path, ABSENT)
-            is_now = get(now.state, parts[0].path, ABSENT) if parts else ABSENT
-            relies = target.get(number, number)
-            if not step.holds(was, is_now) and relies not in stale:
-                change = changes[relies]
-                ours = change.value if isinstance(change, Set) and change.path == step.path else ABSENT
-                other = clashes[number].other
-                stale[relies] = Met(step.path, copied(was), ours, copied(is_now), change, relies, other, "ours")
+    for number in sorted(touched):
+        guard = cast("Read", changes[number])
+        relies = number if guard.strict else target.get(number)
+        then, now = _places(changes, found, number)
+        if relies is None or then is None:
             continue
-        then.apply(step)
-        with suppress(ChangeError, OutOfBounds):  # it is settled, or refused, below
-            for part in parts:
-                now.apply(part)
+        was, is_now = (ABSENT if at is None else get(state, at, ABSENT) for at, state in ((then, base), (now, head)))
+        if not guard.holds(was, is_now) and relies not in stale:
+            change = changes[relies]
+            ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
+            stale[relies] = Met(guard.path, was, ours, is_now, change, relies, clashes[number].other, "ours")
     return stale
 
 
@@ -247,8 +285,8 @@ def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Step], head: 
     )
 
 
-def _never(number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands
-    return False
+def _among(alike: set[int], number: int, other: int) -> bool:  # noqa: ARG001 - the shape of merge.Stands
+    return number in alike
 
 
 def _wanted(base: dict[str, Any], changes: Sequence[Step], clashes: Collection[int]) -> dict[int, tuple[Any, Any]]:
@@ -258,7 +296,8 @@ def _wanted(base: dict[str, Any], changes: Sequence[Step], clashes: Collection[i
     after: dict[int, Any] = {}
     for number, change in enumerate(changes):
         if number in clashes:
-            before[number] = get(working.state, change.path, ABSENT)
+            then = merge.traced(change.path, changes[:number])
+            before[number] = ABSENT if then is None else get(base, then, ABSENT)
         working.apply(change)
         if number in clashes:
             after[number] = get(working.state, change.path, ABSENT)

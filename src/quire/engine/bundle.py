@@ -15,9 +15,12 @@ Stamp = Callable[[list[Record | None]], CellWrite]
 
 
 class Submission:
-    """Writes that stand or fall together, and who waits for them. beside: what is recorded of what they met."""
+    """Writes that stand or fall together, and who waits for them.
 
-    __slots__ = ("beside", "cells", "deadline", "future", "records", "stamp", "writes")
+    beside: what is recorded of what they met.  refusal: why they cannot be made, if what they met is committed.
+    """
+
+    __slots__ = ("beside", "cells", "deadline", "future", "records", "refusal", "stamp", "writes")
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Submission:
         self.records: list[Record | None] = []
         self.beside: list[tuple[Actor, Record]] = []
         self.deadline: float | None = None
+        self.refusal: BaseException | None = None
 
     def fail(self, error: BaseException) -> None:
         """Tell whoever waits, unless they were told or left."""
@@ -40,8 +44,10 @@ class Submission:
             self.future.set_exception(error)
 
     def succeed(self) -> None:
-        """Answer whoever waits: it is durable, or changed nothing."""
-        if not self.future.done():
+        """Answer whoever waits: it is durable, or changed nothing, or is refused for what is durable."""
+        if self.refusal is not None:
+            self.fail(self.refusal)
+        elif not self.future.done():
             self.future.set_result([None if r is None else Version(r) for r in self.records])
 
 
@@ -70,10 +76,15 @@ class Bundle:
 
 
 def join(bundles: dict[str, Bundle], submission: Submission, actors: list[Actor]) -> None:
-    """Put a prepared submission into the bundle of its streams, tying those together."""
-    if submission.beside:
+    """Put a prepared submission into the bundle of its streams, tying those together.
+
+    One that is refused brings nothing, and is answered with what it met there.
+    """
+    made = submission.refusal is None
+    if made and submission.beside:
         actors = [*actors, *(actor for actor, _ in submission.beside)]
-    if not submission.cells and not any(a.pending for a in actors):
+    cells = submission.cells if made else ()
+    if not cells and not any(a.pending for a in actors):
         submission.succeed()  # it changed nothing, and nothing before it is undecided
         return
     names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]
@@ -89,10 +100,8 @@ def join(bundles: dict[str, Bundle], submission: Submission, actors: list[Actor]
             bundle.take(other)
             for moved in other.actors:
                 bundles[moved.head.stream] = bundle
-    for sealed in submission.records:
-        if sealed is not None:
-            bundle.records.append(sealed)
-    bundle.records += [noted for _, noted in submission.beside]
-    if submission.cells:
-        bundle.cells += submission.cells
+    if made:
+        bundle.records += [sealed for sealed in submission.records if sealed is not None]
+        bundle.records += [noted for _, noted in submission.beside]
+        bundle.cells += cells
     bundle.submissions.append(submission)

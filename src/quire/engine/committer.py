@@ -211,8 +211,9 @@ class Committer:
             if full is not None and not frees(submission.writes):
                 submission.fail(twin(full))
                 continue
+            actors: list[Actor] = []
+            submission.refusal = None
             try:
-                actors: list[Actor] = []
                 for write in submission.writes:
                     actors.append(peek(write.stream) or await self._load(write.stream, bundles))  # noqa: PERF401
                 while True:
@@ -227,8 +228,11 @@ class Committer:
                 if stops(error):
                     raise
                 # the caller's, whatever it is: plans are the caller's code
-                submission.fail(error if isinstance(error, Exception) else typed(error, "reading what to write onto"))
-                continue
+                refusal = error if isinstance(error, Exception) else typed(error, "reading what to write onto")
+                if not any(actor.pending for actor in actors):
+                    submission.fail(refusal)
+                    continue
+                submission.refusal = refusal  # it met writes that may never be: it is told when they are durable
             join(bundles, submission, actors)
         self.quota.wrote(count, size)
         self._make_room()

@@ -87,7 +87,7 @@ class Conflicts:
         changes: list[Change] = []
         if choice == "ours":
             changes = msgspec.convert(conflict.changes, list[Change])
-        base = Base(number, await self._engine.state_at(stream, number))
+        base = Base(number, await self._engine.state_at(stream, number) if number else {})
         write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
         return await self._closed(conflict, choice, write, author, message)
 

@@ -25,7 +25,7 @@ from quire.core.changes import Working
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
 from quire.errors import AlreadyExists, ChangeError, InvalidState
-from quire.model import Change, Delete, Increment, Path, Set
+from quire.model import Change, Delete, Ensure, Increment, Path, Set
 from quire.scopes.names import StateScope
 from quire.scopes.setup import ScopeLimits, exceeded
 
@@ -110,11 +110,15 @@ class Sheet:
     def put(self, place: Path, key: str, value: Any, *, expires: int | None, secret: bool) -> None:
         """Set a value. expires: UTC milliseconds, None for never.  secret: marks it; a mark stays with the key."""
         if not self._before and self._working is None:
-            empty = {"scope": [self._home.kind, self._home.id], "keys": 0, "bytes": 0, "values": {}, "steps": {}}
-            self._do(Set((), empty))
+            # others may begin the same log meanwhile: each of these merges
+            self._do(Set(("scope",), [self._home.kind, self._home.id]))
+            for name in ("keys", "bytes"):
+                self._do(Increment((name,), 0))
+            for name in ("values", "steps"):
+                self._do(Ensure((name,), {}))
         held = self.entries(place)
         if not held and len(place) > 1:
-            self._do(Set(place, {}))
+            self._do(Ensure(place, {}))
         old = self.entry(place, key)
         entry: Entry = {"value": value}
         if expires is not None:

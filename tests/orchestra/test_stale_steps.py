@@ -1,0 +1,223 @@
+"""Steps whose changes were made from what others changed meanwhile: work that was done is neither repeated nor dropped."""
+
+import asyncio
+
+import pytest
+
+import quire
+from quire.errors import Invalid, MergeConflict, StepFailed
+from quire.orchestra import Retry, parallel, run, sequence, step
+from quire.scopes import StateBuilder, StateScope, WorkflowStateManager
+
+
+@pytest.fixture
+async def store():
+    async with quire.open("memory:") as opened:
+        yield opened
+
+
+def halver(name, together, ran, **how):
+    """A step that halves the budget, which the other one does at the same time."""
+
+    async def work(ctx):
+        ran.append(name)
+        await together.wait() if len(ran) <= 2 else None
+        ctx.state["budget"] = ctx.state["budget"] // 2
+        ctx.state["by"][name] = "was here"
+        return f"{name} is done"
+
+    return step(work, name=name, **how)
+
+
+async def halved(store, **how):
+    ran = []
+    together = asyncio.Barrier(2)
+    both = parallel(halver("ann", together, ran, **how), halver("bob", together, ran, **how), name="p")
+
+    async def after(ctx):
+        return sorted(ctx.input.values())
+
+    result = await run(store, sequence(both, after), id="r", state={"budget": 100, "by": {}})
+    return result, ran
+
+
+async def test_a_stale_step_keeps_its_result_and_all_its_changes_wait_together(store):
+    result, ran = await halved(store)
+    assert result.result == ["ann is done", "bob is done"]
+    assert sorted(ran) == ["ann", "bob"]  # nothing ran twice
+    (conflict,) = result.conflicts
+    late, first = conflict.ours.author.removeprefix("p/"), conflict.theirs.author.removeprefix("p/")
+    assert {late, first} == {"ann", "bob"}
+    assert (conflict.path, conflict.status, conflict.base.value, conflict.theirs.value) == (
+        "/budget",
+        "pending",
+        100,
+        50,
+    )
+    assert [c[:2] for c in conflict.changes] == [["set", ["budget"]], ["set", ["by", late]]]
+    assert (result.state["budget"], result.state["by"]) == (50, {first: "was here"})
+    wf = store.workflow("r")
+    with pytest.raises(Invalid, match="wait together: choose ours or theirs"):
+        await wf.resolve(conflict.id, "value", 25)
+    made = await wf.resolve(conflict.id, "ours", author="mia")
+    state = await wf.state()
+    assert (state["budget"], sorted(state["by"]), made.author) == (50, ["ann", "bob"], "mia")
+    (closed,) = await wf.conflicts()
+    assert (closed.status, closed.resolution, closed.resolved_by) == ("resolved", "ours", "mia")
+    with pytest.raises(Invalid, match="resolved already"):
+        await wf.resolve(conflict.id, "theirs")
+    again = await run(
+        store,
+        sequence(parallel(*(step(print, name=n) for n in ("ann", "bob")), name="p"), step(print, name="after")),
+        id="r",
+    )
+    assert (again.ran, again.conflicts) == ([], [])
+
+
+async def test_what_waits_can_be_let_go(store):
+    result, _ = await halved(store, on_stale="queue")
+    (conflict,) = result.conflicts
+    wf = store.workflow("r")
+    before = await wf.version()
+    assert (await wf.resolve(conflict.id, "theirs")).number == before.number
+    assert len((await wf.state())["by"]) == 1
+    assert await wf.conflicts(status="pending") == []
+
+
+async def test_a_stale_step_runs_again_when_it_says_so(store):
+    result, ran = await halved(store, on_stale="rerun")
+    assert (result.state["budget"], sorted(result.state["by"]), len(ran)) == (25, ["ann", "bob"], 3)
+    assert result.conflicts == []
+
+
+async def test_a_step_that_stays_stale_fails_after_ten_runs(store):
+    ran = []
+
+    async def work(ctx):
+        ran.append(ctx.attempt)
+        ctx.state["n"] = ctx.state["n"] * 2
+        await store.workflow("r").inc("/n")
+
+    with pytest.raises(StepFailed, match="/n was read as") as failed:
+        await run(store, step(work, on_stale="rerun"), id="r", state={"n": 1})
+    assert isinstance(failed.value.__cause__, MergeConflict)
+    assert len(ran) == 10
+
+
+async def test_a_stale_step_fails_when_it_says_so_and_is_not_tried_again_unasked(store):
+    ran = []
+
+    async def work(ctx):
+        ran.append(1)
+        ctx.state["n"] = ctx.state["n"] * 2
+        await store.workflow("r").inc("/n")
+
+    with pytest.raises(StepFailed, match="/n was read as"):
+        await run(store, step(work, on_stale="fail", retry=Retry(attempts=5, pause_s=0)), id="r", state={"n": 1})
+    assert len(ran) == 1
+    assert await store.workflow("r").get("/n") == 2
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("last", 50), ("theirs", 50), (lambda met: met.ours + met.theirs, 100)])
+async def test_a_policy_of_the_step_decides(store, policy, budget):
+    result, ran = await halved(store, on_stale=policy)
+    assert (result.state["budget"], sorted(result.state["by"]), len(ran)) == (budget, ["ann", "bob"], 2)
+    assert result.conflicts == []
+    (conflict,) = await store.workflow("r").conflicts()
+    assert (conflict.status, conflict.path) == ("resolved", "/budget")
+
+
+async def test_the_policy_of_the_store_decides_where_the_step_has_none():
+    async with quire.open("memory:", on_conflict="last") as store:
+        result, _ = await halved(store)
+        assert (result.state["budget"], sorted(result.state["by"]), result.conflicts) == (50, ["ann", "bob"], [])
+
+
+def test_a_wrong_word_is_refused():
+    with pytest.raises(Invalid, match="no conflict policy 'again'"):
+        step(print, on_stale="again")
+
+
+async def test_a_step_in_something_that_is_gone_waits_too(store):
+    async def work(ctx):
+        ctx.state["plan"]["title"] = "Tides"
+        await store.workflow("r").delete("/plan")
+        return "planned"
+
+    result = await run(store, step(work), id="r", state={"plan": {}})
+    assert result.result == "planned"
+    (conflict,) = result.conflicts
+    with pytest.raises(MergeConflict, match="/plan/title was removed"):
+        await store.workflow("r").resolve(conflict.id, "ours")
+    assert (await store.workflow("r").conflicts())[0].status == "pending"
+
+
+# scoped state
+
+
+async def counted(store, act, **how):
+    """Two steps that do the same to scoped state at once; return the result of the run."""
+    together = asyncio.Barrier(2)
+
+    def worker(name):
+        async def work(ctx):
+            seen = act(ctx.state_accessor, name)
+            await together.wait()
+            return seen
+
+        return step(work, name=name, **how)
+
+    return await run(store, parallel(worker("ann"), worker("bob"), name="p"), id="r", scoped=StateBuilder())
+
+
+async def test_a_key_that_was_read_and_then_set_is_not_set_over_what_others_set(store):
+    def act(state, name):
+        seen = state.get("n", 0)
+        state.set("n", seen + 1)
+        state.set(f"by-{name}", True)
+
+    result = await counted(store, act)
+    state = WorkflowStateManager(store, agent="x").state(StateScope.workflow("r"))
+    (conflict,) = result.conflicts
+    assert (await state.get("n"), len([k for k in await state.list() if k.startswith("by-")])) == (1, 1)
+    assert conflict.workflow_id == StateScope.workflow("r").log_id
+    await store.workflow(conflict.workflow_id).resolve(conflict.id, "ours")
+    assert len([k for k in await state.list() if k.startswith("by-")]) == 2
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda state, name: state.increment("n"),
+        lambda state, name: state.set(name, 1),
+        lambda state, name: (state.list(), state.set(name, 1)),
+        lambda state, name: state.set("same", name),  # nobody read it: the later one stands
+        lambda state, name: (state.set("same", name), state.get("same"), state.set("same", name + "!")),
+    ],
+)
+async def test_what_commutes_or_is_blind_does_not_wait(store, act):
+    assert (await counted(store, act)).conflicts == []
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda state, name: None if state.get("leader") else state.set("leader", name),
+        lambda state, name: None if "leader" in state.list() else state.set("leader", name),
+        lambda state, name: (state.increment("n"), state.set("n", 0)),
+        lambda state, name: (state.get("n"), state.update({"n": name})),
+        lambda state, name: (state.set("m", 1), state.list(), state.get("n"), state.set("n", name)),
+    ],
+)
+async def test_what_was_read_and_then_written_waits(store, act):
+    assert len((await counted(store, act)).conflicts) == 1
+
+
+async def test_a_secret_is_not_shown_in_a_conflict(store):
+    def act(state, name):
+        state.get("token")
+        state.set("token", f"secret of {name}", secret=True)
+
+    result = await counted(store, act)
+    (conflict,) = result.conflicts
+    assert "secret of" not in repr((conflict.base, conflict.theirs))

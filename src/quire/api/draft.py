@@ -198,6 +198,7 @@ class _Node:
             self._recorder.read(self._path(), "keys")
 
     def _touch(self) -> None:
+        self._recorder.touched = True
         node: _Node | None = self
         while node is not None and not node._touched:
             node._touched = True
@@ -239,7 +240,7 @@ class _Node:
 
     def _guarded(self, path: Path, key: str | int) -> list[Path]:
         """Return the place of a key, if it has to be guarded when it is written. path: of this node."""
-        return [(*path, key)] if self._relied_on(key) else []
+        return [(*path, key)] if self._recorder.touched and self._relied_on(key) else []
 
     def _guarded_below(self, change: Change) -> list[Path]:
         """Return what has to be guarded of a change somewhere at or below this node."""
@@ -262,8 +263,10 @@ class _Node:
         key = path[-1]
         if self._recorder.record(Set(path, value), self._guarded(path[:-1], key)):
             self._marks[key] = _OWN
-        self._sites.pop(key, None)
-        self._forget(key)
+        if self._sites:
+            self._sites.pop(key, None)
+        if self._kids:
+            self._forget(key)
 
     def _begun(self, key: str | int, value: Any) -> Any:
         """Return a scalar that was read, noting where `+=` begins: that is no read of it."""
@@ -273,6 +276,7 @@ class _Node:
             self._read(key)
         if site is not None:
             self._sites[key] = site, value
+            self._recorder.touched = True
         return value
 
     def _ended(self, path: Path, key: str | int, value: Any, old: Any) -> bool:
@@ -334,7 +338,7 @@ class DictDraft(_Node, MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         base = self._path()
-        if value is self._kids.get(key, _ABSENT) or self._added(key, value):
+        if self._kids and (value is self._kids.get(key, _ABSENT) or self._added(key, value)):
             return  # `state["list"] += [..]` ends by assigning the list to itself
         old = self._plain().get(key, _ABSENT)
         if self._sites and self._ended((*base, key), key, value, old):

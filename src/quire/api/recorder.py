@@ -27,11 +27,11 @@ from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove,
 class Recorder:
     """The state under the drafts of one edit, and the changes so far.
 
-    strict: every read is guarded, whether something is written there or not.  moment: counts changes; what was looked
+    strict: every read is guarded, whether something is written there or not.  touched: something was read.  moment: counts changes; what was looked
     up at an earlier one may have moved.
     """
 
-    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict")
+    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict", "touched")
 
     def __init__(self, state: dict[str, Any], *, depth_max: int, key_bytes_max: int, strict: bool = False) -> None:
         self.bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max}
@@ -42,6 +42,7 @@ class Recorder:
         self._zeros: dict[Path, int | float] = {}
         """Numbers put at zero that are not written down yet."""
         self.strict = strict
+        self.touched = False
         self.moment = 0
         self.closed = False
 
@@ -93,9 +94,12 @@ class Recorder:
                 reads = [place for place in reads if cast("int", place[-1]) < index + change.count]
             case _:
                 pass
-        self._steps += [Read(place) for place in reads]
-        self._steps.append(change)
-        self._steps += within
+        steps = self._steps
+        if reads:
+            steps += [Read(place) for place in reads]
+        steps.append(change)
+        if within:
+            steps += within
         if isinstance(change, Insert | Remove) or kind in (dict, list):
             tails = self._tails.items()
             self._tails = dict(moved for tail in tails for moved in _followed(tail, change))

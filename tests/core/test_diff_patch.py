@@ -11,7 +11,7 @@ from quire.core.diff import diff
 from quire.core.patch import from_json_patch, from_merge_patch, to_json_patch, to_merge_patch
 from quire.core.values import same
 from quire.errors import ChangeError, InvalidState
-from quire.model import Append, Insert, Remove, Set, Splice
+from quire.model import Append, Ensure, Insert, Remove, Set, Splice
 from quire.testing import strategies as qs
 
 near = qs.states.flatmap(lambda s: st.tuples(st.just(s), qs.changes_for(s).map(lambda c: apply(s, c))))
@@ -158,3 +158,13 @@ def test_rfc_7396_by_its_examples():
         ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
     ]:
         assert same(apply(target, from_merge_patch(target, patch)), result)
+
+
+def test_ensure_reads_as_what_it_adds_or_as_nothing():
+    ensure = [Ensure(("o",), {}), Ensure(("o", "l"), []), Append(("o", "l"), [1])]
+    assert to_json_patch({}, ensure) == [
+        {"op": "add", "path": "/o", "value": {}},
+        {"op": "add", "path": "/o/l", "value": []},
+        {"op": "add", "path": "/o/l/-", "value": 1},
+    ]
+    assert to_json_patch({"o": {"l": [0]}}, ensure) == [{"op": "add", "path": "/o/l/-", "value": 1}]

@@ -8,11 +8,8 @@ their intent: an append stays an append when others append too.
    replaced, using it raises ChangeError.
 3. What is put in is copied, and what `pop`, `copy` and `to_plain` give is a copy: no aliases of stored state.
 4. A draft is not a dict: `json.dumps(draft.to_plain())`, not `json.dumps(draft)`.
-5. Each node marks what was read of it. A change that replaces or removes something is guarded when that place, something
-   below it, or the whole value around it was read: see core/guards.py. Getting an object or a list is no read of it;
-   listing keys is one of each key that is then written.
-6. What commutes is written down as that: `+=` on numbers and texts, `list + [...]` put back, an empty container where
-   none is.
+5. What is read is marked, and what is then replaced or removed is guarded: see draft_node.py.
+6. An empty object or list that is put where nothing is becomes an `Ensure`, which several writers share.
 """
 
 from __future__ import annotations
@@ -32,319 +29,40 @@ from typing import Any, SupportsIndex, cast, overload
 
 import msgspec
 
-from quire.api import augmented
+from quire.api.draft_node import ABSENT, DRAFTS, OWN, PRESENCE, READ, Node
 from quire.api.recorder import Recorder
-from quire.api.writes import bounded
 from quire.core.diff import diff
 from quire.core.fold import copied
-from quire.core.guards import Step, places
-from quire.core.path import describe, get
-from quire.core.path import format as pointer
 from quire.core.values import same
-from quire.errors import ChangeError
-from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Delete, Ensure, Insert, Path, Remove, Set
 
-_ABSENT: Any = object()
-_PRESENCE, _READ, _OWN = 1, 2, 3
-"""Marks of a key: whether something is there was read; what is there was read; what is there is this draft's own."""
-_SUMS = frozenset((int, float, str))
-"""What `+=` is understood of."""
 _MARKS_MAX = 1000
 """Marks that a list keeps for each item; with more it counts as read whole."""
 
 
-class _Node:
-    """A place in the state: knows its parent and its key there, and what was read of it."""
-
-    __slots__ = (
-        "_cache",
-        "_gone",
-        "_key",
-        "_kids",
-        "_listed",
-        "_marks",
-        "_moment",
-        "_parent",
-        "_recorder",
-        "_sites",
-        "_sum",
-        "_touched",
-        "_whole",
-    )
-
-    def __init__(self, recorder: Recorder, parent: _Node | None, key: str | int) -> None:
-        self._recorder = recorder
-        self._parent = parent
-        self._key = key
-        self._kids: dict[str | int, _Node] = {}
-        self._gone = False
-        self._moment = -1
-        self._cache: Any = None
-        """What is here, as it was looked up at that moment."""
-        self._marks: dict[str | int, int] = {}
-        self._sites: dict[str | int, tuple[augmented.Site, Any]] = {}
-        """Where `+=` was begun and not ended yet, and with what value."""
-        self._sum: Any = _ABSENT
-        """The newest result of `list + [...]`."""
-        self._whole = False
-        self._listed = False
-        self._touched = False
-        """Whether anything was read here or below."""
-
-    def __repr__(self) -> str:
-        try:
-            self._read_whole()
-            return f"<draft {self._plain()!r}>"
-        except Exception as error:  # noqa: BLE001 - a repr is read while looking for an error; it must not add one
-            return f"<draft: {error}>"
-
-    def __eq__(self, other: object) -> bool:
-        self._read_whole()
-        if isinstance(other, _Node):
-            other._read_whole()
-            return bool(self._plain() == other._plain())
-        return bool(self._plain() == other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __copy__(self) -> Any:
-        return self.to_plain()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self.to_plain()
-
-    @property
-    def changes(self) -> list[Change]:
-        """What was done to the whole draft so far, in few changes: copies, the caller's to keep."""
-        return [step for step in self._recorder.steps() if isinstance(step, Change)]
-
-    @property
-    def steps(self) -> list[Step]:
-        """The same, each change that relies on what was read with its guards in front of it."""
-        return self._recorder.steps()
-
-    def close(self) -> None:
-        """End the whole draft: using any part of it from now on raises Closed; `changes` stays readable."""
-        self._recorder.close()
-
-    def to_plain(self) -> Any:
-        """Return a deep plain copy, for `json.dumps` or to keep."""
-        self._read_whole()
-        return copied(self._plain())
-
-    def _path(self) -> Path:
-        self._recorder.check_open()
-        path: list[str | int] = []
-        node = self
-        while node._parent is not None:
-            if node._gone:
-                raise ChangeError("this part of the draft was removed or replaced; read it from the draft")
-            path.append(node._key)
-            node = node._parent
-        return tuple(reversed(path))
-
-    def _plain(self) -> Any:
-        recorder = self._recorder
-        if self._moment != recorder.moment:
-            self._cache = get(recorder.state, self._path())
-            self._moment = recorder.moment
-        return self._cache
-
-    def _child(self, key: str | int, value: Any) -> Any:
-        draft = _DRAFTS.get(cast("type[Any]", type(value)))
-        if draft is None:
-            return value
-        kid = self._kids.get(key)
-        if kid is None:
-            kid = self._kids[key] = draft(self._recorder, self, key)
-        return kid
-
-    def _forget(self, key: str | int) -> None:
-        kid = self._kids.pop(key, None)
-        if kid is not None:
-            kid._gone = True
-
-    def _forget_all(self) -> None:
-        for key in list(self._kids):
-            self._forget(key)
-
-    # what was read
-
-    def _read(self, key: str | int, mark: int = _READ) -> None:
-        """Mark a key as read."""
-        if self._whole or self._marks.get(key, 0) >= mark:
-            return
-        self._marks[key] = mark
-        self._touch()
-        if self._recorder.strict and not self._is_own(key):
-            self._recorder.read((*self._path(), key), "presence" if mark == _PRESENCE else "value")
-
-    def _read_whole(self) -> None:
-        """Mark all that is here as read."""
-        if self._whole:
-            return
-        self._whole = True
-        self._touch()
-        if self._recorder.strict and not self._is_own(None):
-            self._recorder.read(self._path(), "value")
-
-    def _read_keys(self) -> None:
-        """Mark which keys there are, or how many items, as read."""
-        if self._listed or self._whole:
-            return
-        self._listed = True
-        self._touch()
-        if self._recorder.strict and not self._is_own(None):
-            self._recorder.read(self._path(), "keys")
-
-    def _touch(self) -> None:
-        self._recorder.touched = True
-        node: _Node | None = self
-        while node is not None and not node._touched:
-            node._touched = True
-            node = node._parent
-
-    def _is_own(self, key: str | int | None) -> bool:
-        """Return True if what is at a key here (None: here) was put there by this draft, or lies within what was."""
-        if key is not None and self._marks.get(key) == _OWN:
-            return True
-        node = self
-        while node._parent is not None:
-            if node._parent._marks.get(node._key) == _OWN:
-                return True
-            node = node._parent
-        return False
-
-    def _relied_on(self, key: str | int) -> bool:
-        """Return True if the value at a key here was read: itself, something in it, or all around it."""
-        kid = self._kids.get(key)
-        found = (
-            self._marks.get(key, 0) >= _PRESENCE
-            or self._listed
-            or self._whole
-            or key in self._sites
-            or (kid is not None and kid._was_read())
-        )
-        node = self
-        while not found and node._parent is not None:
-            found = node._parent._whole or node._parent._marks.get(node._key) == _READ
-            node = node._parent
-        return found and not self._is_own(key)
-
-    def _was_read(self) -> bool:
-        if not self._touched:
-            return False
-        if self._whole or self._listed or any(mark != _OWN for mark in self._marks.values()):
-            return True
-        return any(kid._was_read() for kid in self._kids.values())
-
-    def _guarded(self, path: Path, key: str | int) -> list[Path]:
-        """Return the place of a key, if it has to be guarded when it is written. path: of this node."""
-        return [(*path, key)] if self._recorder.touched and self._relied_on(key) else []
-
-    def _guarded_below(self, change: Change) -> list[Path]:
-        """Return what has to be guarded of a change somewhere at or below this node."""
-        found: list[Path] = []
-        here = len(self._path())
-        for place in places(change):
-            node: _Node = self
-            for token in place[here:-1]:
-                below = node._kids.get(token)
-                if below is None:
-                    break
-                node = below
-            found += [place] if node._relied_on(place[len(node._path())]) else []
-        return found
-
-    # what is written
-
-    def _put(self, path: Path, value: Any) -> None:
-        """Set a cleaned value at a path just below this node."""
-        key = path[-1]
-        if self._recorder.record(Set(path, value), self._guarded(path[:-1], key)):
-            self._marks[key] = _OWN
-        if self._sites:
-            self._sites.pop(key, None)
-        if self._kids:
-            self._forget(key)
-
-    def _begun(self, key: str | int, value: Any) -> Any:
-        """Return a scalar that was read, noting where `+=` begins: that is no read of it."""
-        site = augmented.reading(2) if type(value) in _SUMS else None
-        left = self._sites.pop(key, None) if self._sites else None
-        if site is None or left is not None:
-            self._read(key)
-        if site is not None:
-            self._sites[key] = site, value
-            self._recorder.touched = True
-        return value
-
-    def _ended(self, path: Path, key: str | int, value: Any, old: Any) -> bool:
-        """Write down what `+=` or `-=` came to, as an increment or a text put behind; False where it cannot be one."""
-        begun = self._sites.get(key)
-        if begun is None:
-            return False
-        site, before = begun
-        if not augmented.storing(site, 2) or before is not old:
-            return False
-        change = _sum(path, before, value)
-        if change is None:
-            return False
-        del self._sites[key]
-        self._recorder.record(change)
-        return True
-
-    def _added(self, key: str | int, value: Any) -> bool:
-        """Write down `x = x + [...]` as what it appends; False if it is something else."""
-        kid = self._kids.get(key)
-        if not isinstance(kid, ListDraft) or kid._sum is not value:
-            return False
-        there = cast("list[Any]", kid._plain())
-        if not same(there, value[: len(there)]):
-            return False
-        kid.extend(value[len(there) :])
-        return True
-
-    def _add(self, path: Path, amount: int | float, minimum: int | float | None, maximum: int | float | None) -> None:
-        by = self._recorder.clean(amount, path)
-        guards = bounded(path, minimum, maximum, self._recorder.bounds)
-        before = get(self._recorder.state, path, 0)
-        if type(before) in (int, float) and type(by) in (int, float):
-            for guard in guards:
-                guard.check_value(before + by)
-        self._recorder.record(Increment(path, by), (), guards)
-
-    def _edit_text(self, path: Path, position: int, delete: int, insert: str) -> None:
-        text = self._recorder.clean(insert, path)
-        if type(text) is not str:
-            where = pointer(path)
-            raise ChangeError(f"{where}: splice inserts text, not {describe(text)}", path=where)
-        self._recorder.record(Splice(path, position, delete, text))
-
-
-class DictDraft(_Node, MutableMapping[str, Any]):
+class DictDraft(Node, MutableMapping[str, Any]):
     """An object of the state, as a dict that records."""
 
     __slots__ = ()
 
     def __getitem__(self, key: str) -> Any:
-        value = self._plain().get(key, _ABSENT)
-        if type(value) in _DRAFTS:
+        value = self._plain().get(key, ABSENT)
+        if type(value) in DRAFTS:
             return self._child(_name(key), value)
-        if value is _ABSENT:
+        if value is ABSENT:
             self._read(_name(key))
             raise KeyError(key)
         return self._begun(_name(key), value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         base = self._path()
-        if self._kids and (value is self._kids.get(key, _ABSENT) or self._added(key, value)):
+        if self._kids and (value is self._kids.get(key, ABSENT) or self._added(key, value)):
             return  # `state["list"] += [..]` ends by assigning the list to itself
-        old = self._plain().get(key, _ABSENT)
+        old = self._plain().get(key, ABSENT)
         if self._sites and self._ended((*base, key), key, value, old):
             return
         ((name, plain),) = self._recorder.clean({key: value}, base).items()
-        if old is _ABSENT and type(plain) in _DRAFTS and not plain:
+        if old is ABSENT and type(plain) in DRAFTS and not plain:
             self._recorder.record(Ensure((*base, name), plain))
         else:
             self._put((*base, name), plain)
@@ -365,10 +83,10 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         return len(self._plain())
 
     def __contains__(self, key: object) -> bool:
-        there = self._plain().get(key, _ABSENT)
+        there = self._plain().get(key, ABSENT)
         if isinstance(key, str):
-            self._read(_name(key), _PRESENCE if type(there) in _DRAFTS else _READ)
-        return there is not _ABSENT
+            self._read(_name(key), PRESENCE if type(there) in DRAFTS else READ)
+        return there is not ABSENT
 
     def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> DictDraft:
         self.update(other)
@@ -376,12 +94,12 @@ class DictDraft(_Node, MutableMapping[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value at a key, or `default`."""
-        value = self._plain().get(key, _ABSENT)
-        if type(value) in _DRAFTS:
+        value = self._plain().get(key, ABSENT)
+        if type(value) in DRAFTS:
             return self._child(_name(key), value)
         if isinstance(key, str):
             self._read(_name(key))
-        return default if value is _ABSENT else value
+        return default if value is ABSENT else value
 
     def items(self) -> ItemsView[str, Any]:
         """Return the keys with their values; going through them reads all of it."""
@@ -398,10 +116,10 @@ class DictDraft(_Node, MutableMapping[str, Any]):
         counts what all add, and of anything else the first stays.
         """
         base, name = self._path(), _name(key)
-        if self._plain().get(key, _ABSENT) is not _ABSENT:
+        if self._plain().get(key, ABSENT) is not ABSENT:
             return self.get(key)
         ((name, plain),) = self._recorder.clean({key: default}, base).items()
-        if type(plain) in _DRAFTS and not plain:
+        if type(plain) in DRAFTS and not plain:
             self._recorder.record(Ensure((*base, name), plain))
         elif type(plain) in (int, float) and plain == 0:
             self._recorder.begin_number((*base, name), plain)
@@ -410,13 +128,13 @@ class DictDraft(_Node, MutableMapping[str, Any]):
             self._put((*base, name), plain)
         return self._child(name, self._plain()[name])
 
-    def pop(self, key: str, default: Any = _ABSENT) -> Any:
+    def pop(self, key: str, default: Any = ABSENT) -> Any:
         """Remove a key and return a plain copy of its value, or `default`. Raises KeyError without one."""
-        path, value = self._path(), self._plain().get(key, _ABSENT)
+        path, value = self._path(), self._plain().get(key, ABSENT)
         if isinstance(key, str):
             self._read(_name(key))
-        if value is _ABSENT:
-            if default is _ABSENT:
+        if value is ABSENT:
+            if default is ABSENT:
                 raise KeyError(key)
             return default
         value = copied(value)
@@ -475,7 +193,7 @@ class DictDraft(_Node, MutableMapping[str, Any]):
 
     def _drop(self, path: Path, key: str) -> None:
         self._recorder.record(Delete((*path, key)), self._guarded(path, key))
-        self._marks[key] = _OWN
+        self._mark(key, OWN)
         self._sites.pop(key, None)
         self._forget(key)
 
@@ -504,7 +222,7 @@ class _Values(ValuesView[Any]):
         return super().__contains__(value)
 
 
-class ListDraft(_Node, MutableSequence[Any]):
+class ListDraft(Node, MutableSequence[Any]):
     """A list of the state, as a list that records."""
 
     __slots__ = ()
@@ -523,7 +241,7 @@ class ListDraft(_Node, MutableSequence[Any]):
             return [self._child(i, items[i]) for i in where]
         at = self._at(index)
         value = items[at]
-        return self._child(at, value) if type(value) in _DRAFTS else self._begun(at, value)
+        return self._child(at, value) if type(value) in DRAFTS else self._begun(at, value)
 
     @overload
     def __setitem__(self, index: SupportsIndex, value: Any) -> None: ...
@@ -537,7 +255,7 @@ class ListDraft(_Node, MutableSequence[Any]):
             return
         at = self._at(index)
         path = (*self._path(), at)
-        if value is self._kids.get(at, _ABSENT) or self._added(at, value):
+        if value is self._kids.get(at, ABSENT) or self._added(at, value):
             return
         if not (self._sites and self._ended(path, at, value, items[at])):
             self._put(path, self._recorder.clean(value, path))
@@ -710,7 +428,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def _insert(self, at: int, new: list[Any]) -> None:
         path, length = self._path(), len(self._plain())
-        if self._recorder.record(Append(path, new) if at == length else Insert(path, at, new)):
+        if self._recorder.record(Append(path, new) if at == length else Insert(path, at, new)) and at < length:
             self._shift(at, len(new))
 
     def _remove(self, at: int, count: int) -> None:
@@ -725,7 +443,7 @@ class ListDraft(_Node, MutableSequence[Any]):
 
     def _shift(self, start: int, by: int) -> None:
         """Let the drafts and marks of items from `start` on follow their items."""
-        moved: dict[str | int, _Node] = {}
+        moved: dict[str | int, Node] = {}
         for key, kid in self._kids.items():
             place = cast("int", key)
             kid._key = place + by if place >= start else place
@@ -733,14 +451,14 @@ class ListDraft(_Node, MutableSequence[Any]):
         self._kids = moved
         if len(self._marks) > _MARKS_MAX:
             self._read_whole()
-            self._marks = {k: mark for k, mark in self._marks.items() if mark == _OWN}
+            self._marks = {k: mark for k, mark in self._marks.items() if mark == OWN}
         for key in self._sites:
             self._read(key)  # what its `+=` comes to is not an increment of what is there now
         self._sites = {}
         if self._marks:
             self._marks = {k + by if cast("int", k) >= start else k: m for k, m in self._marks.items()}  # type: ignore[operator]
         if by > 0:
-            self._marks.update(dict.fromkeys(range(start, start + by), _OWN))
+            self._marks = {**self._marks, **dict.fromkeys(range(start, start + by), OWN)}
 
     def _become(self, items: list[Any]) -> None:
         """Take on the same items in another order."""
@@ -767,28 +485,9 @@ def recording(
     return DictDraft(Recorder(state, depth_max=depth_max, key_bytes_max=key_bytes_max, strict=strict), None, "")
 
 
-_DRAFTS: dict[type[Any], type[DictDraft] | type[ListDraft]] = {dict: DictDraft, list: ListDraft}
+DRAFTS.update({dict: DictDraft, list: ListDraft})
 
 
 def _name(key: str) -> str:
     """Return the plain key behind a subclass of str, an enum's member for one."""
     return key if type(key) is str else str.__str__(key)
-
-
-def _sum(path: Path, old: Any, new: Any) -> Change | None:
-    """Return the change behind `x += y` or `x -= y`, None where it is not one that is certain to lead there.
-
-    >>> _sum(("n",), 0.1, 0.1 + 0.2), _sum(("t",), "a", "ab")
-    (Increment(path=('n',), amount=0.2), Splice(path=('t',), position=1, delete=0, insert='b'))
-    """
-    if type(old) is str:
-        grown = type(new) is str and new.startswith(old)
-        return Splice(path, len(old), 0, new[len(old) :]) if grown else None
-    if type(new) not in (int, float):
-        return None
-    try:
-        by = new - old
-        short = float(f"{by:.15g}") if type(by) is float else by  # what was most likely added, without the noise
-        return next((Increment(path, amount) for amount in (short, by) if same(old + amount, new)), None)
-    except OverflowError:
-        return None

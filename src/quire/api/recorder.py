@@ -66,7 +66,9 @@ class Recorder:
         return values.clean(value, path=path, **self.bounds)
 
     def read(self, path: Path, of: Literal["value", "keys", "presence"]) -> None:
-        """Guard a read by itself: the whole write is stale when it is."""
+        """Guard a read by itself: the whole write is stale when it is. What was appended here is no read of the state."""
+        if self._tails and self._within_appended(Read(path, of)):
+            return
         self._steps.append(Read(path, of, strict=True))
 
     def record(self, change: Change, reads: Sequence[Path] = (), within: Sequence[Within] = ()) -> bool:
@@ -132,7 +134,7 @@ class Recorder:
             self._steps += _begun(place, self._zeros.pop(place))
         return change
 
-    def _within_appended(self, change: Change) -> bool:
+    def _within_appended(self, change: Step) -> bool:
         if not self._tails:
             return False
         path = change.path

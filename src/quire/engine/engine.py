@@ -266,7 +266,6 @@ class Engine:
                 self._keyframes_due[actor.head.stream] = None
         if self._keyframes_due and self._keyframer is None:
             self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
-        self.residents.evict()
         self._wake_store()
 
     async def _catch_up(self) -> None:

@@ -42,6 +42,7 @@ class Residents:
         self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Actor]] = {}
+        self._held: dict[str, int] = {}
         self._passed: dict[str, int] = {}
         self._epoch = 0
         self._bytes = 0
@@ -73,6 +74,18 @@ class Residents:
             self._loading[stream] = task
             task.add_done_callback(lambda _: self._loading.pop(stream, None))
         return await asyncio.shield(task)
+
+    def hold(self, stream: str) -> None:
+        """Keep the actor of a stream from being dropped, until `release` is called as often."""
+        self._held[stream] = self._held.get(stream, 0) + 1
+
+    def release(self, stream: str) -> None:
+        """Undo one `hold`."""
+        left = self._held[stream] - 1
+        if left:
+            self._held[stream] = left
+        else:
+            del self._held[stream]
 
     async def refresh(self, actor: Actor) -> None:
         """Take in what other processes committed to this stream."""
@@ -107,6 +120,20 @@ class Residents:
         self._bytes += size - self._sizes.get(stream, 0)
         self._sizes[stream] = size
 
+    def published(self, actor: Actor) -> None:
+        """Account for an actor whose batch was committed, and have an actor that missed that loaded again.
+
+        While the batch was prepared, its actor may have gone stale, and another one may have been loaded, or still be.
+        """
+        stream = actor.head.stream
+        known = self._actors.get(stream)
+        if known is actor and not actor.stale:
+            self.settle(actor)
+            return
+        if known is not None:
+            known.stale = True
+        self.passed(stream, actor.head.version)
+
     def each(self, visit: Callable[[Actor], None]) -> None:
         """Call `visit` on every actor in memory."""
         for actor in list(self._actors.values()):
@@ -128,7 +155,7 @@ class Residents:
         for stream, actor in list(self._actors.items()):
             if self._bytes <= self._settings.resident_bytes_max:
                 return
-            if actor.pending or actor.waiters or stream == keep:
+            if actor.pending or actor.waiters or stream in self._held or stream == keep:
                 continue
             del self._actors[stream]
             self._bytes -= self._sizes.pop(stream, 0)

@@ -229,6 +229,8 @@ class Engine:
             self._waiters.append(waiter)
         else:
             actor = await self.current(stream)
+            if self.residents.peek(stream) is not actor:
+                actor = await self._kept(stream)
             if actor.head.version > after:
                 return
             actor.waiters.append(waiter)
@@ -251,6 +253,17 @@ class Engine:
 
     # inside
 
+    async def _kept(self, stream: str) -> Actor:
+        """Return what `current` does, but only an actor that is in memory still: no other one is woken for its waiters."""
+        self.residents.hold(stream)  # the loads of other streams would drop it again
+        try:
+            while True:
+                actor = await self.current(stream)
+                if self.residents.peek(stream) is actor:
+                    return actor
+        finally:
+            self.residents.release(stream)
+
     def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""
         first, last = records[0].position, records[-1].position
@@ -260,8 +273,6 @@ class Engine:
         # otherwise somebody else's commits lie between: the next look at the backend reads them all in order
         least = self.settings.keyframe_changes_min
         for actor in actors:
-            if actor.waiters:
-                actor.wake()
             if actor.changes_since_keyframe >= least and self._keyframe_due(actor):
                 self._keyframes_due[actor.head.stream] = None
         if self._keyframes_due and self._keyframer is None:

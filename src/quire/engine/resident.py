@@ -99,9 +99,15 @@ class Residents:
             await self.get(actor.head.stream)
 
     def passed(self, stream: str, version: int) -> None:
-        """Have a load that is on its way not end before this version: it may have read the log before that."""
+        """Take notice of a version that came while no actor of its stream is current.
+
+        A load that is on its way does not end before it, as it may have read the log before that; watchers look again.
+        """
         if stream in self._loading:
             self._passed[stream] = max(version, self._passed.get(stream, 0))
+        outdated = self._actors.get(stream)
+        if outdated is not None:
+            outdated.wake()
 
     def outdate(self) -> None:
         """Have everything read again: what is in memory, and what is being loaded."""
@@ -175,8 +181,8 @@ class Residents:
         actor.changes_since_keyframe = since.changes
         actor.size_since_keyframe = since.size
         actor.keyframe_size = since.keyframe_bytes
-        if old is not None:  # whoever holds the old one sees it stale; who waits moves over
-            actor.waiters, old.waiters = old.waiters, []
+        if old is not None:  # callers that hold the old one see it stale
+            old.wake()
         self._actors[stream] = actor
         self._actors.move_to_end(stream)
         self.settle(actor)

@@ -12,6 +12,7 @@ from quire.core import record
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.resident import Residents
+from quire.engine.watch import store_records
 from quire.storage.base import Expect, Item
 from quire.storage.memory import MemoryBackend, open_memory
 
@@ -168,4 +169,20 @@ async def test_a_watcher_is_told_of_what_a_state_that_was_read_again_brought():
     async with asyncio.timeout(10):
         assert (await told).version.author == "another process"
     await events.aclose()
+    await store.close()
+
+
+async def test_what_is_committed_while_the_feed_is_read_is_not_passed_over():
+    store, backend, (w, _) = await gated(Settings())
+    backend._space.feed.clear()  # of what was dropped, the feed has nothing more
+    store.engine.recent.clear()
+    backend.feeding = asyncio.Event()
+    records = store_records(store.engine, 0)
+    first = asyncio.ensure_future(anext(records))
+    await settled()
+    await w.set("/n", 1)
+    backend.feeding.set()
+    async with asyncio.timeout(10):
+        assert (await first).version == 2
+    await records.aclose()
     await store.close()

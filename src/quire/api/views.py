@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal
@@ -165,9 +165,10 @@ async def _events(
 
 
 async def watch_stream(
-    engine: Engine, stream: str, after: int, wanted: Sieve, cursor: str | None
+    engine: Engine, stream: str, begin: Callable[[], Awaitable[int]], wanted: Sieve, cursor: str | None
 ) -> AsyncGenerator[Event]:
-    """Yield the events of one workflow after a version."""
+    """Yield the events of one workflow after the version that `begin` returns."""
+    after = await begin()
     kept = None if cursor is None else Cursor(engine, f"{stream}/{cursor}")
     start = after if kept is None else await kept.load(after)
     idle = kept.save if kept is not None else _nothing

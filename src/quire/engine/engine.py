@@ -25,6 +25,7 @@ from quire.engine.backend_clock import BackendClock
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
 from quire.engine.resident import Residents
+from quire.engine.starts import Start
 from quire.engine.write import Write
 from quire.errors import (
     Closed,
@@ -204,6 +205,10 @@ class Engine:
 
     # watching
 
+    def watch_start(self, stream: str) -> Start:
+        """Return where a watcher of a stream starts that is called now. Does not wait."""
+        return self.residents.watch_start(stream, load=not self.closed)
+
     @contextmanager
     def watching(self) -> Generator[None]:
         """While any such context is open, `wait` also notices other processes' commits."""
@@ -245,6 +250,7 @@ class Engine:
             await asyncio.gather(self._forgetting, return_exceptions=True)
         await self.committer.close()
         self.closed = True
+        await self.residents.close()
         await _ended(self._poller)
         await _ended(self._keyframer)
         self._wake_store()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from quire.config import Settings
@@ -17,6 +18,7 @@ from quire.core import keyframes, record
 from quire.core.fold import fold
 from quire.core.schema import Schemas
 from quire.engine.actor import Actor
+from quire.engine.starts import Start, Starts
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
 from quire.storage.base import Archive, Backend
@@ -42,6 +44,9 @@ class Residents:
         self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Actor]] = {}
+        self._ahead: set[asyncio.Task[Actor]] = set()
+        """Loads that watchers began and no caller waits for yet."""
+        self._starts = Starts()
         self._held: dict[str, int] = {}
         self._passed: dict[str, int] = {}
         self._epoch = 0
@@ -68,12 +73,27 @@ class Residents:
         if actor is not None and not actor.stale:
             self._actors.move_to_end(stream)
             return actor
-        task = self._loading.get(stream)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._load(stream))
-            self._loading[stream] = task
-            task.add_done_callback(lambda _: self._loading.pop(stream, None))
+        task = self._begun(stream)
+        self._ahead.discard(task)
         return await asyncio.shield(task)
+
+    def watch_start(self, stream: str, *, load: bool = True) -> Start:
+        """Return where a watcher starts that is called now. load: begin a load if no head is in memory.
+
+        The load is begun so that the start is that of the call, whenever the watcher is iterated. If it fails, or there is
+        no event loop to begin it in, the next load settles the start.
+        """
+        actor = self._actors.get(stream)
+        if actor is not None and not actor.stale:
+            return Start(actor.head.version)
+        found = Start(most=None if actor is None else actor.head.version)
+        self._starts.add(stream, found)
+        if load and _loop_runs():
+            known = self._loading.get(stream)
+            task = self._begun(stream)
+            if task is not known:
+                self._ahead.add(task)
+        return found
 
     def hold(self, stream: str) -> None:
         """Keep the actor of a stream from being dropped, until `release` is called as often."""
@@ -86,6 +106,13 @@ class Residents:
             self._held[stream] = left
         else:
             del self._held[stream]
+
+    async def close(self) -> None:
+        """End the loads that no caller waits for."""
+        ahead = list(self._ahead)
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
 
     async def refresh(self, actor: Actor) -> None:
         """Take in what other processes committed to this stream."""
@@ -166,6 +193,22 @@ class Residents:
             del self._actors[stream]
             self._bytes -= self._sizes.pop(stream, 0)
 
+    def _begun(self, stream: str) -> asyncio.Task[Actor]:
+        """Return the load of a stream that is on its way; begin one if there is none."""
+        task = self._loading.get(stream)
+        if task is None or task.done():
+            task = asyncio.get_running_loop().create_task(self._load(stream))
+            self._loading[stream] = task
+            task.add_done_callback(partial(self._ended, stream))
+        return task
+
+    def _ended(self, stream: str, task: asyncio.Task[Actor]) -> None:
+        self._ahead.discard(task)
+        if self._loading.get(stream) is task:
+            del self._loading[stream]
+        if not task.cancelled():
+            task.exception()  # every caller that waits gets it; a watcher that is not iterated has none to tell
+
     async def _load(self, stream: str) -> Actor:
         try:
             while True:
@@ -185,6 +228,7 @@ class Residents:
             old.wake()
         self._actors[stream] = actor
         self._actors.move_to_end(stream)
+        self._starts.settle(stream, head.version)
         self.settle(actor)
         self.evict(keep=stream)
         return actor
@@ -261,6 +305,15 @@ class Residents:
                 at=f"{first.stream}@1",
             )
         return state, since.state_bytes
+
+
+def _loop_runs() -> bool:
+    """True if the calling thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _agreed(frame: Keyframe, page: list[Record]) -> Head:

@@ -14,7 +14,7 @@ from quire.core.schema import Schemas
 from quire.core.values import same
 from quire.engine.actor import Actor
 from quire.engine.write import Base, Write
-from quire.errors import ChangeError, MergeConflict, QuireError
+from quire.errors import ChangeError, HeadMoved, MergeConflict, QuireError
 from quire.model import Head, Insert, Remove, Set
 from quire.testing.strategies import changes_for, states
 
@@ -270,3 +270,22 @@ def test_beaten_step_by_step_is_beaten_at_once_wherever_others_insert_and_remove
 def grown(actor, changes):
     actor.prepare(Write("workflows/w", changes, exists=None, allow_empty=True), 0)
     actor.publish()
+
+
+async def test_a_refused_write_keeps_nobody_from_being_told(tmp_path):
+    """What another process wrote is taken in by the write that it refuses, and that makes no version of its own."""
+    path = f"{tmp_path}/s.db"
+    async with quire.open(path) as one, quire.open(path) as two:
+        here, there = await one.create("w", {"n": 0}), two.workflow("w")
+        events = here.watch(after=1)
+        waiting = asyncio.ensure_future(asyncio.wait_for(numbers(events, 5), 20))
+        for number in range(1, 6):
+            await there.set("/n", number)
+            with pytest.raises(HeadMoved):
+                await here.set("/m", 1, if_version=number)
+        assert await waiting == [2, 3, 4, 5, 6]
+        await events.aclose()
+
+
+async def numbers(events, count):
+    return [(await anext(events)).version.number for _ in range(count)]

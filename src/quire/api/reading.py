@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -24,6 +24,7 @@ from quire.core.schema import typed
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.lineage import Node, graph
+from quire.engine.starts import Start
 from quire.engine.write import Base
 from quire.errors import ChangeError, Invalid, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Path, Point, Record, Version
@@ -205,7 +206,7 @@ class Reader:
         """
         return await graph(self._engine, Point(self.id, await self._number(version)))
 
-    async def watch(
+    def watch(
         self,
         *,
         after: Revision = None,
@@ -216,15 +217,21 @@ class Reader:
     ) -> AsyncGenerator[Event]:
         """Yield every version after `after` (None: from now on; 0: all), past ones first, then live ones, for ever.
 
+        Now is when `watch` is called, not when the loop over it begins: it shows all that comes after the head that this
+        process has at the call. Where the workflow is not in memory, its head is looked up, before anything that this
+        process writes after the call.
         path, types, author: only matching changes (types: set, delete, ensure, append, insert, remove, splice, inc).
         cursor: a name under which the place is kept: each event then comes at least once, across restarts, and counts
         as done when the next one is asked for; `after` then only says where a new cursor starts.
+        Raises Invalid, InvalidKey for arguments at the call; WorkflowNotFound when the first event is asked for.
         """
         sieve = views.sieve(path, types, author)
-        start = 0 if after == 0 else await self._number(after)
-        async with aclosing(views.watch_stream(self._engine, self.stream, start, sieve, cursor)) as events:
-            async for event in events:
-                yield event
+        begin = (
+            partial(self._number_of_start, self._engine.watch_start(self.stream))
+            if after is None
+            else partial(self._number_after, after)
+        )
+        return views.watch_stream(self._engine, self.stream, begin, sieve, cursor)
 
     async def drop_cursor(self, name: str) -> None:
         """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.
@@ -257,6 +264,17 @@ class Reader:
             return (await self._live()).head.version
         actor = await self._past()
         return await revisions.resolve(self._engine, actor, version, self._checkpoints)
+
+    async def _number_after(self, after: Revision) -> int:
+        return 0 if after == 0 else await self._number(after)
+
+    async def _number_of_start(self, start: Start) -> int:
+        """Return where a watcher starts. Raises WorkflowNotFound where there is no workflow, and was none since."""
+        actor = await self._engine.live(self.stream)
+        assert start.version is not None, "a head was loaded since"
+        if actor.head.version <= start.version:
+            self._existing(actor)
+        return start.version
 
     async def _at(self, version: Revision) -> dict[str, Any]:
         if version is None:

@@ -263,7 +263,7 @@ class Store:
             await self.workflow(part.stream.removeprefix(WORKFLOWS)).read_base(part)
         return await self.engine.write_all(list(changes))
 
-    async def watch(
+    def watch(
         self,
         *,
         after: int | None = None,
@@ -274,13 +274,12 @@ class Store:
     ) -> AsyncGenerator[Event]:
         """Yield every version of every workflow after a position (None: from now on; 0: all), for ever.
 
-        Filters and cursor as in `Workflow.watch`; an event's `position` is where to go on from.
+        Now is when `watch` is called: it shows all that comes after the position up to which this process knows the store
+        at the call. Filters and cursor as in `Workflow.watch`; an event's `position` is where to go on from.
+        Raises Invalid, InvalidKey for arguments at the call.
         """
         sieve = views.sieve(path, types, author)
-        start = self.engine.seen if after is None else after
-        async with aclosing(views.watch_store(self.engine, start, sieve, cursor)) as events:
-            async for event in events:
-                yield event
+        return views.watch_store(self.engine, self.engine.seen if after is None else after, sieve, cursor)
 
     async def drop_cursor(self, name: str) -> None:
         """Remove the place that `watch(cursor=name)` keeps, when nobody is to go on from there: `health` then forgets it.

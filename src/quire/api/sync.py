@@ -83,7 +83,11 @@ class _Loop:
             future.cancel()  # an interrupted caller leaves nothing running; no effect on what is done
             raise
 
-    def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
+    def iterate(self, begin: Callable[[], AsyncGenerator[T]]) -> Iterator[T]:
+        """Make a generator on the loop, now, and return an iterator over it: what is fixed at its call is fixed here."""
+        return self._iterated(self.call(begin))
+
+    def _iterated(self, events: AsyncGenerator[T]) -> Iterator[T]:
         try:
             while True:
                 try:
@@ -198,8 +202,8 @@ class Store:
         author: str | None = None,
         cursor: str | None = None,
     ) -> Iterator[Event]:
-        events = self._store.watch(after=after, path=path, types=types, author=author, cursor=cursor)
-        return self._loop.iterate(events)
+        begin = partial(self._store.watch, after=after, path=path, types=types, author=author, cursor=cursor)
+        return self._loop.iterate(begin)
 
     def drop_cursor(self, name: str) -> None:
         self._loop.run(self._store.drop_cursor(name))
@@ -335,7 +339,7 @@ class Store:
         limits: HealthLimits | None = None,
     ) -> Iterator[Health]:
         how: Any = {"deadline_s": deadline_s, "write": write, "expect_durability": expect_durability, "limits": limits}
-        return self._loop.iterate(self._store.watch_health(every_s=every_s, **how))
+        return self._loop.iterate(partial(self._store.watch_health, every_s=every_s, **how))
 
     def close(self) -> None:
         try:
@@ -531,8 +535,8 @@ class Workflow:
         author: str | None = None,
         cursor: str | None = None,
     ) -> Iterator[Event]:
-        events = self._workflow.watch(after=after, path=path, types=types, author=author, cursor=cursor)
-        return self._loop.iterate(events)
+        begin = partial(self._workflow.watch, after=after, path=path, types=types, author=author, cursor=cursor)
+        return self._loop.iterate(begin)
 
     def drop_cursor(self, name: str) -> None:
         self._loop.run(self._workflow.drop_cursor(name))

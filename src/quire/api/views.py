@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from quire.core.path import parse
 from quire.engine.engine import Engine
 from quire.engine.lineage import merges, named, point_of, sources
 from quire.engine.watch import Cursor, store_records, stream_records
-from quire.errors import Invalid, NotFound
+from quire.errors import Closed, Invalid, NotFound
 from quire.model import (
     WORKFLOWS,
     Append,
@@ -163,13 +163,15 @@ async def _events(
                     await cursor.ack(place(found))
     finally:
         if cursor is not None:
-            await cursor.save()
+            with suppress(Closed):  # the loop was left, and the store closed, before this: the last event comes again
+                await cursor.save()
 
 
 async def watch_stream(
-    engine: Engine, stream: str, after: int, wanted: Sieve, cursor: str | None
+    engine: Engine, stream: str, begin: Callable[[], Awaitable[int]], wanted: Sieve, cursor: str | None
 ) -> AsyncGenerator[Event]:
-    """Yield the events of one workflow after a version."""
+    """Yield the events of one workflow after the version that `begin` returns."""
+    after = await begin()
     kept = None if cursor is None else Cursor(engine, f"{stream}/{cursor}")
     start = after if kept is None else await kept.load(after)
     idle = kept.save if kept is not None else _nothing

@@ -194,7 +194,7 @@ class Actor:
         return None
 
     def wake(self) -> None:
-        """Tell whoever waits for this stream that its head moved."""
+        """Have everybody who waits for this stream look again: its head moved, or may have."""
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -213,6 +213,8 @@ class Actor:
         self.size_since_keyframe += size
         self.weight = weight_of(working)
         self.state_size = self.state_size + size if self.weight is None else self.weight.size_bytes
+        if self.waiters:
+            self.wake()
 
     def _expect(self, write: Write, version: int, *, present: bool) -> None:
         if write.exists is not None and write.exists is not present:

@@ -91,6 +91,8 @@ class Committer:
         self._queue: deque[Submission] = deque()
         self._room: deque[asyncio.Future[None]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._batch: dict[str, Actor | None] = {}
+        """What the batch is prepared on, by stream; None while it is being loaded. It stays in memory until the end."""
         self._closed = False
         self._broken = False
         self._alone = 0
@@ -179,6 +181,10 @@ class Committer:
             if not taken:
                 self._queue.clear()
         finally:
+            for stream in self._batch:
+                self._residents.release(stream)
+            self._batch.clear()
+            self._residents.evict()
             self._make_room()
 
     def _fail_all(self, submissions: Iterable[Submission], error: QuireError) -> None:
@@ -194,7 +200,7 @@ class Committer:
     async def _prepare(self, taken: list[Submission]) -> list[Bundle]:
         """Apply queued writes to their actors, up to the bounds of one commit."""
         bundles: dict[str, Bundle] = {}
-        queue, settings, peek = self._queue, self._settings, self._residents.peek
+        queue, settings, batch = self._queue, self._settings, self._batch
         full = await self.quota.full()
         now_ms = self._clock.now_ms()
         count = size = 0
@@ -215,7 +221,10 @@ class Committer:
             submission.refusal = None
             try:
                 for write in submission.writes:
-                    actors.append(peek(write.stream) or await self._load(write.stream, bundles))  # noqa: PERF401
+                    actor = batch.get(write.stream)
+                    if actor is None or (actor.stale and write.stream not in bundles):
+                        actor = await self._take(write.stream)
+                    actors.append(actor)
                 while True:
                     try:
                         size += self._seal(submission, actors, now_ms)
@@ -238,12 +247,16 @@ class Committer:
         self._make_room()
         return list({id(b): b for b in bundles.values()}.values())
 
-    async def _load(self, stream: str, bundles: dict[str, Bundle]) -> Actor:
-        """Return an actor that is not in memory, or went stale; one already in this batch stays the same."""
-        bundle = bundles.get(stream)
-        if bundle is not None:
-            return next(a for a in bundle.actors if a.head.stream == stream)
-        return await self._residents.get(stream)
+    async def _take(self, stream: str) -> Actor:
+        """Return the current actor of a stream, and have the batch prepared on no other one.
+
+        It stays in memory until the batch is committed: one that was loaded meanwhile would not know of the commit.
+        """
+        if stream not in self._batch:
+            self._batch[stream] = None
+            self._residents.hold(stream)
+        actor = self._batch[stream] = self._residents.peek(stream) or await self._residents.get(stream)
+        return actor
 
     def _seal(self, submission: Submission, actors: list[Actor], now_ms: int) -> int:
         """Prepare all writes of a submission or none; return the bytes of their changes."""
@@ -359,7 +372,7 @@ class Committer:
         for actor in bundle.actors:
             if actor.pending:
                 actor.publish()
-                self._residents.settle(actor)
+                self._residents.published(actor)
 
     async def _refused(self, bundle: Bundle, outcome: Refused) -> list[Submission]:
         """Take in what others wrote; return the submissions to try again."""

@@ -25,6 +25,7 @@ from quire.engine.backend_clock import BackendClock
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
 from quire.engine.resident import Residents
+from quire.engine.starts import Start
 from quire.engine.write import Write
 from quire.errors import (
     Closed,
@@ -204,6 +205,10 @@ class Engine:
 
     # watching
 
+    def watch_start(self, stream: str) -> Start:
+        """Return where a watcher of a stream starts that is called now. Does not wait."""
+        return self.residents.watch_start(stream, load=not self.closed)
+
     @contextmanager
     def watching(self) -> Generator[None]:
         """While any such context is open, `wait` also notices other processes' commits."""
@@ -229,6 +234,8 @@ class Engine:
             self._waiters.append(waiter)
         else:
             actor = await self.current(stream)
+            if self.residents.peek(stream) is not actor:
+                actor = await self._kept(stream)
             if actor.head.version > after:
                 return
             actor.waiters.append(waiter)
@@ -243,6 +250,7 @@ class Engine:
             await asyncio.gather(self._forgetting, return_exceptions=True)
         await self.committer.close()
         self.closed = True
+        await self.residents.close()
         await _ended(self._poller)
         await _ended(self._keyframer)
         self._wake_store()
@@ -250,6 +258,17 @@ class Engine:
         await self.backend.close()
 
     # inside
+
+    async def _kept(self, stream: str) -> Actor:
+        """Return what `current` does, but only an actor that is in memory still: no other one is woken for its waiters."""
+        self.residents.hold(stream)  # the loads of other streams would drop it again
+        try:
+            while True:
+                actor = await self.current(stream)
+                if self.residents.peek(stream) is actor:
+                    return actor
+        finally:
+            self.residents.release(stream)
 
     def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""
@@ -260,13 +279,10 @@ class Engine:
         # otherwise somebody else's commits lie between: the next look at the backend reads them all in order
         least = self.settings.keyframe_changes_min
         for actor in actors:
-            if actor.waiters:
-                actor.wake()
             if actor.changes_since_keyframe >= least and self._keyframe_due(actor):
                 self._keyframes_due[actor.head.stream] = None
         if self._keyframes_due and self._keyframer is None:
             self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
-        self.residents.evict()
         self._wake_store()
 
     async def _catch_up(self) -> None:

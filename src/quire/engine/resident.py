@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from quire.config import Settings
@@ -17,6 +18,7 @@ from quire.core import keyframes, record
 from quire.core.fold import fold
 from quire.core.schema import Schemas
 from quire.engine.actor import Actor
+from quire.engine.starts import Start, Starts
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
 from quire.storage.base import Archive, Backend
@@ -42,6 +44,10 @@ class Residents:
         self._schemas = schemas
         self._actors: OrderedDict[str, Actor] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Actor]] = {}
+        self._ahead: set[asyncio.Task[Actor]] = set()
+        """Loads that watchers began and no caller waits for yet."""
+        self._starts = Starts()
+        self._held: dict[str, int] = {}
         self._passed: dict[str, int] = {}
         self._epoch = 0
         self._bytes = 0
@@ -67,12 +73,46 @@ class Residents:
         if actor is not None and not actor.stale:
             self._actors.move_to_end(stream)
             return actor
-        task = self._loading.get(stream)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._load(stream))
-            self._loading[stream] = task
-            task.add_done_callback(lambda _: self._loading.pop(stream, None))
+        task = self._begun(stream)
+        self._ahead.discard(task)
         return await asyncio.shield(task)
+
+    def watch_start(self, stream: str, *, load: bool = True) -> Start:
+        """Return where a watcher starts that is called now. load: begin a load if no head is in memory.
+
+        The load is begun so that the start is that of the call, whenever the watcher is iterated. If it fails, or there is
+        no event loop to begin it in, the next load settles the start.
+        """
+        actor = self._actors.get(stream)
+        if actor is not None and not actor.stale:
+            return Start(actor.head.version)
+        found = Start(most=None if actor is None else actor.head.version)
+        self._starts.add(stream, found)
+        if load and _loop_runs():
+            known = self._loading.get(stream)
+            task = self._begun(stream)
+            if task is not known:
+                self._ahead.add(task)
+        return found
+
+    def hold(self, stream: str) -> None:
+        """Keep the actor of a stream from being dropped, until `release` is called as often."""
+        self._held[stream] = self._held.get(stream, 0) + 1
+
+    def release(self, stream: str) -> None:
+        """Undo one `hold`."""
+        left = self._held[stream] - 1
+        if left:
+            self._held[stream] = left
+        else:
+            del self._held[stream]
+
+    async def close(self) -> None:
+        """End the loads that no caller waits for."""
+        ahead = list(self._ahead)
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
 
     async def refresh(self, actor: Actor) -> None:
         """Take in what other processes committed to this stream."""
@@ -86,9 +126,15 @@ class Residents:
             await self.get(actor.head.stream)
 
     def passed(self, stream: str, version: int) -> None:
-        """Have a load that is on its way not end before this version: it may have read the log before that."""
+        """Take notice of a version that came while no actor of its stream is current.
+
+        A load that is on its way does not end before it, as it may have read the log before that; watchers look again.
+        """
         if stream in self._loading:
             self._passed[stream] = max(version, self._passed.get(stream, 0))
+        outdated = self._actors.get(stream)
+        if outdated is not None:
+            outdated.wake()
 
     def outdate(self) -> None:
         """Have everything read again: what is in memory, and what is being loaded."""
@@ -106,6 +152,20 @@ class Residents:
         size = actor.state_size * _MEMORY_PER_BYTE
         self._bytes += size - self._sizes.get(stream, 0)
         self._sizes[stream] = size
+
+    def published(self, actor: Actor) -> None:
+        """Account for an actor whose batch was committed, and have an actor that missed that loaded again.
+
+        While the batch was prepared, its actor may have gone stale, and another one may have been loaded, or still be.
+        """
+        stream = actor.head.stream
+        known = self._actors.get(stream)
+        if known is actor and not actor.stale:
+            self.settle(actor)
+            return
+        if known is not None:
+            known.stale = True
+        self.passed(stream, actor.head.version)
 
     def each(self, visit: Callable[[Actor], None]) -> None:
         """Call `visit` on every actor in memory."""
@@ -128,10 +188,26 @@ class Residents:
         for stream, actor in list(self._actors.items()):
             if self._bytes <= self._settings.resident_bytes_max:
                 return
-            if actor.pending or actor.waiters or stream == keep:
+            if actor.pending or actor.waiters or stream in self._held or stream == keep:
                 continue
             del self._actors[stream]
             self._bytes -= self._sizes.pop(stream, 0)
+
+    def _begun(self, stream: str) -> asyncio.Task[Actor]:
+        """Return the load of a stream that is on its way; begin one if there is none."""
+        task = self._loading.get(stream)
+        if task is None or task.done():
+            task = asyncio.get_running_loop().create_task(self._load(stream))
+            self._loading[stream] = task
+            task.add_done_callback(partial(self._ended, stream))
+        return task
+
+    def _ended(self, stream: str, task: asyncio.Task[Actor]) -> None:
+        self._ahead.discard(task)
+        if self._loading.get(stream) is task:
+            del self._loading[stream]
+        if not task.cancelled():
+            task.exception()  # every caller that waits gets it; a watcher that is not iterated has none to tell
 
     async def _load(self, stream: str) -> Actor:
         try:
@@ -148,10 +224,11 @@ class Residents:
         actor.changes_since_keyframe = since.changes
         actor.size_since_keyframe = since.size
         actor.keyframe_size = since.keyframe_bytes
-        if old is not None:  # whoever holds the old one sees it stale; who waits moves over
-            actor.waiters, old.waiters = old.waiters, []
+        if old is not None:  # callers that hold the old one see it stale
+            old.wake()
         self._actors[stream] = actor
         self._actors.move_to_end(stream)
+        self._starts.settle(stream, head.version)
         self.settle(actor)
         self.evict(keep=stream)
         return actor
@@ -228,6 +305,15 @@ class Residents:
                 at=f"{first.stream}@1",
             )
         return state, since.state_bytes
+
+
+def _loop_runs() -> bool:
+    """True if the calling thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _agreed(frame: Keyframe, page: list[Record]) -> Head:

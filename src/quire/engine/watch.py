@@ -57,10 +57,10 @@ async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle
     """Yield the records of all streams that start with `prefix`, with position > after, in commit order, for ever."""
     with engine.watching():
         while True:
-            recent = engine.recent
+            recent, seen = engine.recent, engine.seen
             if recent and recent[0].position <= after + 1:
                 found = [recent[i] for i in range(bisect_right(recent, after, key=_position), len(recent))]
-            elif engine.seen > after:
+            elif seen > after:
                 found = await engine.backend.feed(after, limit=_PAGE)
             else:
                 found = []
@@ -69,7 +69,7 @@ async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle
                     yield record
                 after = record.position
             if not found:
-                after = max(after, engine.seen)
+                after = max(after, seen)  # what came while the feed was read is not passed over
                 await idle()
                 await engine.wait(None, after)
 

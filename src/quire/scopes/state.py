@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from quire.api.store import Store
@@ -127,21 +126,19 @@ class State:
         """
         return (await self._write(self._access.increment(key, by), message or f"increment {key}"))[1]
 
-    async def watch(
+    def watch(
         self, key: str | None = None, *, after: int | None = None, cursor: str | None = None
     ) -> AsyncGenerator[StateEvent]:
         """Yield each change of this scope, or of one key of it, for ever: what was, what is, who did it.
 
-        after: a version of the log to start behind (None: from now on; 0: all).  cursor: a name under which the place
-        is kept, as in `Workflow.watch`. A value whose time is over is reported when it is taken out.
+        after: a version of the log to start behind (None: from now on, which is the call, as in `Workflow.watch`; 0: all).
+        cursor: a name under which the place is kept. A value whose time is over is reported when it is taken out.
         Rights: read, and list unless one key is named.
         """
         self._access.check("read", *(() if key is not None else ("list",)))
         if key is not None:
             check_key(key)
-        async with aclosing(events(self._store, self._access, key, after, cursor)) as found:
-            async for event in found:
-                yield event
+        return events(self._store, self._access, key, after, cursor)
 
     async def _write(self, op: Op[T], message: str) -> tuple[Version | None, T]:
         engine = self._store.engine

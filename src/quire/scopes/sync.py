@@ -6,6 +6,7 @@ Bodies and docstrings are those of the async twins; tests/test_parity.py holds t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from quire.api import sync
@@ -74,7 +75,7 @@ class State:
     def watch(
         self, key: str | None = None, *, after: int | None = None, cursor: str | None = None
     ) -> Iterator[StateEvent]:
-        return self._loop.iterate(self._state.watch(key, after=after, cursor=cursor))
+        return self._loop.iterate(partial(self._state.watch, key, after=after, cursor=cursor))
 
 
 class WorkflowStateManager:

@@ -17,6 +17,7 @@ from quire.api.store import Store
 from quire.core.changes import apply
 from quire.core.fold import copied
 from quire.core.values import same
+from quire.engine.starts import Start
 from quire.model import Change, Fork, Version
 from quire.scopes.access import REDACTED, Access
 from quire.scopes.names import StateScope
@@ -40,14 +41,25 @@ class StateEvent(msgspec.Struct, frozen=True):
         return f"<StateEvent {self.scope} {self.key}: {old!r} -> {value!r} by {self.author} @{self.version}>"
 
 
-async def events(
+def events(
     store: Store, access: Access, key: str | None, after: int | None, cursor: str | None
 ) -> AsyncGenerator[StateEvent]:
-    """Yield what happens in a scope. Cost: one state kept; each version is applied to it once."""
+    """Yield what happens in a scope, from this call on if after is None.
+
+    Cost: one state kept; each version is applied to it once.
+    """
+    return _events(store, access, key, store.engine.watch_start(access.stream) if after is None else after, cursor)
+
+
+async def _events(
+    store: Store, access: Access, key: str | None, after: Start | int, cursor: str | None
+) -> AsyncGenerator[StateEvent]:
     engine = store.engine
     workflow = store.workflow(access.scope.log_id)
-    if after is None:
-        after = (await engine.current(access.stream)).head.version
+    if isinstance(after, Start):
+        await engine.current(access.stream)
+        assert after.version is not None, "a head was loaded since"
+        after = after.version
     state: dict[str, Any] = {}
     known = 0
     async with aclosing(workflow.watch(after=after, cursor=cursor)) as versions:

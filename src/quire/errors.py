@@ -233,6 +233,7 @@ class KeyReused(Conflict):
 class MergeConflict(Conflict):
     """Writes that cannot both stand; nothing was written. `conflicts` says where they met, and who wrote the other.
 
+    reason: stale, read, gone, written or merge, see core/refusals.py.
     changes, base: the write that was refused, and the version of `workflow_id` it was made on, None where there was none.
     `wf.apply(error.changes, base=error.base, on_conflict=...)` applies it after all.
     """
@@ -248,8 +249,10 @@ class MergeConflict(Conflict):
         changes: Sequence[Any] = (),
         base: int | None = None,
         workflow_id: str = "",
+        reason: str = "",
     ) -> None:
         super().__init__(message)
+        self.reason = reason
         self.workflow_id = workflow_id
         self.conflicts = conflicts
         self.changes = list(changes)

@@ -134,7 +134,7 @@ async def test_the_policy_of_the_store_decides_where_the_step_has_none():
 
 
 def test_a_wrong_word_is_refused():
-    with pytest.raises(Invalid, match="no conflict policy 'again'"):
+    with pytest.raises(Invalid, match="on_stale 'again': there are queue, rerun, fail"):
         step(print, on_stale="again")
 
 

@@ -35,7 +35,7 @@ from quire.api.views import BlameLine, Diff, Event, Order
 from quire.api.workflow import Draft, Isolation
 from quire.api.writes import BasedWriting, Changes, Writing
 from quire.config import Backups, Compression, Retention, Settings
-from quire.core.resolve import Policy
+from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import Schema
 from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock
@@ -582,7 +582,13 @@ class Workflow:
         return self._loop.run(self._workflow.conflicts(status=status))
 
     def resolve(
-        self, conflict_id: str, choice: Choice = "ours", value: Any = None, *, author: str = "system", message: str = ""
+        self,
+        conflict_id: str,
+        choice: Choice = "ours",
+        value: Any = ABSENT,
+        *,
+        author: str = "system",
+        message: str = "",
     ) -> Version:
         return self._loop.run(self._workflow.resolve(conflict_id, choice, value, author=author, message=message))
 

@@ -84,6 +84,8 @@ class Edit:
         assert self._draft is not None
         assert self._base is not None
         steps = self._draft.steps
+        if self._made_from is not None:
+            steps = reliant(steps)
         self._draft.close()
         if kind is None and (pure(steps) or self._how.get("if_version") is not None or self._how.get("allow_empty")):
             self.version = await self._workflow.rebase(steps, self._base, **self._how)
@@ -110,7 +112,8 @@ class Workflow(Reader):
         If others wrote meanwhile the changes are rebased onto theirs. A value that was read and then replaced or removed
         must still be what it was, else MergeConflict is raised and nothing is written; an `on_conflict` decides instead,
         and what it decides is recorded: see `conflicts`. Of two that replace what neither read, the last stands.
-        isolation: "serializable" refuses the write also where something changed that it only read.
+        isolation: "serializable" refuses the write also where something changed that it only read, whatever `on_conflict`.
+        base: the draft begins with that version, and all that it replaces counts as read there.
         """
         return Edit(self, isolation, how)
 
@@ -453,7 +456,13 @@ class Workflow(Reader):
         return [c for c in await self._conflicts.all() if status in (None, c.status)]
 
     async def resolve(
-        self, conflict_id: str, choice: Choice = "ours", value: Any = None, *, author: str = "system", message: str = ""
+        self,
+        conflict_id: str,
+        choice: Choice = "ours",
+        value: Any = ABSENT,
+        *,
+        author: str = "system",
+        message: str = "",
     ) -> Version:
         """Decide a conflict: "ours" or "theirs" stands, or with "value" what is given. Returns the version, or the head.
 
@@ -462,8 +471,10 @@ class Workflow(Reader):
         """
         if choice not in ("ours", "theirs", "value"):
             raise Invalid(f"choice {choice!r}: ours, theirs or value")
+        if choice == "value" and value is ABSENT:
+            raise Invalid(f"{self.id}: resolve(..., 'value', VALUE) needs the value that is to stand")
         tokens = writes.place((await self._conflicts.get(conflict_id)).path, self.bounds)
-        new = clean(value, path=tokens, **self.bounds)
+        new = None if value is ABSENT else clean(value, path=tokens, **self.bounds)
         made = await self._conflicts.resolve(
             conflict_id, choice, new, writes.name(author, "author"), writes.text(message)
         )

@@ -179,6 +179,8 @@ class Side:
                 self._emit(Ensure(path, self._mapper.mapped(value, path, stamp)))
             case Ensure() if type(change.value) is list:
                 pass  # it is there, as an object
+            case Read(_, _, False) if self._kinds.at(path) in ("counter", "text"):
+                pass  # what is set there counts as what it adds
             case Read() | Within():
                 self._out.append((self._number, msgspec.structs.replace(change, path=path)))
             case Append(_, values) | Insert(_, _, values) if path in self.items:

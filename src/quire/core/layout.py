@@ -22,7 +22,9 @@ from quire.core.guards import Step
 from quire.core.items import Items, Mapper, Side, Unfit, followed
 from quire.core.kinds import PLAIN, Kinds
 from quire.core.path import get
+from quire.core.refusals import Reason, refusal
 from quire.core.resolve import Merging, Met, Policy, Settled, Writer
+from quire.errors import MergeConflict
 from quire.model import Append, Change, Delete, Ensure, Insert, Path, Remove, Set
 
 _MISSING: Any = object()
@@ -63,16 +65,7 @@ def settle(
     while positional and positional.touched(changes) & positional.touched(over):
         try:
             laid = _lay(positional, base, changes, over, stamps())
-            found = resolve.settle(
-                laid.ours.changes,
-                cast("list[Change]", laid.theirs.changes),
-                base=laid.base,
-                head=laid.theirs.state,
-                policy=laid.policy(policy),
-                where=where,
-                merging=None if merging is None else laid.merging(merging),
-                writer=None if writer is None else laid.writer(writer),
-            )
+            found = laid.settled(policy, where, merging, writer)
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
             positional = positional.without(unfit.pattern)
@@ -117,6 +110,23 @@ class _Laid:
         self.theirs = theirs
         self._kinds = kinds
         self._start = start
+
+    def settled(self, policy: Policy | None, where: str, merging: Merging | None, writer: Writer | None) -> Settled:
+        """Return what is settled of objects. Raises MergeConflict, told of lists."""
+        try:
+            return resolve.settle(
+                self.ours.changes,
+                cast("list[Change]", self.theirs.changes),
+                base=self.base,
+                head=self.theirs.state,
+                policy=self.policy(policy),
+                where=where,
+                merging=None if merging is None else self.merging(merging),
+                writer=None if writer is None else self.writer(writer),
+            )
+        except MergeConflict as refused:
+            met = [self.seen(cast("Met", each)) for each in refused.conflicts]
+            raise refusal(where, cast("Reason", refused.reason), met) from None
 
     def merging(self, asked: Merging) -> Merging:
         """Return the questions of a merge, asked with the numbers of the changes as they were given."""
@@ -173,6 +183,15 @@ class _Laid:
             [self._seen(m, lists.items) for m in found.met],
             behind,
         )
+
+    def seen(self, met: Met) -> Met:
+        """Return what was met as it is in lists: where it is now, or was at first if it is gone."""
+        now = self._seen(met, self.theirs.items)
+        there = get(self._plain(self.theirs), now.path, _MISSING) is not _MISSING
+        return now if there else self._seen(met, self._start)
+
+    def _plain(self, side: Side) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._lists({}, {}).value(side.state, ()))
 
     def _lists(self, items: Items, final: Items) -> _Lists:
         return _Lists(self._kinds, self._order, items, final)

@@ -77,6 +77,10 @@ class _Emptied(Set, frozen=True, array_like=True, tag="set"):
     """Their deletion once ours made the container anew: what ours puts into it stays."""
 
 
+class _AtEnd(Splice, frozen=True, array_like=True, tag="splice"):
+    """What is put behind a text: behind whatever text is there."""
+
+
 class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
     """Their append once ours is behind it: no longer at the end, and where, nobody knows."""
 
@@ -247,6 +251,9 @@ def _parts(changes: Sequence[Step], base: dict[str, Any] | None) -> list[list[St
             path, at = change.path, change.position
             # what is put in comes first: it stays before whatever others put behind what is taken out
             parts = [Splice(path, at, 0, change.insert), Splice(path, at + len(change.insert), change.delete, "")]
+        elif isinstance(change, Splice) and working is not None and not change.delete:
+            at_end = change.position == len(get(working.state, change.path, ""))
+            parts = [_AtEnd(change.path, change.position, 0, change.insert)] if at_end else parts
         if working is not None:
             if isinstance(change, Append):
                 length = len(get(working.state, change.path, ()))
@@ -266,6 +273,8 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
                 result.append(Append(path, values))
             case _Emptied(path, value), _:
                 result.append(Set(path, value))
+            case _AtEnd(path, at, gone, text), _:
+                result.append(Splice(path, at, gone, text))
             case Splice(path, at, gone, ""), Splice(_, start, more, text) if at == start + len(text):
                 result[-1] = Splice(path, start, more + gone, text)
             case _:
@@ -405,6 +414,8 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([ours], [Set(path, value + amount)])
         case Increment(path, amount), Delete():  # an absent number counts as 0
             return _Swap([ours], [Set(path, amount)], False)
+        case _AtEnd(path, _, _, text), Set(_, value) if type(value) is str:
+            return _Swap([_AtEnd(path, len(value), 0, text)], [Set(path, value + text)])
         case Append(_, values), Set(path, value) if type(value) is list:
             return _Swap([ours], [Set(path, cast("list[Any]", value) + values)])
         case _, Set() | Delete():
@@ -460,8 +471,8 @@ def _laid(change: Change, span: _Span) -> list[Change]:
             return [msgspec.structs.replace(change, index=span.at)]
         case Remove(path):
             return [Remove(path, span.at, span.size)] if span.size else []
-        case Splice(path, _, _, text) if text:
-            return [Splice(path, span.at, 0, text)]
+        case Splice(_, _, _, text) if text:
+            return [msgspec.structs.replace(change, position=span.at)]
         case Splice(path):
             return [Splice(path, span.at, span.size, "")] if span.size else []
         case _:

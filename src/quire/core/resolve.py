@@ -20,10 +20,10 @@ import msgspec
 from quire.core import merge
 from quire.core.changes import Working, apply
 from quire.core.guards import Guard, Read, Step, sought
-from quire.core.path import format as pointer
 from quire.core.path import get
+from quire.core.refusals import Reason, refusal
 from quire.core.values import clean, same
-from quire.errors import Invalid, MergeConflict
+from quire.errors import Invalid
 from quire.model import Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
@@ -32,8 +32,6 @@ Outcome = Literal["ours", "theirs", "both", "value", "pending"]
 POLICIES: tuple[Named, ...] = ("last", "ours", "theirs", "both", "queue", "reject")
 ABSENT: Any = msgspec.UNSET
 """Where nothing was, or is."""
-_SHOWN_MAX = 60
-"""Characters of a value in a message."""
 
 
 class Met(msgspec.Struct, frozen=True):
@@ -130,11 +128,15 @@ def settle(
         found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
         clashes = {clash.number: clash for clash in found.clashes}
     stale = _stale(changes, found, clashes, base, head)
-    for meeting in stale.values():
-        step = changes[meeting.number]
-        made = isinstance(step, Ensure) and meeting.number not in clashes  # whoever made it, it is there
-        if not made and (policy in (None, "reject") or isinstance(step, Guard)):
-            raise _out_of_date(where, msgspec.structs.replace(meeting, **_named(writer, meeting.other)))
+    refused = [
+        msgspec.structs.replace(meeting, **_named(writer, meeting.other))
+        for number, meeting in stale.items()
+        if (policy in (None, "reject") or isinstance(changes[number], Guard))
+        and not (isinstance(changes[number], Ensure) and number not in clashes)  # whoever made it, it is there
+    ]
+    if refused:
+        strict = isinstance(refused[0].change, Guard)
+        raise refusal(where, "read" if strict else "stale", refused[::-1])  # the first is told
     settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
     wanted = _wanted(base, changes, settled) if settled else {}
     result: list[tuple[int | None, Step]] = []
@@ -180,7 +182,8 @@ def settle(
         last, other = _last(changes, number), clash.other if other is None else other
         meeting = Met(path, before, ours, theirs, step, last, other, "ours", **_named(writer, other))
         if policy == "reject" or (clash.dropped and not yields and merging is None):
-            raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped, late=merging is None)
+            late: Reason = "gone" if clash.dropped else "written"
+            raise refusal(where, late if merging is None else "merge", [*met, meeting])
         if not yields and not parts:
             outcome, instead = "theirs", list[Change]()
         else:
@@ -337,42 +340,3 @@ def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:
     while f"{key}~{number}" in taken:
         number += 1
     return Set((*parent, f"{key}~{number}"), value)
-
-
-def _out_of_date(where: str, meeting: Met) -> MergeConflict:
-    at = pointer(meeting.path) or "the whole state"
-    was, now = _shown(meeting.base), _shown(meeting.theirs)
-    by = f", by {meeting.author} in version {meeting.version}" if meeting.version is not None else ""
-    return MergeConflict(
-        f"{where}: {at} was read as {was} and is {now} now{by}; nothing was written: read it again and decide, have "
-        "`update` do that, or give an `on_conflict`",
-        conflicts=[meeting],
-    )
-
-
-def _shown(value: Any) -> str:
-    """Return a value for a message, shortened."""
-    if value is ABSENT:
-        return "nothing"
-    text = repr(value)
-    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}..."
-
-
-def _refusal(where: str, meeting: Met, met: list[Met], *, dropped: bool, late: bool) -> MergeConflict:
-    at = pointer(meeting.path) or "the whole state"
-    if not late:
-        return MergeConflict(
-            f"{where}: both sides changed {at}; nothing was written: change one of them first, or choose another "
-            "`on_conflict`",
-            conflicts=met,
-        )
-    by = f" by {meeting.author} in version {meeting.version}," if meeting.version is not None else ""
-    why = (
-        f"was removed or replaced{by} since the version this write was made on"
-        if dropped
-        else f"was written by others{by} since the version this write was made on"
-    )
-    return MergeConflict(
-        f"{where}: {at} {why}; nothing was written: read the state again and decide, or choose another `on_conflict`",
-        conflicts=met,
-    )

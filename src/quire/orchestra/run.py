@@ -235,6 +235,7 @@ class _Run:
         for _ in range(_RERUNS_MAX if step.on_stale == "rerun" else 0):
             with suppress(MergeConflict):
                 return await self._attempt(step, key, attempt, given)
+            attempt += 1
         return await self._attempt(step, key, attempt, given)
 
     async def _attempt(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
@@ -267,16 +268,19 @@ class _Run:
         beside = [] if desk is None else desk.parts(f"{key} of {self._workflow.id}")
         waits = step.on_stale in (None, "queue")
         policy = self._store.engine.policy if step.on_stale in (None, "queue", "rerun", "fail") else step.on_stale
+        message = f"{key} done"
         while True:
             done = [*changes, Set((RUN, "steps", key), entry)]
             try:
-                await self._commit(done, key, f"{key} done", "step", base=base, beside=beside, policy=policy)
+                await self._commit(done, key, message, "step", base=base, beside=beside, policy=policy)
             except MergeConflict as stale:
                 if not waits or not stale.changes:
                     raise
                 # all that it would have changed there waits together; the rest is written
                 name = f"conflict-{self._store.engine.ids()}"
                 entry.setdefault("conflicts", {})[stale.workflow_id] = name
+                message = f"{key} done; its changes wait in {name}"
+                log.warning("%s of run %s: its changes wait in %s: %s", key, self._workflow.id, name, stale)
                 if stale.workflow_id == self._workflow.id:
                     stale.changes = pure(changes)
                     changes = []

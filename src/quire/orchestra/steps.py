@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from quire.api.draft import DictDraft
-from quire.core.resolve import check_policy
+from quire.core.resolve import POLICIES
 from quire.errors import Invalid
 from quire.scopes.step import StepState
 
@@ -68,8 +68,9 @@ def step(
         raise Invalid(f"step name {found!r}: letters, digits, '.', '_' and '-' are allowed; give one with name=...")
     if retry.attempts < 1:
         raise Invalid(f"step {found}: attempts={retry.attempts}, at least 1 is needed")
-    if on_stale not in (None, "queue", "rerun", "fail"):
-        check_policy(on_stale)
+    if on_stale not in (None, "rerun", "fail", *POLICIES) and not callable(on_stale):
+        words = ", ".join(("queue", "rerun", "fail", *(p for p in POLICIES if p != "queue")))
+        raise Invalid(f"on_stale {on_stale!r}: there are {words}, or a function of the conflict")
     return Step(found, agent, retry, timeout_s, on_stale)
 
 

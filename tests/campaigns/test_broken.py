@@ -9,7 +9,7 @@ import pytest
 
 import quire
 from quire import Schema
-from quire.errors import ChangeError, InvalidState, MergeConflict, OutOfBounds, StorageError
+from quire.errors import ChangeError, InvalidState, MergeConflict, OutOfBounds, StepFailed, StorageError
 from quire.orchestra import Retry, run, step
 from quire.scopes import StateBuilder, WorkflowStateManager
 
@@ -76,6 +76,41 @@ async def test_a_change_that_nobody_else_made_is_not_left_out_for_a_set_beside_i
         mine["plan"] = "ann's"  # nobody else writes the plan
         await board.append("/tags", "z", author="bob")
     assert await board.get("/plan") == "ann's"
+
+
+@broken("an edit object has one draft: who enters it again meanwhile takes it, and the first one's work is gone")
+async def test_an_edit_that_is_entered_twice_writes_both_or_refuses(store):
+    wf = await store.create("w", {"a": 0, "b": 0})
+    edit = wf.edit()
+    try:
+        async with edit as first:
+            first["a"] = 1
+            async with edit as second:
+                second["b"] = 1
+    except quire.errors.Invalid:
+        return
+    assert await wf.state() == {"a": 1, "b": 1}
+
+
+@broken("the store's policy goes before what the step says, where that is queue, rerun or fail")
+@pytest.mark.parametrize("on_stale", ["fail", "queue", "rerun"])
+async def test_a_step_decides_what_becomes_of_it_whatever_the_policy_of_the_store(on_stale):
+    async with quire.open("memory:", on_conflict="theirs") as store:
+        ran = []
+
+        async def agent(ctx):
+            ran.append(ctx.attempt)
+            ctx.state["n"] = ctx.state["n"] * 2
+            if len(ran) == 1:
+                await store.workflow("r").set("/n", 7)
+
+        try:
+            result = await run(store, step(agent, on_stale=on_stale), id="r", state={"n": 1})
+        except StepFailed:
+            assert on_stale == "fail"
+            return
+        assert on_stale != "fail"
+        assert result.conflicts or result.state["n"] == 14  # 7: its change was left out
 
 
 # bounds that were promised
@@ -468,6 +503,18 @@ async def test_a_write_refused_for_what_could_not_be_stored_is_tried_again(store
     assert (ann, await wf.get("/n")) == (None, 2)
 
 
+@broken("what a step read of scoped state is refused whatever policy the step has, and the step fails")
+async def test_a_policy_of_a_step_decides_over_scoped_state_too(store):
+    state = WorkflowStateManager(store).workflow_state("r")
+
+    async def agent(ctx):
+        ctx.state_accessor.set("x", ctx.state_accessor.get("x", "nobody") + " and ann")
+        await state.set("x", "bob")
+
+    await run(store, step(agent, on_stale="last"), id="r", scoped=StateBuilder())
+    assert await state.get("x") == "nobody and ann"
+
+
 @broken("a function that lets our removal stand is given UNSET and cannot return it")
 async def test_a_function_may_let_a_removal_stand(store):
     wf = await store.create("w", {"k": 1})
@@ -526,6 +573,17 @@ async def test_a_queued_conflict_names_the_last_of_several_rounds():
             mine["plan"] = "ann's"
         (conflict,) = await wf.conflicts()
         assert (conflict.theirs.value, conflict.theirs.author) == ("cleo's", "cleo")
+
+
+@broken("an edit that is used again keeps the version of the block before")
+async def test_an_edit_that_changed_nothing_has_no_version(store):
+    wf = await store.create("w", {"n": 1})
+    edit = wf.edit()
+    async with edit as mine:
+        mine["n"] = 2
+    async with edit as mine:
+        mine["n"] = 2
+    assert edit.version is None
 
 
 # small differences from a dict and a list, and errors that say nothing

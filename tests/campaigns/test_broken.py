@@ -38,6 +38,22 @@ async def board():
 # acknowledged, and not done
 
 
+@broken(
+    "a refusal hands out the live state: what its catcher does to `theirs` is there in memory, and never in the log"
+)
+async def test_what_is_made_of_a_refusal_is_stored():
+    async with quire.open("memory:alias") as one, quire.open("memory:alias") as other:
+        wf = await one.create("w", {"q": ["a", "b"]})
+        with pytest.raises(MergeConflict) as refused:
+            async with wf.edit(author="ann") as mine:
+                mine["q"] = [x for x in mine["q"] if x != "a"]
+                await wf.append("/q", "c", author="bob")
+        wanted = refused.value.conflicts[0].theirs
+        wanted.remove("a")
+        await wf.set("/q", wanted, author="ann")  # acknowledged with bob's version: it seems to be there already
+        assert await other.workflow("w").get("/q") == await wf.get("/q") == ["b", "c"]
+
+
 @broken("update calls a generator function and never runs it: only what is awaitable is refused")
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
 async def test_update_refuses_a_function_that_does_not_run_when_it_is_called(store, kind):

@@ -73,6 +73,23 @@ def files(running):
     return b"".join(f.read_bytes() for f in sorted((running.folder / "data").rglob("*")) if f.is_file())
 
 
+# what is given up
+
+
+async def test_a_wait_for_news_that_is_given_up_leaves_the_connection_as_it_was(url):
+    async with opened(url) as backend:
+        for steps in range(12):
+            backend._heard_on = None  # as on a new connection: it has to subscribe, and to hear that it has
+            waiting = asyncio.ensure_future(backend.changed(0, timeout_s=5))
+            await backend.latest()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            async with asyncio.timeout(5):
+                assert await backend.latest() == 0
+
+
 # what is promised
 
 

@@ -72,15 +72,22 @@ class Address:
 
 
 class _Client(Client):
-    """The driver, but that it drops what it has not sent yet when it is closed.
+    """The driver, with two of its habits put right.
 
-    It would send that at the last moment: what was given up. And where the connection is broken it would fail in it, and
-    tell nobody that it is.
+    When it is closed, it drops what it has not sent yet. It would send that at the last moment: what was given up. And
+    where the connection is broken it would fail in it, and tell nobody that it is.
+    A pong that is not waited for any more, since the caller was cancelled, is passed over. The driver would fail in it, and
+    hear nothing else on this connection.
     """
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self._pending, self._pending_data_size = [], 0
         await super()._close(status, do_cbs)
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
 
 class Wire:

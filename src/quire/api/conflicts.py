@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from quire.core.fold import copied
+from quire.core.guards import Within
 from quire.core.path import get, parse, resolve
 from quire.core.values import same
 from quire.engine.conflicts import CONFLICTS, stored
@@ -84,9 +85,9 @@ class Conflicts:
         if conflict.status == "resolved":
             raise Invalid(f"{self.workflow_id}: {conflict.id} was resolved already ({conflict.resolution})")
         stream, number = WORKFLOWS + self.workflow_id, conflict.base.version or 0
-        changes: list[Change] = []
+        changes: list[Change | Within] = []
         if choice == "ours":
-            changes = msgspec.convert(conflict.changes, list[Change])
+            changes = msgspec.convert(conflict.changes, list[Change | Within])
         base = Base(number, await self._engine.state_at(stream, number) if number else {})
         write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
         return await self._closed(conflict, choice, write, author, message)

@@ -50,7 +50,8 @@ class DictDraft(Node, MutableMapping[str, Any]):
         if type(value) in DRAFTS:
             return self._child(_name(key), value)
         if value is ABSENT:
-            self._read(_name(key))
+            if isinstance(key, str):
+                self._read(_name(key))
             raise KeyError(key)
         return self._begun(_name(key), value)
 
@@ -68,11 +69,12 @@ class DictDraft(Node, MutableMapping[str, Any]):
             self._put((*base, name), plain)
 
     def __delitem__(self, key: str) -> None:
-        path, name = self._path(), _name(key)
+        path = self._path()
         if key not in self._plain():
-            self._read(name)
+            if isinstance(key, str):
+                self._read(_name(key))
             raise KeyError(key)
-        self._drop(path, name)
+        self._drop(path, _name(key))
 
     def __iter__(self) -> Iterator[str]:
         self._read_keys()
@@ -98,6 +100,7 @@ class DictDraft(Node, MutableMapping[str, Any]):
         if type(value) in DRAFTS:
             return self._child(_name(key), value)
         if isinstance(key, str):
+            self._sites.pop(_name(key), None)
             self._read(_name(key))
         return default if value is ABSENT else value
 
@@ -122,6 +125,8 @@ class DictDraft(Node, MutableMapping[str, Any]):
         if type(plain) in DRAFTS and not plain:
             self._recorder.record(Ensure((*base, name), plain))
         elif type(plain) in (int, float) and plain == 0:
+            if self._recorder.strict:
+                self._read(name)
             self._recorder.begin_number((*base, name), plain)
         else:
             self._read(name)
@@ -361,8 +366,10 @@ class ListDraft(Node, MutableSequence[Any]):
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place; `key` is given items as they are read from the draft."""
         self._read_whole()
+        keys = self._plain() if key is None else [key(item) for item in self]
         items = self._plain()
-        keys = items if key is None else [key(item) for item in self]
+        if len(items) != len(keys):
+            raise ValueError("list modified during sort")
         order = sorted(range(len(items)), key=keys.__getitem__, reverse=reverse)
         self._become([items[i] for i in order])
 
@@ -451,14 +458,12 @@ class ListDraft(Node, MutableSequence[Any]):
         self._kids = moved
         if len(self._marks) > _MARKS_MAX:
             self._read_whole()
-            self._marks = {k: mark for k, mark in self._marks.items() if mark == OWN}
+            self._marks = {}
         for key in self._sites:
             self._read(key)  # what its `+=` comes to is not an increment of what is there now
         self._sites = {}
         if self._marks:
             self._marks = {k + by if cast("int", k) >= start else k: m for k, m in self._marks.items()}  # type: ignore[operator]
-        if by > 0:
-            self._marks = {**self._marks, **dict.fromkeys(range(start, start + by), OWN)}
 
     def _become(self, items: list[Any]) -> None:
         """Take on the same items in another order."""

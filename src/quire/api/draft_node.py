@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, cast
 
 from quire.api import augmented
@@ -62,8 +63,8 @@ class Node:
         self._cache: Any = None
         """What is here, as it was looked up at that moment."""
         self._marks: dict[str | int, int] = _NONE
-        self._sites: dict[str | int, tuple[augmented.Site, Any]] = _NONE
-        """Where `+=` was begun and not ended yet, and with what value."""
+        self._sites: dict[str | int, tuple[augmented.Site, Any, int]] = _NONE
+        """Where `+=` was begun and not ended yet, with what value, and how much was read whole by then."""
         self._sum: Any = ABSENT
         """The newest result of `list + [...]`."""
         self._whole = False
@@ -145,6 +146,8 @@ class Node:
             kid._gone = True
 
     def _forget_all(self) -> None:
+        if any(kid._was_read() for kid in self._kids.values()):
+            self._read_whole()
         for key in list(self._kids):
             self._forget(key)
 
@@ -169,6 +172,7 @@ class Node:
         if self._whole:
             return
         self._whole = True
+        self._recorder.wholes += 1
         self._touch()
         if self._recorder.strict and not self._is_own(None):
             self._recorder.read(self._path(), "value")
@@ -248,6 +252,8 @@ class Node:
         key = path[-1]
         if self._recorder.record(Set(path, value), self._guarded(path[:-1], key)):
             self._mark(key, OWN)
+        elif self._recorder.strict:
+            self._read(key)  # it is to be that, and is already
         if self._sites:
             self._sites.pop(key, None)
         if self._kids:
@@ -262,7 +268,7 @@ class Node:
         if site is not None:
             if self._sites is _NONE:
                 self._sites = {}
-            self._sites[key] = site, value
+            self._sites[key] = site, value, self._recorder.wholes
             self._recorder.touched = True
         return value
 
@@ -271,8 +277,8 @@ class Node:
         begun = self._sites.get(key)
         if begun is None:
             return False
-        site, before = begun
-        if not augmented.storing(site, 2) or before is not old:
+        site, before, wholes = begun
+        if not augmented.storing(site, 2) or before is not old or wholes != self._recorder.wholes:
             return False
         change = _sum(path, before, value)
         if change is None:
@@ -296,9 +302,9 @@ class Node:
         by = self._recorder.clean(amount, path)
         guards = bounded(path, minimum, maximum, self._recorder.bounds)
         before = get(self._recorder.state, path, 0)
-        if type(before) in (int, float) and type(by) in (int, float):
-            for guard in guards:
-                guard.check_value(before + by)
+        if guards and type(before) in (int, float) and type(by) in (int, float):
+            with suppress(OverflowError):  # then the number itself is refused
+                guards[0].check_value(before + by)
         self._recorder.record(Increment(path, by), (), guards)
 
     def _edit_text(self, path: Path, position: int, delete: int, insert: str) -> None:

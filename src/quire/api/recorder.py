@@ -27,11 +27,12 @@ from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove,
 class Recorder:
     """The state under the drafts of one edit, and the changes so far.
 
-    strict: every read is guarded, whether something is written there or not.  touched: something was read.  moment: counts changes; what was looked
+    strict: every read is guarded, whether something is written there or not.  touched: something was read.  wholes: how often something was read whole.
+    moment: counts changes; what was looked
     up at an earlier one may have moved.
     """
 
-    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict", "touched")
+    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict", "touched", "wholes")
 
     def __init__(self, state: dict[str, Any], *, depth_max: int, key_bytes_max: int, strict: bool = False) -> None:
         self.bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max}
@@ -43,6 +44,7 @@ class Recorder:
         """Numbers put at zero that are not written down yet."""
         self.strict = strict
         self.touched = False
+        self.wholes = 0
         self.moment = 0
         self.closed = False
 

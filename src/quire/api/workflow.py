@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import isawaitable, iscoroutine, iscoroutinefunction
+from inspect import isasyncgen, isawaitable, iscoroutine, iscoroutinefunction, isgenerator
 from types import TracebackType
 from typing import Any, Literal, Unpack, cast
 
@@ -18,7 +18,7 @@ from quire.api.revisions import Revision
 from quire.api.writes import BasedWriting, Changes, Writing
 from quire.core.changes import invert
 from quire.core.diff import diff
-from quire.core.guards import Step, pure, reliant
+from quire.core.guards import Read, Step, pure, reliant
 from quire.core.names import check_id
 from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
@@ -69,10 +69,14 @@ class Edit:
         self._how = cast("Writing", {option: value for option, value in how.items() if option != "base"})
         self._draft: DictDraft | None = None
         self._base: Base | None = None
+        self._open = False
         self.version: Version | None = None
 
     async def __aenter__(self) -> DictDraft:
-        """Start from the head as it is now, or from the base that was given."""
+        """Start from the head as it is now, or from the base that was given. Raises Invalid while the block runs."""
+        if self._open:
+            raise Invalid("this edit is open already; each block needs an `edit()` of its own")
+        self._open, self.version = True, None
         self._base = await self._workflow.snapshot(self._made_from)
         self._draft = recording(self._base.state, **self._workflow.bounds, strict=self._strict)
         return self._draft
@@ -83,6 +87,7 @@ class Edit:
         """Commit, unless the block raised."""
         assert self._draft is not None
         assert self._base is not None
+        self._open = False
         steps = self._draft.steps
         if self._made_from is not None:
             steps = reliant(steps)
@@ -132,10 +137,10 @@ class Workflow(Reader):
             draft = recording(state, **self.bounds)
             try:
                 answer = fn(draft)
-                if isawaitable(answer):
-                    if iscoroutine(answer):
+                if isawaitable(answer) or isgenerator(answer) or isasyncgen(answer):
+                    if iscoroutine(answer) or isgenerator(answer):
                         answer.close()
-                    raise Invalid("update takes a plain function, which cannot wait; use `edit` for what waits")
+                    raise Invalid("update takes a plain function, which cannot wait or yield; use `edit` for that")
                 return draft.steps
             finally:
                 draft.close()
@@ -275,8 +280,12 @@ class Workflow(Reader):
         # what Quire keeps in a state has no place in a type, and is easily left out of a dict made anew
         ours = (KEY, RUN) if isinstance(state, msgspec.Struct) else (KEY,)
 
-        def plan(before: dict[str, Any]) -> Sequence[Change]:
-            return diff(before, {**{k: before[k] for k in ours if k in before}, **plain})
+        def plan(before: dict[str, Any]) -> Sequence[Step]:
+            changes = diff(before, {**{k: before[k] for k in ours if k in before}, **plain})
+            if overwrite:
+                return changes
+            # a text that both sides edited is one place that both changed
+            return [step for c in changes for step in ([Read(c.path), c] if isinstance(c, Splice) else [c])]
 
         content = plain if how.get("idempotency_key") is None else clean(dict(plain), **self.bounds)
         return await self._write(plan, ["save", content], {**how, "base": base})

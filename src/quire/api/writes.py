@@ -92,7 +92,7 @@ def write(
     return Write(stream, plan, **options), key
 
 
-def plan_of(changes: Any, bounds: Bounds) -> Sequence[Change | Fork] | Plan:
+def plan_of(changes: Any, bounds: Bounds) -> Sequence[Step | Fork] | Plan:
     """Return the plan for any of the three forms of change. Raises Invalid for anything else."""
     if isinstance(changes, Mapping):
         merge = cast("dict[str, Any]", clean(dict(cast("Mapping[str, Any]", changes)), **bounds))
@@ -204,7 +204,7 @@ def text(value: Any) -> str:
     return value
 
 
-def _cleaned(change: Any, bounds: Bounds) -> Change:
+def _cleaned(change: Any, bounds: Bounds) -> Step:
     if isinstance(change, Change):
         place(change.path, bounds)
     match change:
@@ -214,6 +214,9 @@ def _cleaned(change: Any, bounds: Bounds) -> Change:
             return Append(path, clean(values, path=path, **bounds))
         case Insert(path, index, values):
             return Insert(path, index, clean(values, path=path, **bounds))
+        case Within(path, minimum, maximum):
+            place(path, bounds)
+            return bounded(path, minimum, maximum, bounds)[0] if (minimum, maximum) != (None, None) else change
         case Ensure(_, value) if type(value) not in (dict, list) or value:
             raise Invalid(f"{change!r}: what is ensured is an empty object or list")
         case _ if isinstance(change, _ATOMS):

@@ -157,7 +157,7 @@ class Working:
             after = math.inf
         if type(after) is float and not math.isfinite(after):
             raise _misfit(path, f"{before} + {amount} is not a finite number")
-        if amount == 0 and before is not _MISSING:
+        if amount == 0 and before is not _MISSING and same(before, after):
             return False
         self._put(path, after)
         return True

@@ -25,7 +25,7 @@ from quire.model import Change, Delete, Fork, Path, Remove, Set, Splice
 _ABSENT: Any = object()
 
 
-class Read(msgspec.Struct, frozen=True):
+class Read(msgspec.Struct, frozen=True, array_like=True, tag="read"):
     """The write relies on what is at `path`.
 
     of: its whole value (or its absence), only its keys or length, or only whether something is there.  strict: the write is refused when it is stale,
@@ -47,7 +47,7 @@ class Read(msgspec.Struct, frozen=True):
         return len(before) == len(now) if type(before) is list else same(before, now)
 
 
-class Within(msgspec.Struct, frozen=True):
+class Within(msgspec.Struct, frozen=True, array_like=True, tag="within"):
     """The number at `path` must be within bounds, both included, once the changes in front of it are made."""
 
     path: Path
@@ -83,6 +83,11 @@ Step = Change | Guard
 def pure(steps: Iterable[Step | Fork]) -> list[Change | Fork]:
     """Return the changes without their guards."""
     return [step for step in steps if not isinstance(step, Guard)]
+
+
+def bounded(steps: Iterable[Step | Fork]) -> list[Change | Within]:
+    """Return the changes with the bounds that they have to keep, without what was read."""
+    return [step for step in steps if not isinstance(step, Read | Fork)]
 
 
 def places(change: Change) -> list[Path]:

@@ -123,6 +123,8 @@ class Side:
         self._whole = whole
         self._touched: dict[Path, tuple[int, str]] = {}
         """Of `whole`: which change touched it last, and its stamp."""
+        self._held: dict[Path, list[tuple[int, Step]]] = {}
+        """Guards inside lists that are compared as a whole: they go where that goes."""
         self.items: Items = {path: list(names) for path, names in items.items()}
         self._mapper = Mapper(kinds, self.items)
         self._working = Working(base)
@@ -140,6 +142,7 @@ class Side:
             self._take(change, stamp)
         state = end() if self._touched else {}
         for path, (number, stamp) in sorted(self._touched.items()):
+            self._out += self._held.pop(path, [])
             self._number = number
             self._rewrite(path, cast("list[Any]", get(state, self._numbered(path))), stamp)
         kept = [(n, c) for n, c in self._out if c is not _NOTHING]
@@ -154,7 +157,12 @@ class Side:
         if inside is not None and isinstance(change, Guard):
             if isinstance(change, Within):
                 raise ChangeError(f"{pointer(path)}: bounds cannot be checked in a list that is merged as a set")
-            self._out.append((self._number, msgspec.structs.replace(change, path=inside)))
+            known = self.items[inside] if inside not in self._touched else []
+            token = path[len(inside)] if len(path) > len(inside) else None
+            place = inside
+            if isinstance(token, int) and token < len(known):
+                place = (*inside, known[token], *path[len(inside) + 1 :])
+            self._held.setdefault(inside, []).append((self._number, msgspec.structs.replace(change, path=place)))
             return
         if inside is not None and not (path == inside and _ends_list(change)):
             self._touched[inside] = (self._number, stamp)

@@ -154,9 +154,11 @@ def both(
         waiting.setdefault(roots[theirplaces[number]], []).extend(_Theirs(number, part) for part in parts)
     result: list[list[Step]] = []
     clashes: list[Clash] = []
-    lost: list[Path] = []
+    lost: set[Path] = set()
     for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
-        if any(built_on(change, path) for path in lost):
+        path = change.path
+        built_on = path[:-1] if isinstance(change, Set | Delete) else path  # what replaces all there does not need it
+        if lost and any(path[:depth] in lost for depth in range(len(built_on) + 1)):
             result.append([])  # made on something of ours that did not stand: what is there now is not alike
             continue
         root = roots[ourplaces[number]]
@@ -172,9 +174,9 @@ def both(
         )
         moved, waiting[root] = _past(cast("list[Change]", parts), waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
-            lost.append(change.path)
-        elif isinstance(change, Set | Delete) and moved:
-            lost = [path for path in lost if path[: len(change.path)] != change.path]
+            lost.add(path)
+        elif lost and isinstance(change, Set | Delete) and moved:
+            lost = {gone for gone in lost if gone[: len(path)] != path}
         result.append(cast("list[Step]", _joined(moved)))
         clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
     left: list[list[Change]] = [[] for _ in over]
@@ -182,49 +184,6 @@ def both(
         for other in run:
             left[other.number].append(other.change)
     return Rebased(result, [_joined(parts) for parts in left], clashes)
-
-
-def built_on(change: Step, path: Path) -> bool:
-    """Return True if a change needs what an earlier one of its side made of a path; what replaces that does not."""
-    if isinstance(change, Set | Delete) and len(change.path) == len(path):
-        return False
-    return change.path[: len(path)] == path
-
-
-def traced(path: Path, changes: Sequence[Step]) -> Path | None:
-    """Return where the place that is at `path` after changes was before them; None where they put it there."""
-    for change in reversed(changes):
-        if isinstance(change, Guard) or path[: len(change.path)] != change.path:
-            continue
-        token = path[len(change.path)] if len(path) > len(change.path) else None
-        match change:
-            case Set() | Delete():
-                return None
-            case Insert(_, index, values) if type(token) is int and token >= index:
-                if token < index + len(values):
-                    return None
-                shift = -len(values)
-            case Remove(_, index, count) if type(token) is int and token >= index:
-                shift = count
-            case _:
-                continue
-        path = (*change.path, token + shift, *path[len(change.path) + 1 :])
-    return path
-
-
-def touched_last(path: Path, changes: Sequence[Step]) -> int | None:
-    """Return which of changes made what is at `path` after them, or took it away; None where none did."""
-    for number in range(len(changes) - 1, -1, -1):
-        change = changes[number]
-        if isinstance(change, Guard):
-            continue
-        if change.path[: len(path)] == path:
-            return number
-        before = traced(path, [change])
-        if before is None:
-            return number
-        path = before
-    return None
 
 
 def _fixed(path: Path, moved: set[Path]) -> Path:
@@ -407,7 +366,7 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
             return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)
         case Delete(), Delete():
-            return _Swap([Gone(ours.path)], [])
+            return _Swap([Gone(ours.path)] if late else [], [])
         case Set() | Delete(), _:
             return _Swap([ours], [], False)
         case Increment(_, amount), Set(path, value) if _countable(value, amount):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from quire.core.changes import Working
+from quire.core.guards import Read, Step
 from quire.core.path import describe, get, parse, resolve
 from quire.core.path import format as pointer
 from quire.core.values import same
@@ -15,14 +16,15 @@ from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path,
 _MISSING: Any = object()
 
 
-def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -> list[Change]:
+def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -> list[Step]:
     """Return the changes that a JSON Patch makes to a state: all of them, or ChangeError naming the operation.
 
+    A `test` leaves a strict guard: it has to hold on the state that the changes are rebased onto.
     state: not modified.  patch: cleaned operations. Numbers in `test` compare as Quire compares: 1 and 1.0 differ.
     Source: RFC 6902.
     """
     working = Working(state)
-    changes: list[Change] = []
+    changes: list[Step] = []
     for number, operation in enumerate(patch):
         try:
             for change in _operation(working.state, operation):
@@ -36,7 +38,7 @@ def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -
     return changes
 
 
-def _operation(state: dict[str, Any], operation: Mapping[str, Any]) -> list[Change]:
+def _operation(state: dict[str, Any], operation: Mapping[str, Any]) -> list[Step]:
     name = operation.get("op")
     make = _OPERATIONS.get(name) if isinstance(name, str) else None
     if make is None:
@@ -64,7 +66,7 @@ def _existing(state: dict[str, Any], path: Path) -> Any:
     return value
 
 
-def _put(state: dict[str, Any], path: Path, value: Any) -> list[Change]:
+def _put(state: dict[str, Any], path: Path, value: Any) -> list[Step]:
     """Return the change of an `add`: into a list it inserts, elsewhere it sets."""
     if path and isinstance(path[-1], int):
         items = get(state, path[:-1])
@@ -74,27 +76,27 @@ def _put(state: dict[str, Any], path: Path, value: Any) -> list[Change]:
     return [Set(path, value)]
 
 
-def _take(path: Path) -> list[Change]:
+def _take(path: Path) -> list[Step]:
     if not path:
         raise ChangeError("the whole state cannot be removed; replace it by an object")
     return [Remove(path[:-1], path[-1], 1)] if isinstance(path[-1], int) else [Delete(path)]
 
 
-def _add(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _add(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
     return _put(state, path, _value(operation))
 
 
-def _remove(state: dict[str, Any], path: Path, _: Mapping[str, Any]) -> list[Change]:
+def _remove(state: dict[str, Any], path: Path, _: Mapping[str, Any]) -> list[Step]:
     _existing(state, path)
     return _take(path)
 
 
-def _replace(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _replace(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
     _existing(state, path)
     return [Set(path, _value(operation))]
 
 
-def _move(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _move(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
     source = _place(state, operation, "from")
     value = _existing(state, source)
     if source == path:
@@ -108,17 +110,17 @@ def _move(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> li
     return [*taken, *_put(after.state, resolve(after.state, parse(operation["path"])), value)]
 
 
-def _copy(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _copy(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
     return _put(state, path, _existing(state, _place(state, operation, "from")))
 
 
-def _test(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Change]:
+def _test(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
     if not same(_existing(state, path), _value(operation)):
         raise ChangeError(f"{pointer(path) or 'the state'} is not what the test expects")
-    return []
+    return [Read(path, strict=True)]
 
 
-_OPERATIONS: dict[str, Callable[[dict[str, Any], Path, Mapping[str, Any]], list[Change]]] = {
+_OPERATIONS: dict[str, Callable[[dict[str, Any], Path, Mapping[str, Any]], list[Step]]] = {
     "add": _add,
     "remove": _remove,
     "replace": _replace,

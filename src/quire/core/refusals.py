@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
+from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.errors import MergeConflict
 
@@ -32,6 +33,8 @@ _REMEDIES: dict[Reason, str] = {
 
 def refusal(where: str, reason: Reason, met: list[Met]) -> MergeConflict:
     """Return the error for a write that met others. met: where it met them; the message is about the last."""
+    # what is handed out is the caller's: the values met are the engine's own
+    met = [structs.replace(m, **{name: copied(getattr(m, name)) for name in ("base", "ours", "theirs")}) for m in met]
     meeting = met[-1]
     more = f" (and {len(met) - 1} more)" if len(met) > 1 and reason in ("stale", "read") else ""
     said = f"{where}: {_said(reason, meeting)}{more}; nothing was written: {_REMEDIES[reason]}"

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, Literal, cast
 
 import msgspec
 
 from quire.core import merge
 from quire.core.changes import Working, apply
+from quire.core.fold import copied
 from quire.core.guards import Guard, Read, Step, sought
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
+from quire.core.trail import Trail
 from quire.core.values import clean, same
 from quire.errors import Invalid
 from quire.model import Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
@@ -122,12 +125,16 @@ def settle(
         changes, over, base=base, stands=None if yields else rules.stands, ahead=rules.ahead, twins=rules.twins
     )
     clashes = {clash.number: clash for clash in found.clashes}
-    alike = _unchanged(changes, found, clashes, base, head) if clashes else set[int]()
+    ways = _Ways(changes, found) if clashes else None
+    alike = set[int]()
+    if ways is not None and merging is None:
+        alike = _unchanged(changes, ways, clashes, base, head)
     if yields and clashes:
         stands = partial(_among, alike)
         found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
         clashes = {clash.number: clash for clash in found.clashes}
-    stale = _stale(changes, found, clashes, base, head)
+        ways = _Ways(changes, found)
+    stale = {} if ways is None else _stale(changes, ways, clashes, base, head)
     refused = [
         msgspec.structs.replace(meeting, **_named(writer, meeting.other))
         for number, meeting in stale.items()
@@ -138,10 +145,11 @@ def settle(
         strict = isinstance(refused[0].change, Guard)
         raise refusal(where, "read" if strict else "stale", refused[::-1])  # the first is told
     settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
-    wanted = _wanted(base, changes, settled) if settled else {}
+    wanted = _wanted(base, changes, settled, ways) if settled and ways is not None else {}
+    theirs_made = Trail(over)
     result: list[tuple[int | None, Step]] = []
     met: list[Met] = []
-    closed: list[Path] = []
+    closed: set[Path] = set()
     guards: list[tuple[int, Sequence[Step]]] = []
     """Those in front of the next change: they go where it goes."""
     beside: list[Change] = []
@@ -159,7 +167,8 @@ def settle(
         if isinstance(step, Read) and not step.strict:
             guards.append((number, parts))
             continue
-        if any(merge.built_on(step, p) for p in closed) or (path in closed and not (rules.stands and parts)):
+        anew = isinstance(step, Set | Delete) and bool(rules.stands and parts)  # it replaces what was settled
+        if closed and any(path[:depth] in closed for depth in range(len(path) + (not anew))):
             guards.clear()
             continue  # part of what was settled above
         if number not in settled or isinstance(step, Guard):
@@ -178,12 +187,12 @@ def settle(
         ):
             put(number, parts)
             continue
-        other = merge.touched_last(place, over)
-        last, other = _last(changes, number), clash.other if other is None else other
+        other = theirs_made.last(place)
+        last, other = _last(changes, number, ways), clash.other if other is None else other
         meeting = Met(path, before, ours, theirs, step, last, other, "ours", **_named(writer, other))
         if policy == "reject" or (clash.dropped and not yields and merging is None):
-            late: Reason = "gone" if clash.dropped else "written"
-            raise refusal(where, late if merging is None else "merge", [*met, meeting])
+            reason: Reason = "merge" if merging is not None else "gone" if clash.dropped else "written"
+            raise refusal(where, reason, [*met, meeting])
         if not yields and not parts:
             outcome, instead = "theirs", list[Change]()
         else:
@@ -195,25 +204,35 @@ def settle(
         put(number if outcome == "ours" else None, instead)
         beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
         if path in closed:  # a later one of ours stands where an earlier one did not
-            closed.remove(path)
+            closed.discard(path)
             met = [m for m in met if m.path != path]
         if instead is not parts:
-            closed.append(path)
+            closed.add(path)
         met.append(msgspec.structs.replace(meeting, outcome=outcome))
     return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
 
 
-def _places(changes: Sequence[Step], found: merge.Rebased, number: int) -> tuple[Path | None, Path | None]:
-    """Return where the place of one of ours is in the base and in the head; None where it is not there."""
-    parts = found.ours[number]
-    then = merge.traced(changes[number].path, changes[:number])
-    ahead = [step for steps in found.ours[:number] for step in steps]
-    return then, merge.traced(parts[0].path, ahead) if parts else None
+class _Ways:
+    """Where the places of ours were before ours, in the base and in the head."""
+
+    def __init__(self, changes: Sequence[Step], found: merge.Rebased) -> None:
+        self._changes = changes
+        self._found = found
+        self.ours = Trail(changes)
+        self.moved = any(isinstance(step, Insert | Remove) for step in changes)
+        self._ahead = Trail([step for steps in found.ours for step in steps])
+        self._starts = [0, *accumulate(len(steps) for steps in found.ours)]
+
+    def places(self, number: int) -> tuple[Path | None, Path | None]:
+        """Return where the place of one of ours is in the base and in the head; None where it is not there."""
+        parts = self._found.ours[number]
+        now = self._ahead.before(parts[0].path, self._starts[number]) if parts else None
+        return self.ours.before(self._changes[number].path, number), now
 
 
 def _unchanged(
     changes: Sequence[Step],
-    found: merge.Rebased,
+    ways: _Ways,
     clashes: dict[int, merge.Clash],
     base: dict[str, Any],
     head: dict[str, Any],
@@ -222,7 +241,7 @@ def _unchanged(
     alike: set[int] = set()
     for number, clash in clashes.items():
         if isinstance(changes[number], Set | Delete) and not clash.dropped:
-            then, now = _places(changes, found, number)
+            then, now = ways.places(number)
             if then is not None and now is not None and same(get(base, then, ABSENT), get(head, now, ABSENT)):
                 alike.add(number)
     return alike
@@ -230,7 +249,7 @@ def _unchanged(
 
 def _stale(
     changes: Sequence[Step],
-    found: merge.Rebased,
+    ways: _Ways,
     clashes: dict[int, merge.Clash],
     base: dict[str, Any],
     head: dict[str, Any],
@@ -245,7 +264,7 @@ def _stale(
     for number in sorted(touched):
         guard = cast("Read", changes[number])
         relies = number if guard.strict else target.get(number)
-        then, now = _places(changes, found, number)
+        then, now = ways.places(number)
         if relies is None or then is None:
             continue
         was, is_now = (ABSENT if at is None else get(state, at, ABSENT) for at, state in ((then, base), (now, head)))
@@ -256,16 +275,11 @@ def _stale(
     return stale
 
 
-def _last(changes: Sequence[Step], number: int) -> int:
+def _last(changes: Sequence[Step], number: int, ways: _Ways | None) -> int:
     """Return which of ours made the value that is told of a change: the last one at its place, see `_wanted`."""
-    if any(isinstance(c, Insert | Remove) for c in changes):
+    if ways is None or ways.moved:
         return number
-    path = changes[number].path
-    later = (n for n in range(len(changes) - 1, number, -1) if not isinstance(changes[n], Guard))
-    return next(
-        (n for n in later if changes[n].path[: len(path)] == path or path[: len(changes[n].path)] == changes[n].path),
-        number,
-    )
+    return max(number, ways.ours.touched(changes[number].path) or 0)
 
 
 def _unnamed(number: int) -> tuple[str, int | None]:  # noqa: ARG001 - the shape of Writer
@@ -292,21 +306,22 @@ def _among(alike: set[int], number: int, other: int) -> bool:  # noqa: ARG001 - 
     return number in alike
 
 
-def _wanted(base: dict[str, Any], changes: Sequence[Step], clashes: Collection[int]) -> dict[int, tuple[Any, Any]]:
+def _wanted(
+    base: dict[str, Any], changes: Sequence[Step], clashes: Collection[int], ways: _Ways
+) -> dict[int, tuple[Any, Any]]:
     """Return for each clashing change of ours what was at its place before, and what we had there in the end."""
     working = Working(base)
     before: dict[int, Any] = {}
     after: dict[int, Any] = {}
     for number, change in enumerate(changes):
         if number in clashes:
-            then = merge.traced(change.path, changes[:number])
+            then = ways.ours.before(change.path, number)
             before[number] = ABSENT if then is None else get(base, then, ABSENT)
         working.apply(change)
         if number in clashes:
             after[number] = get(working.state, change.path, ABSENT)
     # later changes of ours at the same place count; where ours moved the place itself, what it was at first is told
-    moved = any(isinstance(c, Insert | Remove) for c in changes)
-    final = after if moved else {n: get(working.state, changes[n].path, ABSENT) for n in after}
+    final = after if ways.moved else {n: get(working.state, changes[n].path, ABSENT) for n in after}
     return {n: (before[n], final[n]) for n in after}
 
 
@@ -326,8 +341,13 @@ def _decide(
         if meeting.theirs is ABSENT:
             return "ours", parts or [Set(place, meeting.ours)]
         return "both", [_beside(place, meeting.ours, head)]
-    value = clean(cast("Callable[[Met], Any]", policy)(meeting), path=place)
-    return "value", [Set(place, value)]
+    shown = {name: copied(getattr(meeting, name)) for name in ("base", "ours", "theirs")}
+    answer = cast("Callable[[Met], Any]", policy)(msgspec.structs.replace(meeting, **shown))
+    if answer is not ABSENT:
+        return "value", [Set(place, clean(answer, path=place))]
+    if meeting.theirs is ABSENT:
+        return "value", []
+    return "value", [Remove(place[:-1], place[-1]) if isinstance(place[-1], int) else Delete(place)]
 
 
 def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:

@@ -17,8 +17,9 @@ import msgspec
 from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working, effective
-from quire.core.guards import Guard, Step, Within, pure
+from quire.core.guards import Guard, Step, Within, bounded, pure
 from quire.core.layout import Stamps
+from quire.core.merge import rebase
 from quire.core.schema import Schemas
 from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
@@ -141,10 +142,16 @@ class Actor:
         self, write: Write, plan: Sequence[Step | Fork], state: dict[str, Any], before: Before
     ) -> Sequence[Step | Fork]:
         """Return what hooks leave of a plan; bounds hold whatever they make of it."""
-        bounds = [step for step in plan if isinstance(step, Within)]
+        steps = [step for step in plan if not isinstance(step, Fork)]
+        bounds = [n for n, step in enumerate(steps) if isinstance(step, Within)]
         changes = pure(plan) if any(isinstance(step, Guard) for step in plan) else cast("Sequence[Change | Fork]", plan)
-        left = write.hooked = before(write, changes, state)
-        return plan if left is changes else [*left, *bounds]
+        left = before(write, changes, state)
+        if left is changes:
+            return plan
+        write.hooked = left
+        # what they leave is checked where the numbers are in the end
+        moved = [step for n in bounds for step in rebase([steps[n]], cast("list[Change]", pure(steps[n + 1 :])))[0]]
+        return [*left, *moved]
 
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
@@ -376,7 +383,7 @@ def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
     """Return the error with the write that it refuses."""
     if write.asked is not None:
         steps, refused.base = write.asked
-        refused.changes = pure(steps)
+        refused.changes = list(bounded(steps))
         refused.workflow_id = write.stream.removeprefix(WORKFLOWS)
     return refused
 

@@ -277,7 +277,7 @@ class Committer:
         except BaseException as error:
             for actor, mark in marks:
                 actor.back_to(mark)
-            if isinstance(error, UNTOLD):  # nothing here waits: it is from a plan, a guard or a policy
+            if isinstance(error, (*UNTOLD, SystemExit)):  # nothing here waits: it is from a plan, a guard or a policy
                 streams = ", ".join(w.stream for w in submission.writes)
                 raise Invalid(
                     f"{streams}: a function that decides what is written raised {type(error).__name__}; nothing was "
@@ -352,7 +352,9 @@ class Committer:
                 submission.succeed()
         again: list[Submission] = []
         for submission, error in failed:
-            if len(failed) > 1 and isinstance(error, RequestError):  # one of them is to blame: each is tried by itself
+            if submission.refusal is not None or (
+                len(failed) > 1 and isinstance(error, RequestError)
+            ):  # one of them is to blame: each is tried by itself
                 again.append(submission)
             else:
                 submission.fail(twin(error))

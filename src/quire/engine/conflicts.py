@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
+from quire.core.guards import Within
 from quire.core.path import format as pointer
 from quire.core.resolve import Met, Policy
 from quire.engine.write import Write
@@ -63,7 +64,7 @@ def settled(
     policy: Policy,
     now_ms: int,
     merged: str | None = None,
-    changes: Sequence[Change] = (),
+    changes: Sequence[Change | Within] = (),
 ) -> Conflict:
     """Return what was met as it is kept; pending or resolved, as the policy left it. changes: of a write that waits."""
     pending = met.outcome == "pending"
@@ -85,15 +86,15 @@ def settled(
 
 
 def waiting(name: str, refused: MergeConflict, *, author: str, now_ms: int) -> Write:
-    """Return the write that keeps a refused one as a pending conflict: all that it would have changed.
+    """Return the write that keeps a refused one as a conflict, pending with all that it would have changed.
 
-    refused: with the write in it.  author: of that write.
+    refused: with the write in it; what it met last says what stands.  author: of that write.
     """
     met = cast("Met", refused.conflicts[-1])
     conflict = settled(
         name,
         refused.workflow_id,
-        msgspec.structs.replace(met, outcome="pending"),
+        met,
         base=Side(met.base, version=refused.base),
         theirs=Side(met.theirs, met.author, met.version),
         ours=Side(met.ours, author),
@@ -105,12 +106,12 @@ def waiting(name: str, refused: MergeConflict, *, author: str, now_ms: int) -> W
         CONFLICTS + refused.workflow_id,
         [Set((name,), stored(conflict))],
         author=author,
-        message=f"waits: {conflict.path or '/'}",
+        message=f"at {conflict.path or '/'}",
         kind="conflict",
         exists=None,
     )
 
 
-def stored(value: Conflict | Change | list[Change]) -> Any:
+def stored(value: Conflict | Change | list[Change | Within]) -> Any:
     """Return what is stored for it: plain JSON that shares nothing with any state."""
     return msgspec.json.decode(msgspec.json.encode(value))

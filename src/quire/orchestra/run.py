@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -26,20 +26,24 @@ from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
 from quire.core.fold import copied
-from quire.core.guards import Step, pure
+from quire.core.guards import Step, bounded, pure
 from quire.core.resolve import Policy
 from quire.core.values import clean
 from quire.engine.conflicts import waiting
 from quire.engine.write import Base, Write
 from quire.errors import Conflict as ConflictError
 from quire.errors import Invalid, MergeConflict, QuireError, RunNotFound, StepFailed
-from quire.model import RUN, WORKFLOWS, Change, Conflict, Fork, Increment, Set
+from quire.model import RUN, Change, Conflict, Fork, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
 from quire.scopes.setup import StateBuilder
 from quire.scopes.step import step_state
 
 log = logging.getLogger("quire.orchestra")
+
+
+class _StaleStep(Exception):
+    """A step's changes cannot stand, and it is not to wait; the cause says why."""
 
 
 _RERUNS_MAX = 9
@@ -215,8 +219,10 @@ class _Run:
                 result = await self._rerun(step, key, attempt, given)
             except RunLost:
                 raise
-            except Exception as error:
-                last = turn == step.retry.attempts - 1 or isinstance(error, MergeConflict)
+            except Exception as caught:  # noqa: BLE001 - an agent's own code: recorded, and raised again as the cause
+                stale = isinstance(caught, _StaleStep)
+                error = cast("Exception", caught.__cause__) if stale else caught
+                last = turn == step.retry.attempts - 1 or stale
                 await self._failed(key, attempt, error, final=last)
                 if last:
                     raise StepFailed(
@@ -233,7 +239,7 @@ class _Run:
     async def _rerun(self, step: steps.Step, key: str, attempt: int, given: Any) -> Any:
         """Make one attempt; where the step asks for it, again on what is there now while its changes are stale."""
         for _ in range(_RERUNS_MAX if step.on_stale == "rerun" else 0):
-            with suppress(MergeConflict):
+            with suppress(_StaleStep):
                 return await self._attempt(step, key, attempt, given)
             attempt += 1
         return await self._attempt(step, key, attempt, given)
@@ -266,29 +272,33 @@ class _Run:
             "ended_at": clock.now_ms(),
         }
         beside = [] if desk is None else desk.parts(f"{key} of {self._workflow.id}")
-        waits = step.on_stale in (None, "queue")
-        policy = self._store.engine.policy if step.on_stale in (None, "queue", "rerun", "fail") else step.on_stale
+        waits = step.on_stale not in ("rerun", "fail")
+        policy = step.on_stale if step.on_stale not in (None, "queue", "rerun", "fail") else None
+        if step.on_stale is None:
+            policy = self._store.engine.policy
         message = f"{key} done"
         while True:
             done = [*changes, Set((RUN, "steps", key), entry)]
             try:
                 await self._commit(done, key, message, "step", base=base, beside=beside, policy=policy)
             except MergeConflict as stale:
-                if not waits or not stale.changes:
-                    raise
-                # all that it would have changed there waits together; the rest is written
                 name = f"conflict-{self._store.engine.ids()}"
-                entry.setdefault("conflicts", {})[stale.workflow_id] = name
+                now_ms = clock.now_ms()
+                if waits and desk is not None and desk.knows(stale.workflow_id):
+                    beside = desk.overruled(
+                        stale, beside, name, key, now_ms
+                    )  # the later one stands, and it is recorded
+                    continue
+                if not waits or policy is not None or not stale.changes:
+                    raise _StaleStep from stale
+                # all that it would have changed waits together
+                entry["conflicts"] = {self._workflow.id: name}
                 message = f"{key} done; its changes wait in {name}"
                 log.warning("%s of run %s: its changes wait in %s: %s", key, self._workflow.id, name, stale)
-                if stale.workflow_id == self._workflow.id:
-                    stale.changes = pure(changes)
-                    changes = []
-                stream = WORKFLOWS + stale.workflow_id
-                beside = [
-                    *(part for part in beside if part.stream != stream),
-                    waiting(name, stale, author=key, now_ms=clock.now_ms()),
-                ]
+                stale.changes = list(bounded(changes))
+                stale.conflicts = [msgspec.structs.replace(met, outcome="pending") for met in stale.conflicts]
+                changes = []
+                beside = [*beside, waiting(name, stale, author=key, now_ms=now_ms)]
             else:
                 return copied(result)
 

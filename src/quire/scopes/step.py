@@ -6,28 +6,28 @@ touched, or not at all. A step that fails, or whose process dies, leaves nothing
 1. Reads see the logs as they were when the attempt began, and the step's own writes on top. Steps at the same time do
    not see each other's: check what all of them did in the step that follows.
 2. Writes are worked out again at the commit, on the newest state: increments of steps at the same time all count, of
-   two that set one key without reading it the later wins. A key that was read (or listed) and then set or deleted must
-   still be what it was, else the step is stale: see `step(on_stale=...)`. Limits on whole scopes are checked then, and
-   fail the step.
+   two that set one key the later wins. Where it had read the key (or listed the keys), and others changed it since, that
+   is recorded as a conflict; with `step(on_stale="rerun")` the step runs again, with "fail" it fails. Limits on whole
+   scopes are checked then, and fail the step.
 3. Plain functions, no `await`: like the draft in `context.state`, it is used by one step in one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from quire.core.fold import copied
 from quire.core.resolve import Met
 from quire.core.values import same
 from quire.engine.backend_clock import Reading
+from quire.engine.conflicts import waiting
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
-from quire.errors import Closed, Invalid, LimitExceeded, MergeConflict
-from quire.model import Path, Set
+from quire.errors import Closed, Invalid, MergeConflict
+from quire.model import WORKFLOWS, Path, Set
 from quire.scopes.access import REDACTED, Access, Op, together
 from quire.scopes.names import StateScope
 from quire.scopes.setup import StateBuilder
@@ -52,6 +52,7 @@ class _Log:
         self._own: set[_Place] = set()
         self._relied: dict[_Place, Any] = {}
         """What was read and then written, with the value that was read."""
+        self._overrules = False
 
     def anew(self) -> Sheet:
         return self.access.sheet(self.base.state, lambda: self._began_ms)
@@ -70,6 +71,8 @@ class _Log:
 
     def check(self, sheet: Sheet) -> None:
         """Raise MergeConflict where what was read and then written is not what it was."""
+        if self._overrules:
+            return
         for (place, key), before in self._relied.items():
             now = sheet.value(place, key)
             if not same(before, now):
@@ -83,16 +86,20 @@ class _Log:
             f"{self.access.home}: {path[-1]!r} was read by this step, and written by others since: nothing was written; "
             "run the step again, or use increment and compare_and_swap",
             conflicts=[met],
+            base=self.base.version,
+            workflow_id=self.access.scope.log_id,
+            reason="stale",
         )
 
     def write(self, message: str) -> Write:
         """Return what the step did here, as it is worked out at the commit."""
-        made, _ = self.access.part(together(self.check, *self.ops), message, self.reading.now_ms)
-        with suppress(LimitExceeded):  # by then there may be room
-            sheet = self.anew()
-            together(*self.ops)(sheet)
-            made.asked = list(sheet.finish()), self.base.version
-        return made
+        return self.access.part(together(self.check, *self.ops), message, self.reading.now_ms)[0]
+
+    def overrule(self, stale: MergeConflict, name: str, author: str, now_ms: int) -> Write:
+        """Let the step's writes stand whatever others wrote; return the write that records it."""
+        self._overrules = True
+        stale.conflicts = [structs.replace(met, outcome="ours") for met in stale.conflicts]
+        return waiting(name, stale, author=author, now_ms=now_ms)
 
 
 class Desk:
@@ -134,6 +141,16 @@ class Desk:
         """Return the writes of all logs that something was done to."""
         logs = [log for log in self._logs.values() if log.ops]
         return [log.write(message) for log in logs]
+
+    def knows(self, workflow_id: str) -> bool:
+        """Return True if a workflow is one of these logs."""
+        return WORKFLOWS + workflow_id in self._logs
+
+    def overruled(
+        self, stale: MergeConflict, parts: Sequence[Write], name: str, author: str, now_ms: int
+    ) -> list[Write]:
+        """Return the parts with one more: the record of a stale write that stands all the same."""
+        return [*parts, self._logs[WORKFLOWS + stale.workflow_id].overrule(stale, name, author, now_ms)]
 
     def keys(self, access: Access) -> Iterable[str]:
         """Return the keys of a scope, as this step sees them."""

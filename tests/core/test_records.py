@@ -13,7 +13,7 @@ from quire.core.fold import fold
 from quire.core.path import get
 from quire.core.values import same
 from quire.errors import CorruptRecord
-from quire.model import GENESIS, Head, Set
+from quire.model import GENESIS, Head, Set, restored_in
 from quire.testing import strategies as qs
 
 
@@ -54,8 +54,34 @@ def test_the_format_is_the_one_released():
         assert head.decode() == entry["header_bytes"]
         assert record.link(head, body, bytes.fromhex(entry["parent"])).hex() == entry["chain"]
         sealed = record.seal(*entry["header"], body, bytes.fromhex(entry["parent"]))
-        assert record.encode(record.decode(sealed)) == body
+        assert record.encode(record.decode(sealed), restored=restored_in(body)) == body
+        if "redacted" in entry:
+            left = msgspec.structs.replace(sealed, body=entry["redacted"].encode())
+            record.check(left, sealed.version, bytes.fromhex(entry["parent"]))
+            assert record.redacted(body, record.decode(left)) == left.body
+            assert restored_in(left.body) == restored_in(body) is not None
     assert record.state_hash(golden["state"]) == golden["state_hash"]
+
+
+def test_a_restore_says_which_version_it_brought_back_and_no_reader_of_changes_sees_it():
+    changes = [Set(("a",), 2)]
+    body = record.encode(changes, restored=17)
+    assert (body, restored_in(body)) == (b'[["restored",17],["set",["a"],2]]', 17)
+    sealed = record.seal("workflows/w", 18, 1, "a", "m", "anything", body, GENESIS)
+    assert record.decode(sealed) == changes
+    assert record.decode(msgspec.structs.replace(sealed, body=record.encode([], restored=17))) == []
+    with pytest.raises(CorruptRecord):  # the chain covers it
+        record.check(msgspec.structs.replace(sealed, body=record.encode(changes, restored=16)), 18, GENESIS)
+
+
+def test_what_redaction_leaves_of_a_restore_goes_on_saying_so():
+    body = record.encode([Set(("a",), "secret")], restored=17)
+    once = record.redacted(body, [Set(("a",), "[REDACTED]")])
+    again = record.redacted(once, [Set(("a",), "-")])
+    for left in (once, again):
+        assert msgspec.json.decode(left)[:2] == [["redacted", record.digest(body).hex()], ["restored", 17]]
+        assert (restored_in(left), record.digest(left)) == (17, record.digest(body))
+    assert restored_in(record.redacted(record.encode([Set((), {})]), [Set((), {})])) is None
 
 
 @given(qs.states)

@@ -205,11 +205,11 @@ class Workflow(Reader):
         return await self._write(changes, changes, how, base=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
-        """Make the state what it was, as a new version; history is never rewound."""
+        """Make the state what it was, as a new version; history is never rewound. Its record says which version it is."""
         number = await self._number(version)
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
-        return await self._write(lambda state: diff(state, old), ["restore", number], how)
+        return await self._write(lambda state: diff(state, old), ["restore", number], how, restored=number)
 
     async def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Undo what one version did, as a new version; what came after it stays.

@@ -218,7 +218,7 @@ class Actor:
         """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
         if changes and self._schemas:
             self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
-        body = record.encode(changes)
+        body = record.encode(changes, restored=write.restored)
         if len(body) > self._settings.write_bytes_max:
             raise LimitExceeded(
                 f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "

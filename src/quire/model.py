@@ -35,6 +35,9 @@ REDACTIONS = "redactions/"
 SUBSCRIPTIONS = "subscriptions/"
 """who wants to be told, and what they have seen."""
 
+DELETED = "delete"
+"""Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
+
 RUN = "_run"
 """Where in a workflow's state a run keeps its books."""
 

@@ -205,7 +205,11 @@ class Workflow(Reader):
         return await self._write(changes, changes, how, base=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
-        """Make the state what it was, as a new version; history is never rewound. Its record says which version it is."""
+        """Make the state what it was, as a new version; history is never rewound.
+
+        Its record says which version it brought back, so idempotency keys used since then are free, and those used until
+        then are spent again: see `Writing`.
+        """
         number = await self._number(version)
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
@@ -244,6 +248,7 @@ class Workflow(Reader):
     ) -> Workflow:
         """Start a new workflow whose history begins at a version of this one, without copying anything.
 
+        An idempotency key that is spent at that version is spent in the fork too, and answered with the version it made here.
         Raises AlreadyExists for an id that is or was in use. Cost: one record, whatever the size of the state.
         """
         fork = Workflow(self._engine, new_id)

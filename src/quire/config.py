@@ -135,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retry_seconds: float = 30.0
     """How long a write is rebased over other processes' commits before it gives up with StorageTimeout."""
     idempotency_seconds: float = 7 * 24 * 3600.0
-    """How long an idempotency key is remembered."""
+    """How long an idempotency key is remembered after it was last used."""
     delivery_backoff_s: tuple[float, float] = (0.05, 30.0)
     """First and longest pause before a failed delivery to a subscriber is tried again."""
     verify_on_load: bool = True

@@ -225,7 +225,7 @@ class HeadMoved(Conflict):
 
 
 class KeyReused(Conflict):
-    """An idempotency key was used before for a different write."""
+    """An idempotency key was used for a different write that the head descends from."""
 
     code = "key_reused"
 

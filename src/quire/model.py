@@ -7,6 +7,7 @@ They hold leaves and JSON trees, never cycles, and there are many of them: the g
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +34,9 @@ REDACTIONS = "redactions/"
 """what was taken out of it;"""
 SUBSCRIPTIONS = "subscriptions/"
 """who wants to be told, and what they have seen."""
+
+DELETED = "delete"
+"""Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
 
 RUN = "_run"
 """Where in a workflow's state a run keeps its books."""
@@ -114,6 +118,12 @@ class Redacted(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="reda
     digest: str
 
 
+class Restored(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="restored"):
+    """The first entry of a restore's body, after `Redacted` where there is one: the state is that of `version` again."""
+
+    version: int
+
+
 class Point(NamedTuple):
     """A version of a workflow."""
 
@@ -176,7 +186,7 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     expires: int | None = None
 
 
-_decode = msgspec.json.Decoder(list[Change | Fork | Redacted]).decode
+_decode = msgspec.json.Decoder(list[Change | Fork | Redacted | Restored]).decode
 
 
 def changes_of(record: Record) -> list[Change | Fork]:
@@ -184,6 +194,8 @@ def changes_of(record: Record) -> list[Change | Fork]:
     try:
         changes = _decode(record.body)
         if changes and type(changes[0]) is Redacted:
+            del changes[0]
+        if changes and type(changes[0]) is Restored:
             del changes[0]
         return cast("list[Change | Fork]", changes)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as cause:
@@ -196,6 +208,21 @@ def changes_of(record: Record) -> list[Change | Fork]:
 
 REDACTED = b'[["redacted",'
 """How a body begins that something was taken out of."""
+
+RESTORED = b'[["restored",'
+"""How a restore's body begins, until something is taken out of it."""
+
+_MARKED = (RESTORED, REDACTED)
+_restored = re.compile(rb'\[(?:\["redacted","[0-9a-f]{64}"\],)?\["restored",([0-9]{1,18})\]').match
+
+
+def restored_in(body: bytes) -> int | None:
+    """Return the version that a restore's body says it brought back; None for the body of any other write.
+
+    Cost: nothing is decoded.
+    """
+    found = _restored(body) if body.startswith(_MARKED) else None
+    return None if found is None else int(found[1])
 
 
 class Version(msgspec.Struct, frozen=True, gc=False):
@@ -264,6 +291,11 @@ class Version(msgspec.Struct, frozen=True, gc=False):
     def redacted(self) -> bool:
         """Whether something was taken out of its changes since it was made."""
         return self.record.body.startswith(REDACTED)
+
+    @property
+    def restored(self) -> int | None:
+        """The version whose state a restore brought back with this one; None for any other."""
+        return restored_in(self.record.body)
 
     @property
     def checksum(self) -> str:

@@ -9,6 +9,7 @@ from tests.moving.sources import NAMES, do, everything, filled, trim
 import quire
 import quire.config
 from quire.api.backups import is_place
+from quire.engine.backing.taking import _Taking
 from quire.engine.clock import FakeClock
 from quire.engine.watch import Cursor
 from quire.errors import (
@@ -243,6 +244,26 @@ async def test_an_idempotency_key_comes_back_with_its_version(tmp_path):
     async with quire.open(str(tmp_path / "t.db")) as store:
         again = await store.workflow("w").inc("/n", idempotency_key="once")
         assert (again.number, again.checksum) == (made.number, made.checksum)
+        assert await store.workflow("w").get("/n") == 1
+
+
+async def test_a_key_used_again_while_a_backup_is_taken_comes_back_with_its_new_version(tmp_path, monkeypatch):
+    listed = _Taking._cells
+    async with quire.open(str(tmp_path / "s.db")) as store:
+        wf = await store.create("w", {"n": 0})
+        await wf.inc("/n", idempotency_key="once")
+
+        async def then_written(taking):
+            cells = await listed(taking)
+            await wf.restore(1)
+            await wf.inc("/n", idempotency_key="once")
+            return cells
+
+        monkeypatch.setattr(_Taking, "_cells", then_written)
+        await store.backup(f"file:///{tmp_path}/place")
+    await quire.recover(f"{tmp_path}/place", str(tmp_path / "t.db"))
+    async with quire.open(str(tmp_path / "t.db")) as store:
+        assert (await store.workflow("w").inc("/n", idempotency_key="once")).number == 4
         assert await store.workflow("w").get("/n") == 1
 
 

@@ -175,6 +175,17 @@ def test_an_idempotency_key_writes_once_even_when_it_makes_the_workflow(quire):
     assert json.loads(quire("show", "w")) == {"n": 2}
 
 
+def test_a_restore_frees_the_idempotency_keys_of_what_it_takes_back(quire):
+    quire("set", "w", "/n", "0")
+    first = quire("set", "w", "/n", "1", "--idempotency-key", "k")
+    quire("restore", "w@1")
+    second = quire("set", "w", "/n", "1", "--idempotency-key", "k")
+    assert first.split()[0] == "w@2" and second.split()[0] == "w@4"
+    assert quire("set", "w", "/n", "1", "--idempotency-key", "k") == second
+    assert "restored" not in json.dumps([v["changes"] for v in json.loads(quire("log", "w", "--json"))["versions"]])
+    assert "restored version 1\n    ~ /n = 0" in quire("log", "w", "--patch")
+
+
 def test_a_version_other_than_the_newest_is_not_ended(quire):
     quire("set", "w", "/n", "1")
     quire("rm", "w", "", "--if-version", "7", code=4)

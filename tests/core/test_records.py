@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.core import keyframes, record
+from quire.core.descent import Descent
 from quire.core.fold import fold
 from quire.core.path import get
 from quire.core.values import same
 from quire.errors import CorruptRecord
-from quire.model import GENESIS, Head, Set
+from quire.model import DELETED, GENESIS, Head, Set, restored_in
 from quire.testing import strategies as qs
 
 
@@ -54,8 +56,62 @@ def test_the_format_is_the_one_released():
         assert head.decode() == entry["header_bytes"]
         assert record.link(head, body, bytes.fromhex(entry["parent"])).hex() == entry["chain"]
         sealed = record.seal(*entry["header"], body, bytes.fromhex(entry["parent"]))
-        assert record.encode(record.decode(sealed)) == body
+        assert record.encode(record.decode(sealed), restored=restored_in(body)) == body
+        if "redacted" in entry:
+            left = msgspec.structs.replace(sealed, body=entry["redacted"].encode())
+            record.check(left, sealed.version, bytes.fromhex(entry["parent"]))
+            assert record.redacted(body, record.decode(left)) == left.body
+            assert restored_in(left.body) == restored_in(body) is not None
     assert record.state_hash(golden["state"]) == golden["state_hash"]
+
+
+def test_a_restore_says_which_version_it_brought_back_and_no_reader_of_changes_sees_it():
+    changes = [Set(("a",), 2)]
+    body = record.encode(changes, restored=17)
+    assert (body, restored_in(body)) == (b'[["restored",17],["set",["a"],2]]', 17)
+    sealed = record.seal("workflows/w", 18, 1, "a", "m", "anything", body, GENESIS)
+    assert record.decode(sealed) == changes
+    assert record.decode(msgspec.structs.replace(sealed, body=record.encode([], restored=17))) == []
+    with pytest.raises(CorruptRecord):  # the chain covers it
+        record.check(msgspec.structs.replace(sealed, body=record.encode(changes, restored=16)), 18, GENESIS)
+
+
+def test_what_redaction_leaves_of_a_restore_goes_on_saying_so():
+    body = record.encode([Set(("a",), "secret")], restored=17)
+    once = record.redacted(body, [Set(("a",), "[REDACTED]")])
+    again = record.redacted(once, [Set(("a",), "-")])
+    for left in (once, again):
+        assert msgspec.json.decode(left)[:2] == [["redacted", record.digest(body).hex()], ["restored", 17]]
+        assert (restored_in(left), record.digest(left)) == (17, record.digest(body))
+    assert restored_in(record.redacted(record.encode([Set((), {})]), [Set((), {})])) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["go on", "restore", "restore", "end"]), st.integers(0, 30)), max_size=30))
+def test_a_head_descends_from_what_a_walk_back_meets_and_from_nothing_else(steps):
+    """Beside sets that are copied with every version, whatever of the log was followed and whatever is read later."""
+    whole = [{1}]
+    records = chained([[Set((), {})]])
+    for what, number in steps:
+        version = len(records) + 1
+        back = 1 + number % (version - 1) if what == "restore" else None
+        kind, body = DELETED if what == "end" else "change", record.encode([], restored=back)
+        records.append(record.seal("workflows/w", version, 1, "a", "m", kind, body, GENESIS))
+        line = whole[-1] if back is None else whole[back - 1]
+        whole.append({version} if what == "end" else line | {version})
+    for begin in {1, len(records) // 2 or 1, len(records)}:
+        for page, most in ((1, 100), (3, 2), (100, 1)):
+            descent = Descent("workflows/w", begin)
+            with patch("quire.core.descent._TURNS_MAX", most):  # where there are more, the older half is forgotten
+                for entry in records[begin:]:
+                    descent.follow([entry])
+            assert len(descent._turns) <= most or descent.known == begin
+            for version in range(len(records) + 1, 0, -1):
+                while (found := descent.includes(version)) is None:
+                    after, upto = max(version, descent.known - page), descent.known
+                    descent.learn([], after, upto - 1)  # of another reader, who was late: it is ignored
+                    descent.learn(records[after:upto], after, upto)
+                    assert descent.known == after
+                assert found == (version in whole[-1]), (version, whole)
 
 
 @given(qs.states)

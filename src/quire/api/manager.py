@@ -42,7 +42,7 @@ from quire.core.values import clean
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError
-from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Fork, Record, Set, Side, Version
+from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Checkpoint, Fork, Record, Set, Side, Version
 
 log = logging.getLogger("quire.manager")
 
@@ -266,36 +266,41 @@ class StateManager:
 
     async def get_snapshot(self, workflow_id: str, snapshot_id: str) -> StateSnapshot:
         """Return a snapshot. Raises NotFound "Snapshot not found: ...", CorruptRecord when its state is damaged."""
-        workflow = self.store.workflow(workflow_id)
-        found = [c for c in await workflow.checkpoints(kind="snapshot") if c.name == snapshot_id]
-        if not found:
-            raise NotFound(f"Snapshot not found: {snapshot_id}")
-        try:
-            state = await workflow.kept_state(found[0])
-        except CorruptRecord as cause:
-            raise CorruptRecord(f"Snapshot integrity check failed: {cause}", at=cause.at) from cause
+        label, state = await self._kept(workflow_id, snapshot_id)
         whole = record.canonical(state)
         return StateSnapshot(
-            id=found[0].name,
+            id=label.name,
             workflow_id=workflow_id,
             state=state,
-            created_at=ms_of(found[0].created_at),
-            description=found[0].description,
+            created_at=ms_of(label.created_at),
+            description=label.description,
             size=len(whole),
             checksum=hashlib.sha256(whole).hexdigest(),
         )
 
     async def restore_from_snapshot(self, workflow_id: str, snapshot_id: str) -> None:
-        """Make a snapshot's state current, as a new version that subscribers are told of."""
-        snapshot = await self.get_snapshot(workflow_id, snapshot_id)
-        await self.store.workflow(workflow_id).save(
-            snapshot.state,
-            overwrite=True,
-            author="state-manager",
-            message=f"Restored from snapshot: {snapshot_id}",
-            kind="restore",
+        """Make a snapshot's state current, as a new version that subscribers are told of: a restore of its version."""
+        label, state = await self._kept(workflow_id, snapshot_id)
+        how = {"author": "state-manager", "message": f"Restored from snapshot: {snapshot_id}", "kind": "restore"}
+        write, _ = writes.write(
+            self.store.workflow(workflow_id).stream,
+            lambda current: diff(current, state),
+            how,
             allow_empty=True,
+            restored=label.version,
         )
+        await self.store.engine.write(write)
+
+    async def _kept(self, workflow_id: str, snapshot_id: str) -> tuple[Checkpoint, dict[str, Any]]:
+        """Return a snapshot's label and its state. Raises as `get_snapshot`."""
+        workflow = self.store.workflow(workflow_id)
+        found = [c for c in await workflow.checkpoints(kind="snapshot") if c.name == snapshot_id]
+        if not found:
+            raise NotFound(f"Snapshot not found: {snapshot_id}")
+        try:
+            return found[0], await workflow.kept_state(found[0])
+        except CorruptRecord as cause:
+            raise CorruptRecord(f"Snapshot integrity check failed: {cause}", at=cause.at) from cause
 
     # conflicts
 

@@ -18,7 +18,7 @@ import msgspec
 
 from quire.engine.engine import Engine
 from quire.errors import AlreadyExists, Denied, InvalidKey, NotFound, StorageFull, StorageUnavailable, Unsupported
-from quire.model import REDACTED, WORKFLOWS, Record, changes_of
+from quire.model import REDACTED, RESTORED, WORKFLOWS, Record, changes_of
 
 _PAGE = 500
 _GROUP_ROWS = 50_000
@@ -124,7 +124,7 @@ class _Table:
 
 
 def _changes(r: Record) -> str:
-    body = msgspec.json.encode(changes_of(r)) if r.body.startswith(REDACTED) else r.body
+    body = msgspec.json.encode(changes_of(r)) if r.body.startswith((REDACTED, RESTORED)) else r.body
     return body.decode()
 
 

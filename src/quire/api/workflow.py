@@ -298,11 +298,15 @@ class Workflow(Reader):
         return await self._made(changes, pure(changes), how, on=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
-        """Make the state what it was, as a new version; history is never rewound."""
+        """Make the state what it was, as a new version; history is never rewound.
+
+        Its record says which version it brought back, so idempotency keys used since then are free, and those used until
+        then are spent again: see `Writing`.
+        """
         number = await self._number(version)
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
-        return await self._write(lambda state: diff(state, old), ["restore", number], how, newest=True)
+        return await self._write(lambda state: diff(state, old), ["restore", number], how, newest=True, restored=number)
 
     async def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Undo what one version did, as a new version; what came after it stays.
@@ -340,6 +344,7 @@ class Workflow(Reader):
     ) -> Workflow:
         """Start a new workflow whose history begins at a version of this one, without copying anything.
 
+        An idempotency key that is spent at that version is spent in the fork too, and answered with the version it made here.
         Raises AlreadyExists for an id that is or was in use. Cost: one record, whatever the size of the state.
         """
         fork = Workflow(self._engine, new_id)
@@ -502,9 +507,10 @@ class Workflow(Reader):
         *,
         on: Base | None = None,
         newest: bool = False,
+        restored: int | None = None,
     ) -> Version:
         """Write, and return the version, or the head where nothing changed."""
-        made = await self._made(plan, content, how, on=on, newest=newest)
+        made = await self._made(plan, content, how, on=on, newest=newest, restored=restored)
         return made if made is not None else await self.version()
 
     async def _made(
@@ -515,15 +521,16 @@ class Workflow(Reader):
         *,
         on: Base | None = None,
         newest: bool = False,
+        restored: int | None = None,
     ) -> Version | None:
         """Write, and return the version, None where nothing changed.
 
         on: the base of a plan that has its guards. With the option `base`, all that the plan replaces was read there.
-        newest: the write is made on the newest state, and there is no such option.
+        newest: the write is made on the newest state, and there is no such option.  restored: the version it brings back.
         """
         options = {"on_conflict": self._engine.policy, **how}
         made_from = None if newest or on is not None else options.pop("base", None)
-        write, key = writes.write(self.stream, plan, options, base=on)
+        write, key = writes.write(self.stream, plan, options, base=on, restored=restored)
         if made_from is not None:
             write.made_from = made_from
             await self.read_base(write)

@@ -37,7 +37,10 @@ class Writing(TypedDict, total=False):
 
     author: who to blame, default "system".  message: why.  kind: a word for the version, default "change".
     if_version: write only if the head is exactly this, else HeadMoved.  allow_empty: make a version even if nothing
-    changes.  idempotency_key: sent again with the same key the write is not repeated, the version it made is returned.
+    changes.  idempotency_key: sent again with the same key the write is not repeated, the version it made is returned (the
+    head that it met, where it changed nothing). A key is spent, until it expires, while the head descends from its version,
+    following restores and forks: a later overwrite does not free it, a restore to before its version does. A spent key with
+    another content raises KeyReused.
     on_conflict: what becomes of it where others wrote the same place since the version it was made on: "last", "ours",
     "theirs", "both", "queue", "reject" or a function of the conflict, see `core/resolve.py`. Default: the store's; without
     one a stale write is refused with MergeConflict, and of two blind ones the last stands.

@@ -16,16 +16,25 @@ from typing import Any, Unpack, cast
 import msgspec
 
 from quire.api import writes
-from quire.api.counting import Moment, WritingFromZero, from_zero, in_utc, missing, options_in_log, revision
+from quire.api.counting import Moment, WritingFromZero, from_zero, in_log, in_utc, missing, options_in_log, revision
 from quire.api.face import AsyncFace
 from quire.api.store import Store
 from quire.api.workflow import Workflow
 from quire.core.diff import diff
 from quire.core.names import check_id
 from quire.core.record import state_hash
-from quire.core.values import clean
+from quire.core.values import clean, same
 from quire.engine.write import Plan
-from quire.errors import AlreadyExists, CorruptRecord, Invalid, InvalidKey, InvalidState, VersionNotFound
+from quire.errors import (
+    AlreadyExists,
+    CorruptRecord,
+    Invalid,
+    InvalidKey,
+    InvalidState,
+    NotFound,
+    StorageError,
+    VersionNotFound,
+)
 from quire.model import Change, Delete, Set
 
 _VALUES, _TIMES = "values", "times"
@@ -144,18 +153,20 @@ class AsyncCentralizedStateStore(AsyncFace):
 
         Numbers go on from where they are. A time without a zone is UTC; a key without one gets the present.
         Raises InvalidState when the text is not a snapshot, CorruptRecord when it was altered; then nothing changes.
+        Cost: O(state), and reading the version that the text names, if there is one.
         """
         text = _parsed(snapshot)
         values = cast("dict[str, Any]", clean(text.state, path=(_VALUES,), **self.workflow.bounds))
         times = {k: _ms(t) for k, t in text.timestamps.items()}
-        return await self._replace(values, times, {"message": f"restored a snapshot of version {text.version}", **how})
+        how = {"message": f"restored a snapshot of version {text.version}", **how}
+        return await self._replace(values, times, how, restored=await self._version_of(text.version, values, times))
 
     async def rollback(self, version: Moment, **how: Unpack[WritingFromZero]) -> int:
         """Make the store what it was at a version or a time, as one new version, and return it. Raises VersionNotFound."""
         number = await self._number(version)
         old = await self.workflow.state(number)
         how = {"message": f"rolled back to version {number - 1}", **how}
-        return await self._replace(old.get(_VALUES, {}), old.get(_TIMES, {}), how)
+        return await self._replace(old.get(_VALUES, {}), old.get(_TIMES, {}), how, restored=number)
 
     # inside
 
@@ -169,16 +180,27 @@ class AsyncCentralizedStateStore(AsyncFace):
         except VersionNotFound:
             raise missing(self.id, version, oldest=0, newest=await self.get_version()) from None
 
-    async def _replace(self, values: dict[str, Any], times: dict[str, int], how: WritingFromZero) -> int:
+    async def _version_of(self, version: int, values: dict[str, Any], times: dict[str, int]) -> int | None:
+        """Return the log's number of a version if it held just that; None where the text is of another store, or edited."""
+        number = in_log(version)
+        try:
+            old = await self.store.engine.state_at(self.workflow.stream, number)
+        except (NotFound, StorageError):
+            return None  # a snapshot is restored also where the version that it was made of cannot be read
+        return number if same(old, {_VALUES: values, _TIMES: times}) else None
+
+    async def _replace(
+        self, values: dict[str, Any], times: dict[str, int], how: WritingFromZero, *, restored: int | None
+    ) -> int:
         def plan(state: dict[str, Any]) -> list[Change]:
             now = self._clock_ms()
             return list(diff(state, {_VALUES: values, _TIMES: {k: times.get(k, now) for k in values}}))
 
-        return await self._write(plan, how, kind="restore", allow_empty=True)
+        return await self._write(plan, how, kind="restore", allow_empty=True, restored=restored)
 
-    async def _write(self, plan: Plan, how: WritingFromZero, *, kind: str, allow_empty: bool) -> int:
+    async def _write(self, plan: Plan, how: WritingFromZero, **more: Any) -> int:
         workflow, engine = self.workflow, self.store.engine
-        write, _ = writes.write(workflow.stream, plan, options_in_log(how), kind=kind, allow_empty=allow_empty)
+        write, _ = writes.write(workflow.stream, plan, options_in_log(how), **more)
         with from_zero(self.id):
             made = await engine.write(write)
         return await self.get_version() if made is None else made.number - 1

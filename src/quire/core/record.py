@@ -17,7 +17,7 @@ import msgspec
 from blake3 import blake3
 
 from quire.errors import CorruptRecord
-from quire.model import REDACTED, Change, Fork, Record, Redacted, changes_of
+from quire.model import REDACTED, Change, Fork, Record, Redacted, Restored, changes_of, restored_in
 
 FORMAT = 1
 
@@ -26,14 +26,20 @@ _canonical = msgspec.json.Encoder(order="deterministic").encode
 decode = changes_of
 
 
-def encode(changes: Sequence[Change | Fork]) -> bytes:
-    """Return the body of changes: a JSON array of arrays, UTF-8."""
-    return _encode(changes)
+def encode(changes: Sequence[Change | Fork], *, restored: int | None = None) -> bytes:
+    """Return the body of changes: a JSON array of arrays, UTF-8. restored: the version that they bring back."""
+    return _encode(changes if restored is None else [Restored(restored), *changes])
 
 
 def redacted(sealed: bytes, changes: Sequence[Change | Fork]) -> bytes:
-    """Return a body with these changes instead of those in `sealed`, and the digest that its chain covers."""
-    return _encode([Redacted(digest(sealed).hex()), *changes])
+    """Return a body with these changes instead of those in `sealed`, and the digest that its chain covers.
+
+    A restore goes on saying which version it brought back.
+    """
+    left: list[Any] = [Redacted(digest(sealed).hex())]
+    if (back := restored_in(sealed)) is not None:
+        left.append(Restored(back))
+    return _encode([*left, *changes])
 
 
 def digest(body: bytes) -> bytes:

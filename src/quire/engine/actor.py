@@ -17,6 +17,7 @@ import msgspec
 from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working, effective
+from quire.core.descent import Descent
 from quire.core.guards import Guard, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
@@ -25,10 +26,7 @@ from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
-from quire.model import WORKFLOWS, Change, Fork, Head, Record
-
-DELETED = "delete"
-"""Kind of the version that ends a workflow; it counts as absent until created again, numbers going on."""
+from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Record
 
 
 class NeedHistory(Exception):
@@ -47,9 +45,11 @@ class Actor:
         "_start_bytes",
         "_working",
         "changes_since_keyframe",
+        "descent",
         "head",
         "keyframe_size",
         "outrun",
+        "parents",
         "pending",
         "recent",
         "size_since_keyframe",
@@ -76,6 +76,10 @@ class Actor:
         self.outrun = False
         """Another process committed while a batch was prepared here: the batch will be refused, and readers wait for that."""
         self.recent: deque[Record] = deque(maxlen=settings.recent_records)
+        self.descent = Descent(head.stream, head.version)
+        """What the head descends from."""
+        self.parents: tuple[Descent, ...] | None = None
+        """Of the workflows it was forked from, nearest first, up to where each was forked; None until asked for."""
         self.waiters: list[asyncio.Future[None]] = []
         self.changes_since_keyframe = 0
         self.size_since_keyframe = 0
@@ -213,6 +217,7 @@ class Actor:
         self.state = working.state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
         self.recent.extend(records)
+        self.descent.follow(records)
         size = 0
         for entry in records:
             size += len(entry.body)
@@ -240,7 +245,7 @@ class Actor:
         """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
         if changes and self._schemas:
             self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
-        body = record.encode(changes)
+        body = record.encode(changes, restored=write.restored)
         if len(body) > self._settings.write_bytes_max:
             raise LimitExceeded(
                 f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "

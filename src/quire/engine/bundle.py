@@ -10,8 +10,10 @@ from quire.engine.write import Write
 from quire.model import Record, Version
 from quire.storage.base import CellWrite, Expect, Item
 
-Stamp = Callable[[list[Record | None]], CellWrite]
-"""Makes the cell that goes with the records of a write, once their numbers are known."""
+Stamp = Callable[[list[Record | None], list[Actor]], CellWrite]
+"""Makes the cell that goes with the records of writes, once their numbers are known, given the streams they are on.
+
+What it raises refuses the writes: it may look at what their streams came to be since they were asked for."""
 
 
 class Submission:

@@ -111,7 +111,7 @@ class Committer:
     ) -> list[Version | None]:
         """Write all or none; return each write's version, None for one that changed nothing.
 
-        cells: set in the same commit.  stamp: one more, made from the records.
+        cells: set in the same commit.  stamp: makes one more from the records, or raises to refuse them.
         If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise, LimitExceeded,
         StorageTimeout when other processes kept winning, OutcomeUnknown, CellMoved, Closed.
         """
@@ -273,7 +273,7 @@ class Committer:
                 if write.met and not write.unrecorded:
                     self._note(submission, write, sealed, now_ms, marks)
             if submission.stamp is not None:
-                submission.cells = (submission.stamp(records),)
+                submission.cells = (submission.stamp(records, actors),)
         except BaseException as error:
             for actor, mark in marks:
                 actor.back_to(mark)

@@ -4,6 +4,8 @@
    number for each workflow: its knowledge. An ancestor is what is known; common ancestors are what both know.
 2. A merge leaves an entry in the stream `merges/<id>`, in its own commit: what was merged, what that knew, and the
    changes that lead from it to the result. So the graph can be walked down either parent.
+3. What a version descends from is less: its own log without what restores went back behind (core/descent.py), and the
+   logs that it was forked from, up to there. That is what idempotency keys go by.
 """
 
 from __future__ import annotations
@@ -14,11 +16,19 @@ from typing import Any, NamedTuple
 import msgspec
 
 from quire.core import record
+from quire.core.descent import Descent
 from quire.core.fold import copied
+from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.limits import REDACT
 from quire.errors import CorruptRecord, MergeConflict
 from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record, Version
+
+_PAGE_MIN, _PAGE_MAX = 500, 8000
+"""Records of the first page when it is asked what a version descends from, and of later ones: on some stores a page costs
+the same whatever is in it."""
+_PAGE_BYTES = 4 << 20
+"""What a page is to weigh at most, as far as the one before it tells."""
 
 Knowledge = dict[str, int]
 """For each workflow the newest of its versions that is known."""
@@ -80,6 +90,40 @@ async def origin(engine: Engine, workflow_id: str) -> Point | None:
         return None
     fork = record.decode(first[0])[0]
     return Point(fork.workflow_id, fork.version) if isinstance(fork, Fork) else None
+
+
+async def parents(engine: Engine, actor: Actor) -> tuple[Descent, ...]:
+    """Return the descents of the logs that a workflow was forked from, nearest first, up to where each was forked.
+
+    Cost: reads the first record of each, once while the workflow stays in memory.
+    """
+    stream = actor.head.stream
+    if actor.parents is not None or not actor.head.version or not stream.startswith(WORKFLOWS):
+        return actor.parents or ()
+    found: list[Descent] = []
+    at = await origin(engine, stream.removeprefix(WORKFLOWS))
+    while at is not None:
+        found.append(Descent(WORKFLOWS + at.workflow_id, at.version))
+        at = await origin(engine, at.workflow_id)
+    actor.parents = tuple(found)
+    return actor.parents
+
+
+async def descends(engine: Engine, descent: Descent, version: int) -> bool:
+    """Return whether the newest of a descent is a version or descends from it.
+
+    Cost: the records after that version which were not looked at before are read, in pages from the newest back: for
+    100,000 of them 0.15 s on SQLite, 0.5 s on files, a second on NATS. What is written from here on needs no reading.
+    """
+    most = _PAGE_MIN
+    while (found := descent.includes(version)) is None:
+        upto = descent.known
+        after = max(version, upto - most)
+        page = await engine.backend.read(descent.stream, after=after, upto=upto)
+        descent.learn(page, after, upto)
+        size = sum(len(entry.body) for entry in page)
+        most = max(1, min(_PAGE_MAX, 2 * most, most * _PAGE_BYTES // (size + 1)))
+    return found
 
 
 async def ancestor(engine: Engine, one: Point, other: Point) -> Point | None:

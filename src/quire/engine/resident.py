@@ -15,6 +15,7 @@ from typing import Any
 
 from quire.config import Settings
 from quire.core import keyframes, record
+from quire.core.descent import Descent
 from quire.core.fold import fold
 from quire.core.schema import Schemas
 from quire.engine.actor import Actor
@@ -224,6 +225,7 @@ class Residents:
         actor.changes_since_keyframe = since.changes
         actor.size_since_keyframe = since.size
         actor.keyframe_size = since.keyframe_bytes
+        actor.descent = since.descent or actor.descent
         if old is not None:  # callers that hold the old one see it stale
             old.wake()
         self._actors[stream] = actor
@@ -325,15 +327,19 @@ def _agreed(frame: Keyframe, page: list[Record]) -> Head:
 
 
 class _Since:
-    """What was read after a keyframe: decides when the next one is due."""
+    """What was read after a keyframe: decides when the next one is due. descent: of those records, None for none."""
 
     def __init__(self) -> None:
         self.changes = 0
         self.size = 0
         self.keyframe_bytes = 0
         self.state_bytes = 0
+        self.descent: Descent | None = None
 
     def add(self, page: list[Record]) -> None:
+        if self.descent is None:
+            self.descent = Descent(page[0].stream, page[0].version - 1)
+        self.descent.follow(page)
         size = sum(len(r.body) for r in page)
         self.changes += len(page)
         self.size += size

@@ -51,6 +51,8 @@ class Write(msgspec.Struct, eq=False):
     if_version: int | None = None
     exists: bool | None = True
     allow_empty: bool = False
+    restored: int | None = None
+    """The version of this stream whose state it brings back; its record says so."""
     start: dict[str, Any] | None = None
     """The state a forked log starts from."""
     start_bytes: int = 0

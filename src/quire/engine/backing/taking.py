@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -170,7 +170,7 @@ class _Taking:
         if parent is not None and inventory is not None:
             self._streams = dict(inventory.streams)
             self._marks = {m.stream: m for m in parent.manifest.marks}
-        cells = await self._cells()
+        cells = {c.name: c for c in await self._cells()}
         try:
             upto = await self._log(after)
             upto = await self._settle(upto)
@@ -180,9 +180,9 @@ class _Taking:
             for task in self._sending:
                 task.cancel()
             await asyncio.gather(*self._sending, return_exceptions=True)
-        cells += await self._keys({c.name for c in cells})
+        cells |= {c.name: c for c in await self._keys(cells)}
         blobs = await self._blobs({} if inventory is None else dict(inventory.blobs))
-        now = Inventory(self._streams, blobs, tuple(sorted(cells, key=lambda c: c.name)))
+        now = Inventory(self._streams, blobs, tuple(sorted(cells.values(), key=lambda c: c.name)))
         if parent is not None and inventory is not None and not self._pieces and _same(now, inventory):
             return Taken(parent, added=False)
         data = await asyncio.to_thread(write_inventory, now)
@@ -447,11 +447,14 @@ class _Taking:
                 found.append(cell)
         return found
 
-    async def _keys(self, known: set[str]) -> list[Cell]:
-        """Return idempotency keys that were set while the log was read, of versions that were read."""
+    async def _keys(self, known: Mapping[str, Cell]) -> list[Cell]:
+        """Return idempotency keys that were set, or used again, while the log was read, of versions that were read.
+
+        The last word of such a cell is the newest version that it remembers.
+        """
         found: list[Cell] = []
         async for cell in _all_cells(self._bare, _KEYS):
-            if cell.name in known:
+            if cell == known.get(cell.name):
                 continue
             stream = "/".join(cell.name.removeprefix(_KEYS).split("/", 2)[:2])
             made = self._source.shown.cell(cell.name, cell.value).decode(errors="replace").rpartition(" ")[2]

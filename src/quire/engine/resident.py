@@ -16,6 +16,7 @@ from quire.config import Settings
 from quire.core import keyframes, record
 from quire.core.fold import fold
 from quire.core.schema import Schemas
+from quire.core.updated_at import EMPTY, Tail, tail_of
 from quire.engine.actor import Actor
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
@@ -148,6 +149,7 @@ class Residents:
         actor.changes_since_keyframe = since.changes
         actor.size_since_keyframe = since.size
         actor.keyframe_size = since.keyframe_bytes
+        actor.tail = since.tail
         if old is not None:  # whoever holds the old one sees it stale; who waits moves over
             actor.waiters, old.waiters = old.waiters, []
         self._actors[stream] = actor
@@ -198,6 +200,7 @@ class Residents:
             full = len(page) == _PAGE
             if frame is not None and after < frame.version:
                 head = _agreed(frame, page)
+                since.tail = Tail(page[0].time, 0 if frame.version == 1 else None)
                 page = page[1:]
             if not page:
                 break
@@ -239,16 +242,18 @@ def _agreed(frame: Keyframe, page: list[Record]) -> Head:
 
 
 class _Since:
-    """What was read after a keyframe: decides when the next one is due."""
+    """What was read after a keyframe: decides when the next one is due, and the time of the next version."""
 
     def __init__(self) -> None:
         self.changes = 0
         self.size = 0
         self.keyframe_bytes = 0
         self.state_bytes = 0
+        self.tail = EMPTY
 
     def add(self, page: list[Record]) -> None:
         size = sum(len(r.body) for r in page)
         self.changes += len(page)
         self.size += size
         self.state_bytes += size
+        self.tail = tail_of(self.tail, [r.time for r in page])

@@ -55,6 +55,8 @@ class Write(msgspec.Struct, eq=False):
     """The state a forked log starts from."""
     start_bytes: int = 0
     """What that weighs at most, as far as the parent's changes tell."""
+    not_before_ms: int = 0
+    """The time its version has at least: a fork comes after what it was forked from."""
     guard: Callable[[dict[str, Any]], None] | None = None
     """Looks at the state the write is about to meet, and raises to refuse it."""
     history: Sequence[Record] = ()

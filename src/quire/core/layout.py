@@ -53,6 +53,7 @@ def settle(
     stamps: Callable[[], Stamps],
     mine: dict[str, Any] | None = None,
     writer: Writer | None = None,
+    whole: bool = False,
 ) -> Settled:
     """Return what `resolve.settle` does, merging declared places by their kind.
 
@@ -72,12 +73,13 @@ def settle(
                 where=where,
                 merging=None if merging is None else laid.merging(merging),
                 writer=None if writer is None else laid.writer(writer),
+                whole=whole,
             )
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
             positional = positional.without(unfit.pattern)
     return resolve.settle(
-        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer
+        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer, whole=whole
     )
 
 

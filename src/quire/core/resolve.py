@@ -7,6 +7,9 @@
    `queue` leave it out and say so, the others refuse the whole write.
 4. A change behind a guard that does not hold is stale: it was made from a value that is not there any more. Without a
    policy it is refused; a policy settles it like any conflict, also where both sides came to the same value.
+5. A whole state has all that its changes need: where ours is one, rule 3 does not apply, what was taken away is put back
+   as it is there, and of a text that both changed the one of ours stands, not a mixture. Where both sides began an object
+   or a list, it is one that holds what is in both.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ import msgspec
 from quire.core import merge
 from quire.core.changes import Working, apply
 from quire.core.fold import copied
-from quire.core.guards import Guard, Read, Step, sought
+from quire.core.guards import Guard, Read, Step, reliant, sought
 from quire.core.path import format as pointer
 from quire.core.path import get
-from quire.core.values import clean
+from quire.core.values import clean, same
 from quire.errors import ChangeError, Invalid, MergeConflict, OutOfBounds
-from quire.model import Change, Delete, Ensure, Insert, Path, Remove, Set
+from quire.model import Append, Change, Delete, Ensure, Insert, Path, Remove, Set, Splice
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
 Outcome = Literal["ours", "theirs", "both", "value", "pending"]
@@ -109,12 +112,14 @@ def settle(
     where: str = "",
     merging: Merging | None = None,
     writer: Writer | None = None,
+    whole: bool = False,
 ) -> Settled:
     """Return our changes as they go onto the head, by a policy.
 
     changes, over: ours and theirs, each made on `base`; ours with guards.  head: `base` after theirs.  policy: None
     refuses what is stale and lets the later of two writes stand otherwise.  where: what messages call it.
     merging: how two workflows are merged, None for a write that comes late.  writer: of theirs, for messages.
+    whole: ours is a whole state (rule 5).
     Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored.
     Cost: that of merge.both, plus applying ours to `base` where something clashed, and comparing what was read.
     """
@@ -132,6 +137,8 @@ def settle(
             raise _out_of_date(where, msgspec.structs.replace(meeting, **_named(writer, meeting.other)))
     settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard)}
     wanted = _wanted(base, changes, settled) if settled else {}
+    mine = apply(base, changes) if whole and settled else base
+    guarded = dict(sought(changes)) if whole and settled else dict[int, int]()
     result: list[tuple[int | None, Step]] = []
     met: list[Met] = []
     closed: list[Path] = []
@@ -142,11 +149,18 @@ def settle(
         moved = merge.rebase(steps, beside)[0] if beside else steps
         result.extend((number, step) for step in moved)
 
-    for number, parts in enumerate(found.ours):
-        step = changes[number]
+    def reguarded(number: int, steps: Sequence[Step]) -> list[Step]:
+        """Return what stands for a change of a whole state, with guards of its own instead of those of the change."""
+        result[:] = [(n, step) for n, step in result if n is None or guarded.get(n) != number]
+        return reliant(steps)
+
+    for number, rebased in enumerate(found.ours):
+        step, parts = changes[number], rebased
         path = step.path
         if any(path[: len(p)] == p for p in closed):
             continue  # part of what was settled above
+        if whole and not rebased and isinstance(step, Delete) and _keyed(path):
+            parts = _valued(path, ABSENT, get(head, path, ABSENT))  # both took it, and they put something there since
         if number not in settled or isinstance(step, Guard):
             put(number, parts)
             continue
@@ -157,13 +171,29 @@ def settle(
         before, ours = wanted[number]
         taken = not parts and isinstance(clash.theirs, Delete | Remove)
         theirs = ABSENT if taken else get(head, place, ABSENT)
+        if whole and not yields and (clash.dropped or isinstance(step, Splice)):
+            if clash.dropped:
+                path = place = _missing(path, head)
+                before, ours, theirs = (get(side, place, ABSENT) for side in (base, mine, head))
+            parts = reguarded(number, _valued(place, ours, theirs))
+            closed.append(path)
+            if number not in stale and same(before, theirs):
+                put(number, parts)  # they replaced what is around it, and left it as it was
+                continue
         around = min(clash.theirs.path, path, key=len)
         if number not in stale and ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head):
             put(number, parts)
             continue
         last = _last(changes, number)
+        if whole and policy in ("last", "ours") and before is ABSENT and _both_began(ours, theirs):
+            united, both = _united(place, ours, theirs)
+            put(number, reguarded(number, united))
+            told = _named(writer, clash.other)
+            met += [Met(p, ABSENT, a, b, step, last, clash.other, "ours", **told) for p, a, b in both]
+            closed.append(path)
+            continue
         meeting = Met(path, before, ours, theirs, step, last, clash.other, "ours", **_named(writer, clash.other))
-        if policy == "reject" or (clash.dropped and not yields and merging is None):
+        if policy == "reject" or (clash.dropped and not yields and merging is None and not whole):
             raise _refusal(where, meeting, [*met, meeting], dropped=clash.dropped, late=merging is None)
         if not yields and not parts:
             outcome, instead = "theirs", list[Change]()
@@ -210,6 +240,53 @@ def _stale(
             for part in parts:
                 now.apply(part)
     return stale
+
+
+def _keyed(path: Path) -> bool:
+    """Return True for a path through objects only, which is the same on every side."""
+    return not any(type(token) is int for token in path)
+
+
+def _missing(path: Path, head: dict[str, Any]) -> Path:
+    """Return the beginning of a path that is not in the head as our change needs it: an object's key, or a whole list."""
+    there: Any = head
+    for depth, token in enumerate(path):
+        if type(token) is int or type(there) is not dict:
+            return path[:depth]
+        if token not in there:
+            return path[: depth + 1]
+        there = there[cast("str", token)]
+    return path
+
+
+def _valued(place: Path, ours: Any, theirs: Any) -> list[Step]:
+    """Return what makes the value at a place ours, by itself."""
+    if ours is not ABSENT:
+        return [Set(place, ours)]
+    return [] if theirs is ABSENT else [Delete(place)]
+
+
+def _both_began(ours: Any, theirs: Any) -> bool:
+    return type(ours) is type(theirs) in (dict, list) and not same(ours, theirs)
+
+
+def _united(place: Path, ours: Any, theirs: Any) -> tuple[list[Change], list[tuple[Path, Any, Any]]]:
+    """Return what puts all of ours into an object or list that theirs began too, and where both wrote: ours and theirs."""
+    if type(ours) is list:
+        return [Append(place, ours)] if ours else [], []
+    changes: list[Change] = []
+    both: list[tuple[Path, Any, Any]] = []
+    for key, value in cast("dict[str, Any]", ours).items():
+        there = theirs.get(key, ABSENT)
+        path = (*place, key)
+        if _both_began(value, there):
+            more, met = _united(path, value, there)
+            changes += more
+            both += met
+        else:
+            changes.append(Set(path, value))
+            both += [] if there is ABSENT else [(path, value, there)]
+    return changes, both
 
 
 def _last(changes: Sequence[Step], number: int) -> int:

@@ -294,6 +294,7 @@ class Actor:
                 kinds=self._schemas.kinds(head),
                 stamps=lambda: _stamps(len(ours), sources),
                 writer=lambda number: (sources[number].author, sources[number].version),
+                whole=write.whole,
             )
         except MergeConflict as refused:
             raise _carrying(refused, write) from None

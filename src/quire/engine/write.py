@@ -48,6 +48,8 @@ class Write(msgspec.Struct, eq=False):
     made_from: Any = None
     """How its caller names the base; whoever hands the write over reads it first."""
     policy: Policy | None = None
+    whole: bool = False
+    """The changes make a whole state of the base: what others took away and they need is put back as it is there."""
     if_version: int | None = None
     exists: bool | None = True
     allow_empty: bool = False

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.path import get, parse, resolve
 from quire.core.values import same
@@ -14,7 +15,7 @@ from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid
-from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Side, Version
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Version
 
 Choice = Literal["ours", "theirs", "value"]
 
@@ -47,11 +48,17 @@ class Conflicts:
         conflict = await self.get(conflict_id)
         wanted = value if choice == "value" else conflict.ours.value
         tokens = parse(conflict.path)
+        standing = standing_in(conflict)
+        side = conflict.theirs if choice == "theirs" else conflict.ours
+        whole: dict[str, Any] | None = None
+        if not tokens and choice not in (standing, "value") and side.value is msgspec.UNSET and side.version:
+            whole = await self._engine.state_at(WORKFLOWS + self.workflow_id, side.version)
 
         def decided(state: dict[str, Any]) -> list[Change]:
-            standing = conflict.resolution or ("ours" if conflict.merged else "theirs")
             if choice == standing != "value":
                 return []  # or what was written since
+            if whole is not None:
+                return diff(state, whole)
             new = conflict.theirs.value if choice == "theirs" else wanted
             try:
                 place = resolve(state, tokens)
@@ -87,11 +94,6 @@ class Conflicts:
         )
         return made
 
-    async def record(self, conflict: Conflict) -> None:
-        """Write down a conflict that was found elsewhere."""
-        change = Set((conflict.id,), stored(conflict))
-        await self._engine.write(Write(self._stream, [change], author="system", kind="conflict", exists=None))
-
 
 def read(entry: Any) -> Conflict:
     """Return a conflict from the JSON object that is stored."""
@@ -106,17 +108,6 @@ async def of_store(engine: Engine) -> list[Conflict]:
     return found
 
 
-def stale(workflow_id: str, conflict_id: str, *, theirs: Side, ours: Side, policy: str, now_ms: int) -> Conflict:
-    """Return the conflict of a whole state that was written without knowing the newest."""
-    return Conflict(
-        id=conflict_id,
-        workflow_id=workflow_id,
-        path="",
-        base=Side(),
-        theirs=theirs,
-        ours=ours,
-        change=[],
-        policy=policy,
-        status="pending",
-        created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
-    )
+def standing_in(conflict: Conflict) -> str:
+    """Return which side of a conflict stands as long as nobody resolves it: ours, theirs, both or value."""
+    return conflict.resolution or ("ours" if conflict.merged else "theirs")

@@ -67,6 +67,8 @@ class Write(msgspec.Struct, eq=False):
     """It was refused: others write the same stream at the same time."""
     asked: tuple[Sequence[Step], int] | None = None
     """What it is in full: the steps that alter something on its first base, and that version. None until it is rebased."""
+    replaces: Record | None = None
+    """The version that it replaces whole, which its caller may not have known: that is recorded as a conflict."""
     passed: Sequence[Meeting] = ()
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()

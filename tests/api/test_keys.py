@@ -170,7 +170,7 @@ async def test_a_restore_that_changes_nothing_or_has_another_kind_is_one_all_the
 async def test_no_writer_can_pretend_to_restore(wf):
     await step(wf)
     await wf.set("/n", 0, kind="restore", message="restored version 1")
-    await wf.save({"p": 0, "n": 0, "restored": 1}, kind="restore", allow_empty=True)
+    await wf.save({"p": 0, "n": 0, "restored": 1}, kind="restore", allow_empty=True, overwrite=True)
     with pytest.raises(Invalid):
         await wf.apply([Restored(1)])
     with pytest.raises(Invalid):

@@ -12,14 +12,18 @@ from quire.api.store import Store
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.errors import (
+    AlreadyExists,
     Closed,
     Invalid,
     InvalidKey,
     InvalidState,
     LimitExceeded,
+    MergeConflict,
     NotFound,
     StorageUnavailable,
     Unsupported,
+    VersionNotFound,
+    WorkflowNotFound,
 )
 from quire.storage.memory import open_memory
 from quire.testing.servers.fixtures import shared
@@ -96,6 +100,44 @@ async def test_many_who_save_at_once_are_all_in_the_history(place, tmp_path):
         assert [await storage.workflow("k").get("/n", version=v.number) for v in history] == [
             int(v.author[1:]) for v in history
         ]
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+async def test_two_who_load_and_save_onto_their_base_both_keep_their_change(place, tmp_path):
+    async with place(tmp_path) as storage:
+        assert await storage.load_and_version("k") == (None, 0)
+        await storage.save("k", {"a": 0, "b": 0, "log": []}, base=0)
+        with pytest.raises(AlreadyExists):
+            await storage.save("k", {"mine": 1}, base=0)
+        (one, version), (two, same) = [await storage.load_and_version("k") for _ in range(2)]
+        assert version == same == 1
+        one["a"], two["b"] = 1, 2
+        one["log"].append("one")
+        two["log"].append("two")
+        await storage.save("k", one, base=version)
+        await storage.save("k", {**two, "status": "completed"}, base=version)  # whose time begins, where one is given
+        assert await storage.load("k") == {"a": 1, "b": 2, "log": ["one", "two"], "status": "completed"}
+        with pytest.raises(MergeConflict, match="/a was read as 0 and is 1"):
+            await storage.save("k", {**two, "a": 5}, base=version)
+        assert (await storage.load_and_version("k"))[1] == 3
+        assert (await storage.save("k", {"a": 7})).number == 4  # whatever was there
+        assert (await storage.save("k", {"a": 7}, base=4)).number == 5  # each save is a version
+        with pytest.raises(VersionNotFound):
+            await storage.save("k", {"a": 7}, base=9)
+        await storage.delete("k")
+        assert await storage.load_and_version("k") == (None, 0)
+        with pytest.raises(WorkflowNotFound):
+            await storage.save("k", {"a": 8}, base=5)
+        assert (await storage.save("k", {"a": 8}, base=0)).number == 7
+
+
+async def test_what_the_store_does_about_conflicts_counts_for_saves_with_a_base_too():
+    async with quire.open("memory:", on_conflict="theirs") as store, StorageBackend(store) as storage:
+        await storage.save("k", {"a": 0})
+        await storage.save("k", {"a": 1}, base=1)
+        await storage.save("k", {"a": 2}, base=1)
+        assert await storage.load("k") == {"a": 1}
+        assert [c.policy for c in await store.workflow("k").conflicts()] == ["theirs"]
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "a/b", "/etc/passwd", "a b", ".hidden", "x" * 300, 7, None])

@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from time import process_time
 
 import pytest
 
@@ -303,16 +302,12 @@ async def test_guards_of_many_keys_that_others_replaced_take_time_by_their_numbe
     assert await cost(640) < 4 * 2 * await cost(160)
 
 
-async def test_insertions_take_time_by_their_number(store):
-    async def cost(n):
-        wf = await store.create(f"w{n}", {"l": [0]})
-        async with wf.edit() as mine:
-            began = process_time()
-            for i in range(n):
-                mine["l"].insert(0, i)
-            return process_time() - began
-
-    assert await cost(4000) < 4 * 2 * await cost(1000)
+async def test_insertions_leave_no_marks_behind(store):
+    wf = await store.create("w", {"l": [0]})
+    async with wf.edit() as mine:
+        for i in range(2000):
+            mine["l"].insert(0, i)
+        assert not mine["l"]._marks
 
 
 # what was read and then replaced

@@ -78,6 +78,16 @@ def test_kept_text_can_be_gone_on_with(quire, edit):
     assert now == left  # what the user was told about is the user's to remove
 
 
+def test_kept_text_without_its_base_undoes_nothing(quire, edit, tmp_path):
+    quire("set", "w", "/n", "1")
+    kept = tmp_path / "kept.json"
+    kept.write_text(quire("show", "w"))
+    quire("set", "w", "/n", "2")
+    said, _ = edit('echo >> "$1"', "--text", str(kept), code=2)
+    assert "--base" in said
+    assert json.loads(quire("show", "w")) == {"n": 2}
+
+
 @pytest.mark.parametrize("script", ["exit 1", "rm $1", "rm $1; exit 1", ": > $1; exit 1"])
 def test_no_text_leaves_no_file(quire, edit, script):
     said, left = edit(script, code=2)

@@ -5,11 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.core.changes import apply
+from quire.core.diff import diff
+from quire.core.guards import pure, reliant
+from quire.core.path import get
 from quire.core.resolve import ABSENT, POLICIES, check_policy, settle
 from quire.core.values import same
 from quire.errors import ChangeError, Invalid, InvalidState, MergeConflict
 from quire.model import Append, Delete, Increment, Insert, Remove, Set
-from quire.testing.strategies import changes_for, states
+from quire.testing.strategies import changes_for, places, states
 
 BASE = {"plan": "a", "n": 5, "l": ["x", "y"], "o": {"k": 1}}
 SIDES = states.flatmap(lambda s: st.tuples(st.just(s), changes_for(s, 5), changes_for(s, 5)))
@@ -122,3 +125,70 @@ def test_a_removal_that_met_an_edit():
     assert settled(ours, theirs, "last")[0]["l"] == ["y"]
     assert settled(ours, theirs, "queue")[0]["l"] == ["edited", "y"]
     assert settled(ours, theirs, "both")[0]["l"] == ["edited", "y"]
+
+
+# whole states
+
+
+def whole(ours, theirs, base):
+    """Persist a state that was made from `base` where others have written: what stands, where, and what is told."""
+    mine, head = apply(base, ours), apply(base, theirs)
+    found = settle(reliant(diff(base, mine)), theirs, base=base, head=head, policy="last", where="w", whole=True)
+    return mine, head, apply(head, pure(found.changes)), [one.path for one in found.met]
+
+
+@given(SIDES)
+@settings(max_examples=300)
+def test_a_whole_state_is_never_refused_and_neither_side_loses_anything_in_silence(sides):
+    base, ours, theirs = sides
+    mine, head, state, told = whole(ours, theirs, base)
+    keyed = {p for s in (base, mine, head) for p, _ in places(s) if p and all(type(t) is str for t in p)}
+    for path in keyed:
+        was, wanted, there, now = (get(s, path, ABSENT) for s in (base, mine, head, state))
+        if any(type(v) in (list, dict) for v in (was, wanted, there, now)):
+            continue  # what is in it is looked at by itself; lists are merged item by item
+        known = any(path[: len(t)] == t or t[: len(path)] == path for t in told)
+        if same(was, there):
+            assert same(now, wanted) or known
+        elif same(was, wanted):
+            assert same(now, there) or known
+        else:  # both changed it, be it to the same value
+            assert same(now, wanted)
+            assert known
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "stands", "where"),
+    [
+        ([Set(("o", "k"), 2)], [Delete(("o",))], {"o": {"k": 2, "m": [1]}}, ["/o"]),
+        ([Append(("o", "m"), [2])], [Delete(("o", "m"))], {"o": {"k": 1, "m": [1, 2]}}, ["/o/m"]),
+        ([Set(("o", "k"), 2)], [Set(("o",), {"k": 1, "n": 3})], {"o": {"k": 2, "n": 3}}, []),
+        ([Set(("o", "k"), 2)], [Set(("o",), {"k": 9})], {"o": {"k": 2}}, ["/o/k"]),
+        ([Set(("o", "k"), 2)], [Set(("o",), 5)], {"o": {"k": 2, "m": [1]}}, ["/o"]),
+        ([Set(("o", "k"), 2)], [Set((), {})], {"o": {"k": 2, "m": [1]}}, ["/o"]),
+        ([Set(("l", 1), "z")], [Remove(("l",), 1)], {"l": ["x", "z"]}, ["/l"]),
+        ([Delete(("n",))], [Delete(("n",)), Set(("n",), 5)], {"n": ABSENT}, []),
+        ([Delete(("n",))], [Delete(("n",)), Set(("n",), 6)], {"n": ABSENT}, ["/n"]),
+        ([Delete(("n",))], [Delete(("n",))], {"n": ABSENT}, ["/n"]),
+        ([Set(("new",), {"a": 1})], [Set(("new",), {"b": 2})], {"new": {"a": 1, "b": 2}}, []),
+        ([Set(("new",), {"a": {"x": 1}})], [Set(("new",), {"a": {"y": 2}})], {"new": {"a": {"x": 1, "y": 2}}}, []),
+        (
+            [Set(("new",), {"a": 1, "c": [1]})],
+            [Set(("new",), {"a": 2, "c": [2]})],
+            {"new": {"a": 1, "c": [2, 1]}},
+            ["/new/a"],
+        ),
+        ([Set(("new",), {"a": 1})], [Set(("new",), {"a": 1})], {"new": {"a": 1}}, ["/new"]),
+        ([Set(("new",), {"a": 1})], [Set(("new",), [1])], {"new": {"a": 1}}, ["/new"]),
+    ],
+)
+def test_what_a_whole_state_needs_is_put_back_as_it_is_there(ours, theirs, stands, where):
+    base = {"n": 5, "l": ["x", "y"], "o": {"k": 1, "m": [1]}}
+    _, _, state, told = whole(ours, theirs, base)
+    assert {key: state.get(key, ABSENT) for key in stands} == stands
+    assert ["/" + "/".join(map(str, path)) for path in told] == where
+
+
+def test_other_writes_are_refused_where_their_place_is_gone():
+    with pytest.raises(MergeConflict):
+        settled([Set(("o", "k"), 2)], [Delete(("o",))], "last")

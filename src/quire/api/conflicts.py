@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.guards import Within
 from quire.core.path import get, parse, resolve
@@ -15,7 +16,7 @@ from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid
-from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Side, Version
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Version
 
 Choice = Literal["ours", "theirs", "value"]
 
@@ -50,11 +51,17 @@ class Conflicts:
             return await self._let_in(conflict, choice, author, message)
         wanted = value if choice == "value" else conflict.ours.value
         tokens = parse(conflict.path)
+        standing = standing_in(conflict)
+        side = conflict.theirs if choice == "theirs" else conflict.ours
+        whole: dict[str, Any] | None = None
+        if not tokens and choice not in (standing, "value") and side.value is msgspec.UNSET and side.version:
+            whole = await self._engine.state_at(WORKFLOWS + self.workflow_id, side.version)
 
         def decided(state: dict[str, Any]) -> list[Change]:
-            standing = conflict.resolution or ("ours" if conflict.merged else "theirs")
             if choice == standing != "value":
                 return []  # or what was written since
+            if whole is not None:
+                return diff(state, whole)
             new = conflict.theirs.value if choice == "theirs" else wanted
             try:
                 place = resolve(state, tokens)
@@ -111,11 +118,6 @@ class Conflicts:
         beside = Write(self._stream, closed, author=author, message=why, kind="resolve", exists=None)
         return (await self._engine.write_all([write, beside]))[0]
 
-    async def record(self, conflict: Conflict) -> None:
-        """Write down a conflict that was found elsewhere."""
-        change = Set((conflict.id,), stored(conflict))
-        await self._engine.write(Write(self._stream, [change], author="system", kind="conflict", exists=None))
-
 
 def read(entry: Any) -> Conflict:
     """Return a conflict from the JSON object that is stored."""
@@ -130,17 +132,6 @@ async def of_store(engine: Engine) -> list[Conflict]:
     return found
 
 
-def stale(workflow_id: str, conflict_id: str, *, theirs: Side, ours: Side, policy: str, now_ms: int) -> Conflict:
-    """Return the conflict of a whole state that was written without knowing the newest."""
-    return Conflict(
-        id=conflict_id,
-        workflow_id=workflow_id,
-        path="",
-        base=Side(),
-        theirs=theirs,
-        ours=ours,
-        change=[],
-        policy=policy,
-        status="pending",
-        created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
-    )
+def standing_in(conflict: Conflict) -> str:
+    """Return which side of a conflict stands as long as nobody resolves it: ours, theirs, both or value."""
+    return conflict.resolution or ("ours" if conflict.merged else "theirs")

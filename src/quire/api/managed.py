@@ -11,11 +11,14 @@ from typing import Any, cast
 
 import msgspec
 
+from quire.api.conflicts import standing_in
 from quire.errors import InvalidState
-from quire.model import Conflict
+from quire.model import Conflict, Side
 
 STATUSES = ("pending", "running", "completed", "failed", "cancelled")
 PRIORITIES = ("low", "medium", "high", "critical")
+_STRATEGIES = {"last": "last-write-wins", "both": "merge", "queue": "manual"}
+"""What the documents call our policies; the others keep their names."""
 
 
 class StateVersion(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -58,7 +61,11 @@ class StateSnapshot(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class StateConflict(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A stale write that met a newer state. status: pending, resolved or failed."""
+    """A stale write that met a newer state. status: pending, resolved or failed.
+
+    conflicting_changes: what each side had, the one that stands first: path ("" is the whole state), version, author, and
+    value where there was one.
+    """
 
     id: str
     workflow_id: str
@@ -105,15 +112,25 @@ def validate(state: Mapping[str, Any]) -> None:
 
 def state_conflict(conflict: Conflict) -> StateConflict:
     """Return a conflict as the manager tells it."""
-    sides = (conflict.theirs, conflict.ours)
+    sides = (conflict.theirs, conflict.ours) if standing_in(conflict) == "theirs" else (conflict.ours, conflict.theirs)
     return StateConflict(
         id=conflict.id,
         workflow_id=conflict.workflow_id,
-        conflicting_changes=[{"path": conflict.path, "version": s.version, "author": s.author} for s in sides],
+        conflicting_changes=[_side(conflict.path, side) for side in sides],
         detected_at=ms_of(conflict.created_at),
-        resolution_strategy=conflict.policy,
-        status=conflict.status,
+        resolution_strategy=_STRATEGIES.get(conflict.policy, conflict.policy),
+        status="pending" if is_open(conflict) else "resolved",
     )
+
+
+def is_open(conflict: Conflict) -> bool:
+    """Return True where nobody settled a conflict: that the last write stands is what the documents call pending."""
+    return conflict.status == "pending" or (conflict.policy == "last" and conflict.resolved_by is None)
+
+
+def _side(path: str, side: Side) -> dict[str, Any]:
+    told: dict[str, Any] = {"path": path, "version": side.version, "author": side.author}
+    return told if side.value is msgspec.UNSET else {**told, "value": side.value}
 
 
 def ms_of(moment: datetime) -> int:

@@ -14,6 +14,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Self, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from quire.api.managed import (
     StateMetrics,
     StateSnapshot,
     StateVersion,
+    is_open,
     ms_of,
     state_conflict,
     validate,
@@ -32,17 +34,21 @@ from quire.api.managed import (
 from quire.api.store import Store
 from quire.api.store import open as open_store
 from quire.api.tasks import TaskResult, Tasks
+from quire.api.whole_states import UPDATED_AT, WholeStates
 from quire.api.workflow import Workflow
 from quire.core import record
+from quire.core.changes import apply
 from quire.core.diff import diff
 from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.core.path import get
+from quire.core.updated_at import Tail, UpdatedAt, following
 from quire.core.values import clean
+from quire.engine.updated_at import of_version
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
-from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError
-from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Checkpoint, Fork, Record, Set, Side, Version
+from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError, VersionNotFound
+from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Checkpoint, Fork, Record, Set, Version
 
 log = logging.getLogger("quire.manager")
 
@@ -66,6 +72,7 @@ class StateManager:
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._times: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         self._tasks = Tasks(self)
+        self._whole: WholeStates | None = None
         self.set_debug_mode(str(self._env["STATE_MANAGER_DEBUG"]).lower() == "true")
 
     async def __aenter__(self) -> Self:
@@ -91,7 +98,7 @@ class StateManager:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._store is not None and not isinstance(self._storage, Store):
             await self._store.close()
-            self._store = None
+            self._store = self._whole = None
 
     @property
     def store(self) -> Store:
@@ -111,40 +118,38 @@ class StateManager:
     ) -> StateVersion:
         """Store a whole state as a new version; only the difference is kept.
 
-        `updatedAt` is stamped, and a write whose own `updatedAt` is older than the current one is recorded as a
-        conflict; it still becomes current (last write wins), and the state it replaced stays in the history.
+        `updatedAt` says which version the state was made from: `get_workflow_state` put it there. What others changed
+        since stays. Where both changed one place, to the same value or not, the last write stands, and a conflict keeps
+        both sides. In the dict that was given `updatedAt` is moved on to the new version, so that it can be changed and
+        given again; over a wire go on with the state that is returned.
+        A state without `updatedAt`, or with one that no version has, replaces everything; where its `updatedAt` is older
+        than the newest version that is recorded as a conflict. Without a change there is a version, too.
         Raises InvalidState "State validation failed: ..." with nothing stored, and StorageError.
+        Cost: one comparison of the state with its base, and reading the versions since that.
         """
         started = time.perf_counter()
         validate(state)
         workflow = self.store.workflow(workflow_id)
-        whole = cast("dict[str, Any]", clean(dict(state), **writes.limits(self.store.engine.settings)))
-        claimed = whole.get("updatedAt")
-        stale = False
-
-        def plan(current: dict[str, Any]) -> list[Change]:
-            nonlocal stale
-            known = current.get("updatedAt")
-            stale = isinstance(claimed, int | float) and isinstance(known, int | float) and known > claimed
-            now = self.store.engine.clock.now_ms()
-            stamped = {**whole, "updatedAt": max(now, int(known) + 1) if isinstance(known, int | float) else now}
-            return diff(current, stamped)
-
+        whole = cast("dict[str, Any]", clean(dict(state), **workflow.bounds))
         how = {"author": author, "message": change_description, "allow_empty": True}
-        write, _ = writes.write(workflow.stream, plan, how, exists=None)
-        made = await self.store.engine.write(write)
-        assert made is not None
-        if stale:
-            await self._record_conflict(workflow, made)
+        states = self._states()
+        made, since = await states.write(workflow.stream, whole, how)
         version = await self._version(workflow, made)
+        states.move_on(state, whole, made, since, version.state)
         self._measure("persist", started)
         return version
 
     async def get_workflow_state(self, workflow_id: str, version: str | int | None = None) -> dict[str, Any] | None:
-        """Return the current state, or that of a version named by number or id; None where there is none."""
+        """Return the current state, or that of a version named by number or id; None where there is none.
+
+        Its `updatedAt` names that version, whoever wrote it: milliseconds, with a fraction where several versions share
+        one, and greater in every later version.
+        """
         started = time.perf_counter()
         try:
-            return await self.store.workflow(workflow_id).state(version)
+            workflow = self.store.workflow(workflow_id)
+            state, number = await workflow.state_and_version(version)
+            return await self._states().shown(workflow.stream, state, number)
         except (NotFound, InvalidKey):
             return None
         finally:
@@ -152,11 +157,25 @@ class StateManager:
 
     async def get_workflow_history(self, workflow_id: str) -> list[StateVersion]:
         """Return every version with its state, newest first; none for an unknown workflow. Cost: O(history x state)."""
-        workflow = self.store.workflow(workflow_id)
+        workflow, engine = self.store.workflow(workflow_id), self.store.engine
         try:
-            return [await self._version(workflow, v) for v in await workflow.history()]
+            versions = await workflow.history(order="oldest")
         except NotFound:
+            versions = []
+        if not versions:
             return []
+        first, stream = versions[0], workflow.stream
+        state, at = await engine.state_at(stream, first.number), await of_version(engine, stream, first.number)
+        tail, parent = Tail(at.time_ms, at.nth), await _parent(workflow, first)
+        told: list[StateVersion] = []
+        for version in versions:
+            if version is not first:
+                state = apply(state, [c for c in version.changes if not isinstance(c, Fork)])
+                tail = following(tail, version.record.time)
+            shown: dict[str, Any] = {**copied(state), UPDATED_AT: UpdatedAt(tail.time_ms, tail.nth or 0).number}
+            told.append(_told(version, shown, parent))
+            parent = version.id
+        return told[::-1]
 
     async def validate_workflow(self, workflow_id: str) -> dict[str, Any]:
         """Check one workflow's log and its current state."""
@@ -239,8 +258,8 @@ class StateManager:
         changes: list[StateChange] = []
         for index, change in enumerate(record.decode(found)):
             path = () if isinstance(change, Fork) else change.path
-            if path == ("updatedAt",):
-                continue  # our own stamp, not a change anyone made
+            if path == (UPDATED_AT,):
+                continue  # of an earlier Quire, which stored it: not a change anyone made
             changes.append(
                 StateChange(
                     id=f"{Version(found).id}/{index}",
@@ -315,23 +334,12 @@ class StateManager:
         found = [c for c in await conflicts.of_store(self.store.engine) if c.id == conflict_id]
         if not found:
             raise NotFound(f"Conflict not found: {conflict_id}")
-        workflow = self.store.workflow(found[0].workflow_id)
-        if found[0].status == "pending":  # the last write stands: it is what is current
-            await workflow.resolve(conflict_id, "theirs", author="state-manager")
-        return await workflow.state()
-
-    async def _record_conflict(self, workflow: Workflow, made: Version) -> None:
-        replaced, engine = await workflow.version(made.parent), self.store.engine
-        await conflicts.Conflicts(engine, workflow.id).record(
-            conflicts.stale(
-                workflow.id,
-                f"conflict-{engine.ids()}",
-                theirs=Side(author=made.author, version=made.number),
-                ours=Side(author=replaced.author, version=replaced.number),
-                policy="last-write-wins",
-                now_ms=engine.clock.now_ms(),
-            )
-        )
+        conflict, workflow = found[0], self.store.workflow(found[0].workflow_id)
+        if is_open(conflict):  # what stands is what is current, or was written since
+            choice = cast("conflicts.Choice", conflicts.standing_in(conflict))
+            await workflow.resolve(conflict_id, choice, author="state-manager")
+        state, number = await workflow.state_and_version()
+        return await self._states().shown(workflow.stream, state, number)
 
     # metrics, tasks
 
@@ -386,15 +394,31 @@ class StateManager:
         return total / count if count else 0.0
 
     async def _version(self, workflow: Workflow, version: Version) -> StateVersion:
-        parent = None if version.parent is None else (await workflow.version(version.parent)).id
-        return StateVersion(
-            id=version.id,
-            workflow_id=workflow.id,
-            version=version.number,
-            state=await workflow.state(version.number),
-            timestamp=ms_of(version.time),
-            author=version.author,
-            change_description=version.message,
-            checksum=version.checksum,
-            parent_version=parent,
-        )
+        state = await self._states().shown(workflow.stream, await workflow.state(version.number), version.number)
+        return _told(version, state, await _parent(workflow, version))
+
+    def _states(self) -> WholeStates:
+        if self._whole is None:
+            self._whole = WholeStates(self.store.engine)
+        return self._whole
+
+
+async def _parent(workflow: Workflow, version: Version) -> str | None:
+    """Return the id of the version before; None where there is none any more."""
+    with suppress(VersionNotFound):
+        return None if version.parent is None else (await workflow.version(version.parent)).id
+    return None
+
+
+def _told(version: Version, state: dict[str, Any], parent: str | None) -> StateVersion:
+    return StateVersion(
+        id=version.id,
+        workflow_id=version.workflow_id,
+        version=version.number,
+        state=state,
+        timestamp=ms_of(version.time),
+        author=version.author,
+        change_description=version.message,
+        checksum=version.checksum,
+        parent_version=parent,
+    )

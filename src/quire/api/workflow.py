@@ -356,7 +356,7 @@ class Workflow(Reader):
         how = {"author": author, "message": f"forked from {self.id}@{number}" if message is None else message}
         plan = [Fork(self.id, number, origin.chain.hex())]
         write, _ = writes.write(fork.stream, plan, how, kind="fork", exists=False, start=start, allow_empty=True)
-        write.if_version, write.start_bytes = 0, size
+        write.if_version, write.start_bytes, write.not_before_ms = 0, size, origin.time + 1
         await self._engine.write(write)
         return fork
 

@@ -20,12 +20,13 @@ from quire.api.workflow import Workflow
 from quire.backends.expiry import Expiry
 from quire.backends.places import Place, seconds
 from quire.core.diff import diff
+from quire.core.guards import reliant
 from quire.core.names import check_id
 from quire.core.values import clean
 from quire.engine.committer import CellMoved
 from quire.engine.write import Write
 from quire.errors import HeadMoved, Invalid, InvalidState, StorageTimeout, WorkflowNotFound
-from quire.model import WORKFLOWS, Version
+from quire.model import WORKFLOWS, Change, Version
 from quire.storage.base import CellWrite
 
 ENDED = ("completed", "cancelled", "ended")
@@ -35,7 +36,7 @@ _ATTEMPTS = 100
 
 
 class StorageBackend(AsyncFace):
-    """JSON objects under keys, on a store: `save`, `load`, `delete`, `list_keys`, `exists`.
+    """JSON objects under keys, on a store: `save`, `load`, `load_and_version`, `delete`, `list_keys`, `exists`.
 
     storage: an open Store, or the URL of one, opened by `async with` or `start`.  expire_time: seconds, by the
     backend's clock, after which an entry is removed that was saved with `status` completed, cancelled or ended, and not
@@ -72,18 +73,35 @@ class StorageBackend(AsyncFace):
         return self.store.workflow(check_id(key, "key"))
 
     async def save(
-        self, key: str, data: Mapping[str, Any], *, author: str = "system", message: str = "saved"
+        self,
+        key: str,
+        data: Mapping[str, Any],
+        *,
+        base: int | None = None,
+        author: str = "system",
+        message: str = "saved",
     ) -> Version:
         """Put a JSON object under a key, whatever was there; return the version. Only the difference is stored.
 
-        Raises InvalidState naming the path of what is not JSON, LimitExceeded. Cost: a comparison with what is there.
+        base: the version that it was made from, as `load_and_version` gives it, instead of whatever was there: what others
+        saved since stays, and where both changed one place nothing is written and MergeConflict is raised. 0 is that there
+        was nothing; where there is something by now AlreadyExists is raised.
+        Raises InvalidState naming the path of what is not JSON, LimitExceeded; with a base WorkflowNotFound for what was
+        deleted since, VersionNotFound. Cost: a comparison with what is there.
         """
         stream = WORKFLOWS + check_id(key, "key")
         if not isinstance(data, Mapping):
             raise InvalidState(f"{key}: an object is stored under a key, not {type(data).__name__}")
         whole = cast("dict[str, Any]", clean(dict(data), **writes.limits(self.store.engine.settings)))
-        how = {"author": author, "message": message, "allow_empty": True}
-        write, _ = writes.write(stream, partial(_diff, whole), how, exists=None)
+        how: dict[str, Any] = {"author": author, "message": message, "allow_empty": True}
+        if not base:
+            if base is not None:
+                await self._over(key)  # what is over is nothing
+            write, _ = writes.write(stream, partial(_diff, whole), how, exists=None if base is None else False)
+        else:
+            made_from = await self.workflow(key).snapshot(base)
+            how["on_conflict"] = self.store.engine.policy
+            write, _ = writes.write(stream, reliant(_diff(whole, made_from.state)), how, base=made_from)
         ended = whole.get("status") in ENDED
         made = await self._timed(key, write, self._expiry, ended=ended)
         assert made is not None
@@ -91,13 +109,17 @@ class StorageBackend(AsyncFace):
 
     async def load(self, key: str) -> dict[str, Any] | None:
         """Return what is under a key, the caller's own; None where there is nothing. Raises CorruptRecord."""
+        return (await self.load_and_version(key))[0]
+
+    async def load_and_version(self, key: str) -> tuple[dict[str, Any] | None, int]:
+        """Return what `load` does and the number of its version, the base of a later `save`; None and 0 for nothing."""
         workflow = self.workflow(key)
         if await self._over(key):
-            return None
+            return None, 0
         try:
-            return await workflow.state()
+            return await workflow.state_and_version()
         except WorkflowNotFound:
-            return None
+            return None, 0
 
     async def delete(self, key: str, *, author: str = "system", message: str = "deleted") -> None:
         """End what is under a key; nothing there is fine. Its history stays, and its numbers are never used again."""
@@ -144,5 +166,5 @@ class StorageBackend(AsyncFace):
         raise StorageTimeout(f"{key}: others saved it first {_ATTEMPTS} times; nothing was written, try again")
 
 
-def _diff(whole: dict[str, Any], state: dict[str, Any]) -> Any:
+def _diff(whole: dict[str, Any], state: dict[str, Any]) -> list[Change]:
     return diff(state, whole)

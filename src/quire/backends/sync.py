@@ -38,11 +38,22 @@ class StorageBackend(Face[keyed.StorageBackend]):
     def workflow(self, key: str) -> sync.Workflow:
         return self.store.workflow(self.twin.workflow(key).id)
 
-    def save(self, key: str, data: Mapping[str, Any], *, author: str = "system", message: str = "saved") -> Version:
-        return self.loop.run(self.twin.save(key, data, author=author, message=message))
+    def save(
+        self,
+        key: str,
+        data: Mapping[str, Any],
+        *,
+        base: int | None = None,
+        author: str = "system",
+        message: str = "saved",
+    ) -> Version:
+        return self.loop.run(self.twin.save(key, data, base=base, author=author, message=message))
 
     def load(self, key: str) -> dict[str, Any] | None:
         return self.loop.run(self.twin.load(key))
+
+    def load_and_version(self, key: str) -> tuple[dict[str, Any] | None, int]:
+        return self.loop.run(self.twin.load_and_version(key))
 
     def delete(self, key: str, *, author: str = "system", message: str = "deleted") -> None:
         return self.loop.run(self.twin.delete(key, author=author, message=message))

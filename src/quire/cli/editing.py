@@ -38,6 +38,10 @@ def edit(ctx: click.Context, name: str, kept: str | None, base: int | None, **ho
 
     What you changed becomes one version. If it cannot be stored your text is kept, and the message says where.
     """
+    if kept is not None and base is None:
+        raise Invalid(
+            "--text needs --base too, the version that FILE was made from: else it would undo what came since"
+        )
     if how.pop("idempotency_key") is not None:
         raise Invalid("edit takes no idempotency key: what you write in the editor is different every time")
     command = _editor()

@@ -55,6 +55,7 @@ def settle(
     stamps: Callable[[], Stamps],
     mine: dict[str, Any] | None = None,
     writer: Writer | None = None,
+    whole: bool = False,
 ) -> Settled:
     """Return what `resolve.settle` does, merging declared places by their kind.
 
@@ -65,12 +66,12 @@ def settle(
     while positional and positional.touched(changes) & positional.touched(over):
         try:
             laid = _lay(positional, base, changes, over, stamps())
-            found = laid.settled(policy, where, merging, writer)
+            found = laid.settled(policy, where, merging, writer, whole=whole)
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
             positional = positional.without(unfit.pattern)
     return resolve.settle(
-        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer
+        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer, whole=whole
     )
 
 
@@ -111,7 +112,9 @@ class _Laid:
         self._kinds = kinds
         self._start = start
 
-    def settled(self, policy: Policy | None, where: str, merging: Merging | None, writer: Writer | None) -> Settled:
+    def settled(
+        self, policy: Policy | None, where: str, merging: Merging | None, writer: Writer | None, *, whole: bool
+    ) -> Settled:
         """Return what is settled of objects. Raises MergeConflict, told of lists."""
         try:
             return resolve.settle(
@@ -123,6 +126,7 @@ class _Laid:
                 where=where,
                 merging=None if merging is None else self.merging(merging),
                 writer=None if writer is None else self.writer(writer),
+                whole=whole,
             )
         except MergeConflict as refused:
             met = [self.seen(cast("Met", each)) for each in refused.conflicts]

@@ -351,14 +351,14 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
         case Ensure(_, mine), Ensure(_, other) if type(mine) is type(other):
             return _Swap([ours], [theirs])
         case Ensure(path, mine), Set(_, other):
-            if type(mine) is not type(other):
+            if type(mine) is not type(other) or not (late or same(mine, other)):
                 return _Swap([Set(path, mine)], [], False)
             return _Swap([ours], _filled(path, other))  # it is theirs, and what both put into it merges
         case Ensure(path, mine), Delete():
             return _Swap([ours], [_Emptied(path, mine)], None if late else False)
         case Ensure(path, mine), Ensure() | Increment() | Splice():
             return _Swap([Set(path, mine)], [], False)
-        case Set(_, mine), Ensure(_, other) if type(mine) is type(other):
+        case Set(_, mine), Ensure(_, other) if type(mine) is type(other) and (late or same(mine, other)):
             return _Swap([ours], [theirs])
         case Increment() | Splice(), Ensure(path, other):
             return _Swap([], [Set(path, other)], True)

@@ -7,6 +7,9 @@
    `queue` leave it out and say so, the others refuse the whole write.
 4. A change behind a guard that does not hold is stale: it was made from a value that is not there any more. Without a
    policy it is refused; a policy settles it like any conflict, also where both sides came to the same value.
+5. A whole state has all that its changes need: where ours is one, rule 3 does not apply, what was taken away is put back
+   as it is there, and of a text that both changed the one of ours stands, not a mixture. Where both sides began an object
+   or a list, it is one that holds what is in both.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ import msgspec
 from quire.core import merge
 from quire.core.changes import Working, apply
 from quire.core.fold import copied
-from quire.core.guards import Guard, Read, Step, sought
+from quire.core.guards import Guard, Read, Step, reliant, sought
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
 from quire.core.trail import Trail
 from quire.core.values import clean, same
 from quire.errors import Invalid
-from quire.model import Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 Named = Literal["last", "ours", "theirs", "both", "queue", "reject"]
 Outcome = Literal["ours", "theirs", "both", "value", "pending"]
@@ -109,12 +112,14 @@ def settle(
     where: str = "",
     merging: Merging | None = None,
     writer: Writer | None = None,
+    whole: bool = False,
 ) -> Settled:
     """Return our changes as they go onto the head, by a policy.
 
     changes, over: ours and theirs, each made on `base`; ours with guards.  head: `base` after theirs.  policy: None
     refuses what is stale and lets the later of two writes stand otherwise.  where: what messages call it.
     merging: how two workflows are merged, None for a write that comes late.  writer: of theirs, for messages.
+    whole: ours is a whole state (rule 5).
     Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored.
     Cost: that of merge.both, plus applying ours to `base` where something clashed, and comparing what was read.
     """
@@ -147,6 +152,7 @@ def settle(
     settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
     wanted = _wanted(base, changes, settled, ways) if settled and ways is not None else {}
     theirs_made = Trail(over)
+    mine = apply(base, changes) if whole and settled else base
     result: list[tuple[int | None, Step]] = []
     met: list[Met] = []
     closed: set[Path] = set()
@@ -161,8 +167,8 @@ def settle(
             result.extend((guard, step) for step in moved)
         guards.clear()
 
-    for number, parts in enumerate(found.ours):
-        step = changes[number]
+    for number, rebased in enumerate(found.ours):
+        step, parts = changes[number], rebased
         path = step.path
         if isinstance(step, Read) and not step.strict:
             guards.append((number, parts))
@@ -180,6 +186,16 @@ def settle(
         before, ours = wanted[number]
         taken = not parts and isinstance(clash.theirs, Delete | Remove)
         theirs = ABSENT if taken else get(head, place, ABSENT)
+        if whole and not yields and (clash.dropped or isinstance(step, Splice)):
+            if clash.dropped:
+                path = place = _missing(path, head)
+                before, ours, theirs = (get(side, place, ABSENT) for side in (base, mine, head))
+            guards.clear()
+            parts = reliant(_valued(place, ours, theirs))
+            closed.add(path)
+            if number not in stale and same(before, theirs):
+                put(number, parts)  # they replaced what is around it, and left it as it was
+                continue
         around = min(clash.theirs.path, path, key=len)
         if number not in stale and (
             (ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head))
@@ -189,8 +205,16 @@ def settle(
             continue
         other = theirs_made.last(place)
         last, other = _last(changes, number, ways), clash.other if other is None else other
+        if whole and policy in ("last", "ours") and before is ABSENT and _both_began(ours, theirs):
+            united, twice = _united(place, ours, theirs)
+            guards.clear()
+            put(number, reliant(united))
+            told = _named(writer, other)
+            met += [Met(p, ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
+            closed.add(path)
+            continue
         meeting = Met(path, before, ours, theirs, step, last, other, "ours", **_named(writer, other))
-        if policy == "reject" or (clash.dropped and not yields and merging is None):
+        if policy == "reject" or (clash.dropped and not yields and merging is None and not whole):
             reason: Reason = "merge" if merging is not None else "gone" if clash.dropped else "written"
             raise refusal(where, reason, [*met, meeting])
         if not yields and not parts:
@@ -203,7 +227,7 @@ def settle(
             meeting = msgspec.structs.replace(meeting, ours=get(apply(head, instead), place, ABSENT))
         put(number if outcome == "ours" else None, instead)
         beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
-        if path in closed:  # a later one of ours stands where an earlier one did not
+        if path in closed and not whole:  # a later one of ours stands where an earlier one did not
             closed.discard(path)
             met = [m for m in met if m.path != path]
         if instead is not parts:
@@ -273,6 +297,48 @@ def _stale(
             ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
             stale[relies] = Met(guard.path, was, ours, is_now, change, relies, clashes[number].other, "ours")
     return stale
+
+
+def _missing(path: Path, head: dict[str, Any]) -> Path:
+    """Return the beginning of a path that is not in the head as our change needs it: an object's key, or a whole list."""
+    there: Any = head
+    for depth, token in enumerate(path):
+        if type(token) is int or type(there) is not dict:
+            return path[:depth]
+        if token not in there:
+            return path[: depth + 1]
+        there = there[cast("str", token)]
+    return path
+
+
+def _valued(place: Path, ours: Any, theirs: Any) -> list[Step]:
+    """Return what makes the value at a place ours, by itself."""
+    if ours is not ABSENT:
+        return [Set(place, ours)]
+    return [] if theirs is ABSENT else [Delete(place)]
+
+
+def _both_began(ours: Any, theirs: Any) -> bool:
+    return type(ours) is type(theirs) in (dict, list) and not same(ours, theirs)
+
+
+def _united(place: Path, ours: Any, theirs: Any) -> tuple[list[Change], list[tuple[Path, Any, Any]]]:
+    """Return what puts all of ours into an object or list that theirs began too, and where both wrote: ours and theirs."""
+    if type(ours) is list:
+        return [Append(place, ours)] if ours else [], []
+    changes: list[Change] = []
+    both: list[tuple[Path, Any, Any]] = []
+    for key, value in cast("dict[str, Any]", ours).items():
+        there = theirs.get(key, ABSENT)
+        path = (*place, key)
+        if _both_began(value, there):
+            more, met = _united(path, value, there)
+            changes += more
+            both += met
+        else:
+            changes.append(Set(path, value))
+            both += [] if there is ABSENT else [(path, value, there)]
+    return changes, both
 
 
 def _last(changes: Sequence[Step], number: int, ways: _Ways | None) -> int:

@@ -22,6 +22,7 @@ from quire.core.guards import Guard, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
 from quire.core.schema import Schemas
+from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
 from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
@@ -43,6 +44,7 @@ class Actor:
         "_settings",
         "_start",
         "_start_bytes",
+        "_tails",
         "_working",
         "changes_since_keyframe",
         "descent",
@@ -56,6 +58,7 @@ class Actor:
         "stale",
         "state",
         "state_size",
+        "tail",
         "waiters",
         "weight",
     )
@@ -72,6 +75,8 @@ class Actor:
         self.weight: Weight | None = None
         """What it weighs exactly, once that was needed."""
         self._limits = limits_of(settings) if head.stream.startswith(WORKFLOWS) else None
+        self.tail: Tail = EMPTY
+        """The time of the head, and how many versions right in front of it have the same."""
         self.stale = False
         self.outrun = False
         """Another process committed while a batch was prepared here: the batch will be refused, and readers wait for that."""
@@ -90,6 +95,8 @@ class Actor:
         self._pending_bytes = 0
         self.pending: list[Record] = []
         """Records sealed in this batch."""
+        self._tails: list[Tail] = []
+        """The tail behind each of them."""
 
     @property
     def exists(self) -> bool:
@@ -124,6 +131,8 @@ class Actor:
         if before is not None:
             plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
+        tail = self._tails[-1] if self._tails else self.tail
+        time_ms = max(next_time(now_ms, tail), write.not_before_ms)
         start = self._start, self._start_bytes
         if write.start is not None:
             self._start, self._start_bytes = write.start, write.start_bytes
@@ -133,12 +142,13 @@ class Actor:
         try:
             if self._limits is not None:
                 self._limits.check_state(write.stream, write.kind, changes, weight, weight_of(working))
-            sealed = self._sealed(write, changes, working.state, tip, now_ms)
+            sealed = self._sealed(write, changes, working.state, tip, time_ms)
         except BaseException:  # what was applied has no record
             self._start, self._start_bytes = start
             self._rebuilt()
             raise
         self.pending.append(sealed)
+        self._tails.append(following(tail, time_ms))
         self._pending_bytes += len(sealed.body)
         return sealed
 
@@ -160,7 +170,7 @@ class Actor:
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
         if len(self.pending) > count:
-            del self.pending[count:]
+            del self.pending[count:], self._tails[count:]
             self._pending_bytes = sum(len(sealed.body) for sealed in self.pending)
             if not self.pending:
                 self._start, self._start_bytes = None, 0
@@ -175,7 +185,7 @@ class Actor:
 
     def abandon(self) -> None:
         """Forget the batch; what is durable stays."""
-        self.pending = []
+        self.pending, self._tails = [], []
         self._pending_bytes = 0
         self._working = None
         self._start, self._start_bytes = None, 0
@@ -216,6 +226,7 @@ class Actor:
         self.outrun = False
         self.state = working.state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
+        self.tail = tail_of(self.tail, [entry.time for entry in records])
         self.recent.extend(records)
         self.descent.follow(records)
         size = 0
@@ -240,7 +251,7 @@ class Actor:
             raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
 
     def _sealed(
-        self, write: Write, changes: Sequence[Change | Fork], state: dict[str, Any], tip: Record | Head, now_ms: int
+        self, write: Write, changes: Sequence[Change | Fork], state: dict[str, Any], tip: Record | Head, time_ms: int
     ) -> Record:
         """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
         if changes and self._schemas:
@@ -255,7 +266,7 @@ class Actor:
                 found=len(body),
             )
         return record.seal(
-            write.stream, tip.version + 1, now_ms, write.author, write.message, write.kind, body, tip.chain
+            write.stream, tip.version + 1, time_ms, write.author, write.message, write.kind, body, tip.chain
         )
 
     def _advance(self, write: Write, base: Base) -> None:
@@ -300,6 +311,7 @@ class Actor:
                 kinds=self._schemas.kinds(head),
                 stamps=lambda: _stamps(len(ours), sources),
                 writer=lambda number: (sources[number].author, sources[number].version),
+                whole=write.whole,
             )
         except MergeConflict as refused:
             raise _carrying(refused, write) from None

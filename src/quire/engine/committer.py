@@ -270,7 +270,7 @@ class Committer:
                 records.append(sealed)
                 if sealed is not None:
                     size += len(sealed.body)
-                if write.met and not write.unrecorded:
+                if (write.met or write.replaces is not None) and not write.unrecorded:
                     self._note(submission, write, sealed, now_ms, marks)
             if submission.stamp is not None:
                 submission.cells = (submission.stamp(records, actors),)

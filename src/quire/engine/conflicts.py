@@ -29,25 +29,44 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
 
     after: the head of the stream of conflicts; it makes the ids unique.
     """
-    entries: list[Set] = []
-    for number, (met, theirs, base) in enumerate(write.met, 1):
-        name = f"conflict-{after + 1}" if len(write.met) == 1 else f"conflict-{after + 1}-{number}"
+    made = None if sealed is None else sealed.version
+    whole = write.replaces
+    count = len(write.met) + (whole is not None)
+    names = [f"conflict-{after + 1}{'' if count == 1 else f'-{number}'}" for number in range(1, count + 1)]
+    found: list[Conflict] = []
+    for name, (met, theirs, base) in zip(names, write.met, strict=False):
         conflict = settled(
             name,
             write.stream.removeprefix(WORKFLOWS),
             met,
             base=Side(met.base, version=base),
             theirs=Side(met.theirs, theirs.author, theirs.version),
-            ours=Side(met.ours, write.author, None if sealed is None else sealed.version),
+            ours=Side(met.ours, write.author, made),
             policy=write.policy or "last",
             now_ms=now_ms,
         )
-        entries.append(Set((name,), stored(conflict)))
+        found.append(conflict)
+    if whole is not None:
+        found.append(
+            Conflict(
+                id=names[-1],
+                workflow_id=write.stream.removeprefix(WORKFLOWS),
+                path="",
+                base=Side(),
+                theirs=Side(author=whole.author, version=whole.version),
+                ours=Side(author=write.author, version=made),
+                change=[],
+                policy="last",
+                status="resolved",
+                created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
+                resolution="ours",
+            )
+        )
     return Write(
         stream_of(write),
-        entries,
+        [Set((conflict.id,), stored(conflict)) for conflict in found],
         author=write.author,
-        message=f"met {len(entries)} while writing" if len(entries) > 1 else f"at {entries[0].value['path']}",
+        message=f"met {count} while writing" if count > 1 else f"at {found[0].path}",
         kind="conflict",
         exists=None,
     )

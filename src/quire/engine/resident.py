@@ -18,6 +18,7 @@ from quire.core import keyframes, record
 from quire.core.descent import Descent
 from quire.core.fold import fold
 from quire.core.schema import Schemas
+from quire.core.updated_at import EMPTY, Tail, tail_of
 from quire.engine.actor import Actor
 from quire.engine.starts import Start, Starts
 from quire.errors import CorruptRecord, VersionNotFound
@@ -228,6 +229,7 @@ class Residents:
         actor.descent = since.descent or actor.descent
         if old is not None:  # callers that hold the old one see it stale
             old.wake()
+        actor.tail = since.tail
         self._actors[stream] = actor
         self._actors.move_to_end(stream)
         self._starts.settle(stream, head.version)
@@ -277,6 +279,7 @@ class Residents:
             full = len(page) == _PAGE
             if frame is not None and after < frame.version:
                 head = _agreed(frame, page)
+                since.tail = Tail(page[0].time, 0 if frame.version == 1 else None)
                 page = page[1:]
             if not page:
                 break
@@ -327,7 +330,7 @@ def _agreed(frame: Keyframe, page: list[Record]) -> Head:
 
 
 class _Since:
-    """What was read after a keyframe: decides when the next one is due. descent: of those records, None for none."""
+    """What was read after a keyframe: when the next one is due, what the head descends from, and its time."""
 
     def __init__(self) -> None:
         self.changes = 0
@@ -335,6 +338,7 @@ class _Since:
         self.keyframe_bytes = 0
         self.state_bytes = 0
         self.descent: Descent | None = None
+        self.tail = EMPTY
 
     def add(self, page: list[Record]) -> None:
         if self.descent is None:
@@ -344,3 +348,4 @@ class _Since:
         self.changes += len(page)
         self.size += size
         self.state_bytes += size
+        self.tail = tail_of(self.tail, [r.time for r in page])

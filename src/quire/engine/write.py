@@ -48,6 +48,8 @@ class Write(msgspec.Struct, eq=False):
     made_from: Any = None
     """How its caller names the base; whoever hands the write over reads it first."""
     policy: Policy | None = None
+    whole: bool = False
+    """The changes make a whole state of the base: what others took away and they need is put back as it is there."""
     if_version: int | None = None
     exists: bool | None = True
     allow_empty: bool = False
@@ -57,6 +59,8 @@ class Write(msgspec.Struct, eq=False):
     """The state a forked log starts from."""
     start_bytes: int = 0
     """What that weighs at most, as far as the parent's changes tell."""
+    not_before_ms: int = 0
+    """The time its version has at least: a fork comes after what it was forked from."""
     guard: Callable[[dict[str, Any]], None] | None = None
     """Looks at the state the write is about to meet, and raises to refuse it."""
     history: Sequence[Record] = ()
@@ -67,6 +71,8 @@ class Write(msgspec.Struct, eq=False):
     """What it is in full: the steps that alter something on its first base, and that version. None until it is rebased."""
     unrecorded: bool = False
     """What it meets is no conflict of its own: it settles one."""
+    replaces: Record | None = None
+    """The version that it replaces whole, which its caller may not have known: that is recorded as a conflict."""
     passed: Sequence[Meeting] = ()
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()

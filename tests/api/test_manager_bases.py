@@ -18,6 +18,7 @@ from quire.engine.clock import FakeClock
 from quire.engine.updated_at import version_of
 from quire.errors import NotFound
 from quire.model import WORKFLOWS
+from quire.orchestra import run, sequence
 from quire.testing.servers.fixtures import started
 from quire.testing.servers.nats import NatsServer
 from quire.testing.servers.postgres import PostgresServer
@@ -564,6 +565,23 @@ async def test_writes_of_any_kind_in_between_are_kept(manager):
     assert await values(manager, "a", "b", "c", "d", "e") == (1, 1, 1, 1, 1)
     assert await workflow.get("/updatedAt") == "mine"
     await inverts(manager)
+
+
+async def test_a_run_goes_on_beside_whole_states(manager):
+    async def first(ctx):
+        mine = await manager.get_workflow_state("r")
+        made_anew = {**state(id="r", a=1), "updatedAt": mine["updatedAt"]}  # without what the run keeps there
+        await manager.persist_workflow_state("r", made_anew)
+        ctx.state["b"] = 1
+
+    def second(ctx):
+        ctx.state["c"] = ctx.state["a"]
+
+    flow = sequence(first, second)
+    result = await run(manager.store, flow, id="r", state=state(id="r", a=0))
+    assert (result.ran, [result.state[k] for k in "abc"]) == (["first", "second"], [1, 1, 1])
+    assert result.state["_run"]["status"] == "completed"
+    assert await manager.list_conflicts() == []
 
 
 async def test_a_fork_takes_states_of_its_own_and_puts_others_on_record(manager):

@@ -30,7 +30,7 @@ from quire.engine.engine import Engine
 from quire.engine.updated_at import of_version, version_of
 from quire.engine.write import Base, Meeting, Write
 from quire.errors import MergeConflict, VersionNotFound, WorkflowNotFound
-from quire.model import Change, Fork, Path, Record, Version
+from quire.model import RUN, Change, Fork, Path, Record, Version
 
 UPDATED_AT = "updatedAt"
 _ATTEMPTS = 10
@@ -194,5 +194,5 @@ def _bare(state: dict[str, Any]) -> dict[str, Any]:
 
 def _changes(before: dict[str, Any], whole: dict[str, Any]) -> list[Change]:
     """Return what turns a state into a whole one; what Quire keeps in it stays, it is easily left out of a dict made anew."""
-    kept = {key: before[key] for key in (KEY, UPDATED_AT) if key in before}
+    kept = {key: before[key] for key in (KEY, RUN, UPDATED_AT) if key in before}
     return diff(before, {**kept, **whole})

@@ -263,11 +263,15 @@ def _unchanged(
 ) -> set[int]:
     """Return which of ours met what others changed and changed back: that is no conflict."""
     alike: set[int] = set()
-    for number, clash in clashes.items():
-        if isinstance(changes[number], Set | Delete) and not clash.dropped:
+    places: set[Path] = set()
+    for number in sorted(clashes):
+        step = changes[number]
+        if isinstance(step, Set | Delete) and not clashes[number].dropped:
             then, now = ways.places(number)
-            if then is not None and now is not None and same(get(base, then, ABSENT), get(head, now, ABSENT)):
+            own = then is None and step.path in places  # it goes on with one of ours that stands
+            if own or (then is not None and now is not None and same(get(base, then, ABSENT), get(head, now, ABSENT))):
                 alike.add(number)
+                places.add(step.path)
     return alike
 
 

@@ -29,7 +29,7 @@ from typing import Any, SupportsIndex, cast, overload
 
 import msgspec
 
-from quire.api.draft_node import ABSENT, DRAFTS, OWN, PRESENCE, READ, Node
+from quire.api.draft_node import ABSENT, DRAFTS, PRESENCE, READ, Node
 from quire.api.recorder import Recorder
 from quire.core.diff import diff
 from quire.core.fold import copied
@@ -198,7 +198,7 @@ class DictDraft(Node, MutableMapping[str, Any]):
 
     def _drop(self, path: Path, key: str) -> None:
         self._recorder.record(Delete((*path, key)), self._guarded(path, key))
-        self._mark(key, OWN)
+        self._mark_own(key)
         self._sites.pop(key, None)
         self._forget(key)
 

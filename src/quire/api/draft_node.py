@@ -24,8 +24,9 @@ from quire.errors import ChangeError
 from quire.model import Append, Change, Increment, Path, Set, Splice
 
 ABSENT: Any = object()
-PRESENCE, READ, OWN = 1, 2, 3
-"""Marks of a key: whether something is there was read; what is there was read; what is there is this draft's own."""
+PRESENCE, READ, OWN, OWN_AFTER_READ = 1, 2, 3, 4
+"""Marks of a key: whether something is there was read; what is there was read; what is there is this draft's own; it is,
+and what was there before was read."""
 _SUMS = frozenset((int, float, str))
 """What `+=` is understood of."""
 _NONE: Any = {}
@@ -158,6 +159,11 @@ class Node:
             self._marks = {}
         self._marks[key] = mark
 
+    def _mark_own(self, key: str | int) -> None:
+        kid = self._kids.get(key)
+        read = self._marks.get(key, OWN) != OWN or (kid is not None and kid._was_read())
+        self._mark(key, OWN_AFTER_READ if read else OWN)
+
     def _read(self, key: str | int, mark: int = READ) -> None:
         """Mark a key as read."""
         if self._whole or self._marks.get(key, 0) >= mark:
@@ -195,11 +201,11 @@ class Node:
 
     def _is_own(self, key: str | int | None) -> bool:
         """Return True if what is at a key here (None: here) was put there by this draft, or lies within what was."""
-        if key is not None and self._marks.get(key) == OWN:
+        if key is not None and self._marks.get(key, 0) >= OWN:
             return True
         node = self
         while node._parent is not None:
-            if node._parent._marks.get(node._key) == OWN:
+            if node._parent._marks.get(node._key, 0) >= OWN:
                 return True
             node = node._parent
         return False
@@ -251,7 +257,7 @@ class Node:
         """Set a cleaned value at a path just below this node."""
         key = path[-1]
         if self._recorder.record(Set(path, value), self._guarded(path[:-1], key)):
-            self._mark(key, OWN)
+            self._mark_own(key)
         elif self._recorder.strict:
             self._read(key)  # it is to be that, and is already
         if self._sites:

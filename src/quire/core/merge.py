@@ -376,7 +376,9 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
         case _AtEnd(path, _, _, text), Set(_, value) if type(value) is str:
             return _Swap([_AtEnd(path, len(value), 0, text)], [Set(path, value + text)])
         case Append(_, values), Set(path, value) if type(value) is list:
-            return _Swap([ours], [Set(path, cast("list[Any]", value) + values)])
+            there = cast("list[Any]", value)
+            mine = _Placed(path, values, len(there)) if isinstance(ours, _Placed) else ours
+            return _Swap([mine], [Set(path, there + values)])
         case _, Set() | Delete():
             return _Swap([], [theirs], True)
         case Insert() | Remove(), _Somewhere():

@@ -217,8 +217,8 @@ def settle(
         if policy == "reject" or (clash.dropped and not yields and merging is None and not whole):
             reason: Reason = "merge" if merging is not None else "gone" if clash.dropped else "written"
             raise refusal(where, reason, [*met, meeting])
-        if not yields and not parts:
-            outcome, instead = "theirs", list[Change]()
+        if not yields and not parts:  # they did it too; what else ours does there stands
+            outcome, instead = "theirs", cast("list[Change]", parts) if merging is None else list[Change]()
         else:
             outcome, instead = _decide(policy or "last", meeting, place, cast("list[Change]", parts), head)
         if outcome != "ours":

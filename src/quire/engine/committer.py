@@ -305,12 +305,12 @@ class Committer:
         """Read, for writes whose base their actors no longer remember, what came since."""
         for write, actor in zip(submission.writes, actors, strict=True):
             if write.base is not None and actor.since(write.base.version) is None:
-                first = write.base.version + 1
+                first, upto = write.base.version + 1, actor.head.version  # which may move on while it is read
                 known = write.history  # of a try before this one
                 after = known[-1].version if known else write.base.version
-                more = await self._backend.read(write.stream, after=after, upto=actor.head.version)
+                more = await self._backend.read(write.stream, after=after, upto=upto)
                 write.history = [*known, *more]
-                if [r.version for r in write.history] != list(range(first, actor.head.version + 1)):
+                if [r.version for r in write.history] != list(range(first, upto + 1)):
                     name = write.stream.removeprefix(WORKFLOWS)
                     raise MergeConflict(
                         f"{name}: version {first}, which came after the one this write was made on, is not kept any "

@@ -1,0 +1,156 @@
+"""With one mistake in the library the campaign finds it, and without it finds nothing: it does not pass everything."""
+
+import pytest
+from tests.campaigns.known import KNOWN, new, shown
+
+from quire.api import draft
+from quire.core import guards, merge, resolve
+from quire.core.path import get
+from quire.engine import actor
+from quire.model import Increment, Set, Splice
+from quire.testing.edits.campaign import Campaign, run
+
+pytestmark = pytest.mark.soak
+
+SEEDS = 12
+EDITS = ("edit", "edit", "old", "update")
+
+
+def agreement_on_equal_values(patch):
+    """A write made from what is not there any more stands where both sides came to the same."""
+    stale = resolve._stale
+
+    def found(*given):
+        return {n: met for n, met in stale(*given).items() if met.ours != met.theirs}
+
+    patch.setattr(resolve, "_stale", found)
+
+
+def ensure_as_set(patch):
+    """What makes an empty container replaces the one that others made."""
+    patch.setattr(draft, "Ensure", Set)
+
+
+def dropped_guard(patch):
+    """What was read is not guarded."""
+    patch.setattr(draft._Node, "_guarded", lambda *_: [])
+
+
+def guard_on_the_parent(patch):
+    """The whole object around it is guarded instead."""
+    guarded = draft._Node._guarded
+    patch.setattr(draft._Node, "_guarded", lambda *given: [place[:-1] for place in guarded(*given)])
+
+
+def guard_on_a_sibling(patch):
+    """Another key of the object is guarded instead."""
+    guarded = draft._Node._guarded
+    patch.setattr(draft._Node, "_guarded", lambda *given: [(*place[:-1], "other") for place in guarded(*given)])
+
+
+def guard_only_of_what_is_at_the_place(patch):
+    """That a part of it was read counts for nothing."""
+    patch.setattr(draft._Node, "_was_read", lambda *_: False)
+
+
+def guard_compared_with_the_head(patch):
+    """The base of a guard is taken for what is there now."""
+    stale = resolve._stale
+    patch.setattr(
+        resolve, "_stale", lambda changes, found, clashes, base, head: stale(changes, found, clashes, head, head)
+    )
+
+
+def sum_as_set(patch):
+    """`+=` puts what it came to, blindly."""
+    record = draft.Recorder.record
+
+    def recorded(self, change, *given):
+        if isinstance(change, Increment):
+            change = Set(change.path, get(self.state, change.path, 0) + change.amount)
+        if isinstance(change, Splice):
+            change = Set(change.path, get(self.state, change.path) + change.insert)
+        return record(self, change, *given)
+
+    patch.setattr(draft.Recorder, "record", recorded)
+
+
+def sum_as_a_read(patch):
+    """`+=` is a read and a write."""
+    patch.setattr(draft._Node, "_ended", lambda *_: False)
+
+
+def no_version_of_what_left_no_trace(patch):
+    """A write that others had written already is acknowledged, and is not in the log."""
+    patch.setattr(actor, "_left_no_trace", lambda _: False)
+
+
+def bounds_of_the_draft_only(patch):
+    """Bounds are not checked on what the write meets."""
+    patch.setattr(guards.Within, "check", lambda *_: None)
+
+
+def first_of_several_named(patch):
+    """A conflict names the first who wrote there, and shows what the last wrote."""
+    both = merge.both
+
+    def turned(*given, **more):
+        found = both(*given, **more)
+        return found._replace(clashes=found.clashes[::-1])
+
+    patch.setattr(merge, "both", turned)
+
+
+def conflict_not_recorded(patch):
+    """What was overruled is not written down."""
+    settle = resolve.settle
+
+    def forgetful(*given, **more):
+        return guards.msgspec.structs.replace(settle(*given, **more), met=[])
+
+    patch.setattr(resolve, "settle", forgetful)
+
+
+MUTANTS = {
+    agreement_on_equal_values: ("serial", ["count"], EDITS),
+    ensure_as_set: ("serial", ["group"], EDITS),
+    dropped_guard: ("serial", ["count", "lead"], EDITS),
+    guard_on_the_parent: ("refusal", ["count", "pool"], EDITS),
+    guard_on_a_sibling: ("serial", ["pool"], EDITS),
+    guard_only_of_what_is_at_the_place: ("serial", ["tree"], EDITS),
+    guard_compared_with_the_head: ("serial", ["count", "lead"], EDITS),
+    sum_as_set: ("serial", ["count", "write"], EDITS),
+    sum_as_a_read: ("refusal", ["count"], EDITS),
+    no_version_of_what_left_no_trace: ("lost", ["lead", "pool"], EDITS),
+    bounds_of_the_draft_only: ("serial", ["count"], EDITS),
+    first_of_several_named: ("shows", ["blind"], EDITS),
+    conflict_not_recorded: ("missing", ["blind"], EDITS),
+}
+"""Mutant to the kind of finding, and the steps and ways that find it."""
+
+
+async def kinds(folder, steps, ways, seeds=SEEDS):
+    """Yield the kinds of what short campaigns find. Where steps are blind sets only, what conflicts show is right today."""
+    for seed in range(seeds):
+        campaign = Campaign(
+            url="memory:mutant", seed=str(seed), handles=1, clients=6, writes=12, ways=ways, steps=tuple(steps)
+        )
+        outcome = await run(campaign, folder)
+        passed = [tells for tells in KNOWN if tells is not shown or steps != ["blind"]]
+        for finding in new(outcome, campaign, passed):
+            yield finding.kind
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+async def test_the_campaign_finds(mutant, tmp_path, monkeypatch):
+    kind, steps, ways = MUTANTS[mutant]
+    mutant(monkeypatch)
+    async for found in kinds(tmp_path, steps, ways):
+        if found == kind:
+            return
+    pytest.fail("nothing was found")
+
+
+@pytest.mark.parametrize("steps", sorted({tuple(steps) for _, steps, _ in MUTANTS.values()}), ids="-".join)
+async def test_without_a_mistake_it_finds_nothing(steps, tmp_path):
+    assert [found async for found in kinds(tmp_path, list(steps), EDITS)] == []

@@ -19,20 +19,8 @@ from quire.engine import idempotency
 from quire.errors import AlreadyExists, Invalid, KeyReused, WorkflowNotFound
 from quire.model import Restored
 from quire.storage.base import CellWrite
-from quire.testing.servers.fixtures import shared
-from quire.testing.servers.nats import NatsServer
-from quire.testing.servers.postgres import PostgresServer
-from quire.testing.servers.redis import RedisServer
+from quire.testing.servers.fixtures import PLACES
 
-PLACES = {
-    "memory": lambda folder: f"memory:{folder.name}",
-    "sqlite": lambda folder: f"sqlite:///{folder}/s.db",
-    "files": lambda folder: f"file:///{folder}/f",
-    "rocksdb": lambda folder: f"rocksdb:///{folder}/r",
-    "postgresql": lambda folder: shared(PostgresServer).place(folder),
-    "redis": lambda folder: shared(RedisServer).place(folder),
-    "nats": lambda folder: shared(NatsServer).place(folder),
-}
 MANY = [name for name in PLACES if name not in ("memory", "rocksdb")]
 """Those that several processes may open at once."""
 

@@ -4,28 +4,15 @@ import pytest
 
 import quire
 from quire.errors import Denied, Invalid, InvalidKey
-from quire.testing.servers.fixtures import shared
-from quire.testing.servers.nats import NatsServer
-from quire.testing.servers.postgres import PostgresServer
-from quire.testing.servers.redis import RedisServer
+from quire.testing.servers.fixtures import PLACES
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 TEXT = "the tide comes and goes; " * 200
 
 
-PLACES = {
-    "sqlite": lambda folder: f"sqlite:///{folder}/s.db",
-    "file": lambda folder: f"file:///{folder}/f",
-    "rocksdb": lambda folder: f"rocksdb:///{folder}/r",
-    "postgresql": lambda folder: shared(PostgresServer).place(folder),
-    "redis": lambda folder: shared(RedisServer).place(folder),
-    "nats": lambda folder: shared(NatsServer).place(folder),
-}
-
-
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("place", [name for name in PLACES if name != "memory"])
 async def test_a_store_is_sealed_with_a_key_and_opens_with_no_other(place, tmp_path):
-    url = place(tmp_path)
+    url = PLACES[place](tmp_path)
     async with quire.open(url, encryption_key=KEY, compression=quire.Compression("gzip", level=9)) as store:
         wf = await store.create("w", {"text": TEXT}, author="ann")
         await wf.set("/notes", ["ebb"])

@@ -14,27 +14,15 @@ from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.errors import Closed, Invalid, InvalidKey, StorageUnavailable, WorkflowNotFound
 from quire.storage.memory import MemoryBackend, open_memory
-from quire.testing.servers.fixtures import shared
-from quire.testing.servers.nats import NatsServer
-from quire.testing.servers.postgres import PostgresServer
-from quire.testing.servers.redis import RedisServer
+from quire.testing.servers.fixtures import PLACES
 
-STORES = {
-    "memory": lambda folder: f"memory:{folder.name}",
-    "sqlite": lambda folder: f"sqlite:///{folder}/s.db",
-    "files": lambda folder: f"file:///{folder}/f",
-    "rocksdb": lambda folder: f"rocksdb:///{folder}/r",
-    "postgres": lambda folder: shared(PostgresServer).place(folder),
-    "redis": lambda folder: shared(RedisServer).place(folder),
-    "nats": lambda folder: shared(NatsServer).place(folder),
-}
 SMALL = Settings(resident_bytes_max=0)
 """Nothing stays in memory that is not in use."""
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=PLACES)
 def url(request, tmp_path):
-    return STORES[request.param](tmp_path)
+    return PLACES[request.param](tmp_path)
 
 
 @asynccontextmanager

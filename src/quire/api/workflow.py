@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isasyncgen, isawaitable, iscoroutine, iscoroutinefunction, isgenerator
 from types import TracebackType
-from typing import Any, Literal, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import msgspec
 
@@ -52,6 +52,18 @@ from quire.model import (
 Isolation = Literal["default", "serializable"]
 Draft = Callable[[DictDraft], object]
 """A quick function that changes a draft, for `update`."""
+
+
+class _Inside(TypedDict, total=False):
+    """What a write of ours says beside the options of its caller.
+
+    on: the base of a plan that has its guards.  newest: it is made on the newest state, there is no option `base`.
+    restored: the version it brings back.
+    """
+
+    on: Base
+    newest: bool
+    restored: int
 
 
 class Edit:
@@ -500,37 +512,23 @@ class Workflow(Reader):
         return cast("list[Any]", clean(list(values), path=path, **self.bounds))
 
     async def _write(
-        self,
-        plan: Sequence[Step | Fork] | Plan,
-        content: Any,
-        how: Mapping[str, Any],
-        *,
-        on: Base | None = None,
-        newest: bool = False,
-        restored: int | None = None,
+        self, plan: Sequence[Step | Fork] | Plan, content: Any, how: Mapping[str, Any], **inside: Unpack[_Inside]
     ) -> Version:
         """Write, and return the version, or the head where nothing changed."""
-        made = await self._made(plan, content, how, on=on, newest=newest, restored=restored)
+        made = await self._made(plan, content, how, **inside)
         return made if made is not None else await self.version()
 
     async def _made(
-        self,
-        plan: Sequence[Step | Fork] | Plan,
-        content: Any,
-        how: Mapping[str, Any],
-        *,
-        on: Base | None = None,
-        newest: bool = False,
-        restored: int | None = None,
+        self, plan: Sequence[Step | Fork] | Plan, content: Any, how: Mapping[str, Any], **inside: Unpack[_Inside]
     ) -> Version | None:
         """Write, and return the version, None where nothing changed.
 
-        on: the base of a plan that has its guards. With the option `base`, all that the plan replaces was read there.
-        newest: the write is made on the newest state, and there is no such option.  restored: the version it brings back.
+        With the option `base`, all that the plan replaces was read there.
         """
         options = {"on_conflict": self._engine.policy, **how}
-        made_from = None if newest or on is not None else options.pop("base", None)
-        write, key = writes.write(self.stream, plan, options, base=on, restored=restored)
+        on = inside.get("on")
+        made_from = None if inside.get("newest") or on is not None else options.pop("base", None)
+        write, key = writes.write(self.stream, plan, options, base=on, restored=inside.get("restored"))
         if made_from is not None:
             write.made_from = made_from
             await self.read_base(write)

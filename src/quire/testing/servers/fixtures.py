@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from quire.testing.servers._process import Server, ServerMissing
+from quire.testing.servers.nats import NatsServer
+from quire.testing.servers.postgres import PostgresServer
+from quire.testing.servers.redis import RedisServer
 
 S = TypeVar("S", bound=Server)
 
@@ -59,3 +64,15 @@ def started(server: S) -> S:
 def _stop_all() -> None:
     while _running:
         _running.popitem()[1].stop()
+
+
+PLACES: dict[str, Callable[[Path], str]] = {
+    "memory": lambda folder: f"memory:{folder.name}",
+    "sqlite": lambda folder: f"sqlite:///{folder}/s.db",
+    "files": lambda folder: f"file:///{folder}/f",
+    "rocksdb": lambda folder: f"rocksdb:///{folder}/r",
+    "postgresql": lambda folder: shared(PostgresServer).place(folder),
+    "redis": lambda folder: shared(RedisServer).place(folder),
+    "nats": lambda folder: shared(NatsServer).place(folder),
+}
+"""The URL of a new store of each kind, for a test with this folder."""

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, Literal, cast
 
@@ -125,168 +125,265 @@ def settle(
     """
     yields = policy in ("theirs", "queue")
     rules = merging or _LATE
-    writer = writer or _unnamed
-    found = merge.both(
-        changes, over, base=base, stands=None if yields else rules.stands, ahead=rules.ahead, twins=rules.twins
-    )
-    clashes = {clash.number: clash for clash in found.clashes}
-    ways = _Ways(changes, found) if clashes else None
-    alike = set[int]()
-    if ways is not None and merging is None:
-        alike = _unchanged(changes, ways, clashes, base, head)
-    if yields and clashes:
-        stands = partial(_among, alike)
-        found = merge.both(changes, over, base=base, stands=stands, ahead=rules.ahead, twins=rules.twins)
-        clashes = {clash.number: clash for clash in found.clashes}
-        ways = _Ways(changes, found)
-    stale = {} if ways is None else _stale(changes, ways, clashes, base, head)
+    both = partial(merge.both, changes, over, base=base, ahead=rules.ahead, twins=rules.twins)
+    ways = _Ways(changes, both(stands=None if yields else rules.stands), base, head)
+    alike = _unchanged(ways) if merging is None else set[int]()
+    if yields and ways.clashes:
+        ways = _Ways(changes, both(stands=partial(_among, alike)), base, head)
+    stale = _stale(ways)
     refused = [
-        msgspec.structs.replace(meeting, **_named(writer, meeting.other))
+        msgspec.structs.replace(meeting, **_named(writer or _unnamed, meeting.other))
         for number, meeting in stale.items()
         if (policy in (None, "reject") or isinstance(changes[number], Guard))
-        and not (isinstance(changes[number], Ensure) and number not in clashes)  # whoever made it, it is there
+        and not (isinstance(changes[number], Ensure) and number not in ways.clashes)  # whoever made it, it is there
     ]
     if refused:
         strict = isinstance(refused[0].change, Guard)
         raise refusal(where, "read" if strict else "stale", refused[::-1])  # the first is told
-    settled = {n for n in (*clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
-    wanted = _wanted(base, changes, settled, ways) if settled and ways is not None else {}
-    theirs_made = Trail(over)
-    mine = apply(base, changes) if whole and settled else base
-    result: list[tuple[int | None, Step]] = []
-    met: list[Met] = []
-    closed: set[Path] = set()
-    guards: list[tuple[int, Sequence[Step]]] = []
-    """Those in front of the next change: they go where it goes."""
-    beside: list[Change] = []
-    """What "both" put into lists: what comes after it there has moved."""
-
-    def put(number: int | None, steps: Sequence[Step]) -> None:
-        for guard, parts in [*guards, (number, steps)]:
-            moved = merge.rebase(parts, beside)[0] if beside else parts
-            result.extend((guard, step) for step in moved)
-        guards.clear()
-
-    for number, rebased in enumerate(found.ours):
-        step, parts = changes[number], rebased
-        path = step.path
-        if isinstance(step, Read) and not step.strict:
-            guards.append((number, parts))
-            continue
-        anew = isinstance(step, Set | Delete) and bool(rules.stands and parts)  # it replaces what was settled
-        if closed and any(path[:depth] in closed for depth in range(len(path) + (not anew))):
-            guards.clear()
-            continue  # part of what was settled above
-        if number not in settled or isinstance(step, Guard):
-            put(number, parts)
-            continue
-        own = clashes.get(number)
-        clash = own or merge.Clash(path, step, over[stale[number].other], False, number, stale[number].other)
-        place = parts[0].path if parts else path
-        before, ours = wanted[number]
-        taken = not parts and isinstance(clash.theirs, Delete | Remove)
-        theirs = ABSENT if taken else get(head, place, ABSENT)
-        if whole and not yields and (clash.dropped or isinstance(step, Splice)):
-            if clash.dropped:
-                path = place = _missing(path, head)
-                before, ours, theirs = (get(side, place, ABSENT) for side in (base, mine, head))
-            guards.clear()
-            parts = reliant(_valued(place, ours, theirs))
-            closed.add(path)
-            if number not in stale and same(before, theirs):
-                put(number, parts)  # they replaced what is around it, and left it as it was
-                continue
-        around = min(clash.theirs.path, path, key=len)
-        if number not in stale and (
-            (ours is ABSENT and theirs is ABSENT and _both_took(around, base, changes, head))
-            or (isinstance(step, Set) and not clash.dropped and same(ours, theirs))
-        ):
-            put(number, parts)
-            continue
-        other = theirs_made.last(place)
-        last, other = _last(changes, number, ways), clash.other if other is None else other
-        if whole and policy in ("last", "ours") and before is ABSENT and _both_began(ours, theirs):
-            united, twice = _united(place, ours, theirs)
-            guards.clear()
-            put(number, reliant(united))
-            told = _named(writer, other)
-            met += [Met(p, ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
-            closed.add(path)
-            continue
-        meeting = Met(path, before, ours, theirs, step, last, other, "ours", **_named(writer, other))
-        if policy == "reject" or (clash.dropped and not yields and merging is None and not whole):
-            reason: Reason = "merge" if merging is not None else "gone" if clash.dropped else "written"
-            raise refusal(where, reason, [*met, meeting])
-        if not yields and not parts:  # they did it too; what else ours does there stands
-            outcome, instead = "theirs", cast("list[Change]", parts) if merging is None else list[Change]()
-        else:
-            outcome, instead = _decide(policy or "last", meeting, place, cast("list[Change]", parts), head)
-        if outcome != "ours":
-            guards.clear()
-        elif isinstance(step, Increment):
-            meeting = msgspec.structs.replace(meeting, ours=get(apply(head, instead), place, ABSENT))
-        put(number if outcome == "ours" else None, instead)
-        beside += [change for change in instead if outcome == "both" and isinstance(change, Insert)]
-        if path in closed and not whole:  # a later one of ours stands where an earlier one did not
-            closed.discard(path)
-            met = [m for m in met if m.path != path]
-        if instead is not parts:
-            closed.add(path)
-        met.append(msgspec.structs.replace(meeting, outcome=outcome))
-    return Settled([c for _, c in result], [n for n, _ in result], met, found.theirs)
+    settled = {n for n in (*ways.clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
+    return _Settling(ways, over, stale, settled, policy, where, merging, writer or _unnamed, whole=whole).done()
 
 
 class _Ways:
-    """Where the places of ours were before ours, in the base and in the head."""
+    """Ours as they meet theirs, and where their places were before that; looked up when it is first asked."""
 
-    def __init__(self, changes: Sequence[Step], found: merge.Rebased) -> None:
-        self._changes = changes
-        self._found = found
-        self.ours = Trail(changes)
-        self.moved = any(isinstance(step, Insert | Remove) for step in changes)
-        self._ahead = Trail([step for steps in found.ours for step in steps])
-        self._starts = [0, *accumulate(len(steps) for steps in found.ours)]
+    def __init__(
+        self, changes: Sequence[Step], found: merge.Rebased, base: dict[str, Any], head: dict[str, Any]
+    ) -> None:
+        self.changes = changes
+        self.found = found
+        self.base = base
+        self.head = head
+        self.clashes = {clash.number: clash for clash in found.clashes}
+
+    @cached_property
+    def ours(self) -> Trail:
+        return Trail(self.changes)
+
+    @cached_property
+    def moved(self) -> bool:
+        return any(isinstance(step, Insert | Remove) for step in self.changes)
+
+    @cached_property
+    def _ahead(self) -> tuple[Trail, list[int]]:
+        rebased = self.found.ours
+        return Trail([step for steps in rebased for step in steps]), [0, *accumulate(map(len, rebased))]
 
     def places(self, number: int) -> tuple[Path | None, Path | None]:
         """Return where the place of one of ours is in the base and in the head; None where it is not there."""
-        parts = self._found.ours[number]
-        now = self._ahead.before(parts[0].path, self._starts[number]) if parts else None
-        return self.ours.before(self._changes[number].path, number), now
+        parts = self.found.ours[number]
+        ahead, starts = self._ahead
+        now = ahead.before(parts[0].path, starts[number]) if parts else None
+        return self.ours.before(self.changes[number].path, number), now
 
 
-def _unchanged(
-    changes: Sequence[Step],
-    ways: _Ways,
-    clashes: dict[int, merge.Clash],
-    base: dict[str, Any],
-    head: dict[str, Any],
-) -> set[int]:
+class _Result:
+    """What goes onto the head: guards with what they guard, and all in its place beside what "both" put into lists."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int | None, Step]] = []
+        self._guards: list[tuple[int, Sequence[Step]]] = []
+        self._beside: list[Change] = []
+
+    def guard(self, number: int, steps: Sequence[Step]) -> None:
+        """Have a guard go where the next change goes."""
+        self._guards.append((number, steps))
+
+    def unguard(self) -> None:
+        """Leave out the guards of what does not stand."""
+        self._guards.clear()
+
+    def put(self, number: int | None, steps: Sequence[Step]) -> None:
+        for guard, parts in [*self._guards, (number, steps)]:
+            moved = merge.rebase(parts, self._beside)[0] if self._beside else parts
+            self.steps.extend((guard, step) for step in moved)
+        self._guards.clear()
+
+    def put_beside(self, changes: Sequence[Change]) -> None:
+        """Put what keeps ours beside theirs: items that come after it have moved."""
+        self.put(None, changes)
+        self._beside += [change for change in changes if isinstance(change, Insert)]
+
+
+class _At(msgspec.Struct, frozen=True):
+    """Where one of ours is settled: its path and its place in the head, each side's value, and what it has become there."""
+
+    path: Path
+    place: Path
+    base: Any
+    ours: Any
+    theirs: Any
+    parts: Sequence[Step]
+
+
+class _Settling:
+    """Puts ours onto the head one after the other, and settles those that cannot stand as they are."""
+
+    def __init__(
+        self,
+        ways: _Ways,
+        over: Sequence[Change],
+        stale: dict[int, Met],
+        settled: set[int],
+        policy: Policy | None,
+        where: str,
+        merging: Merging | None,
+        writer: Writer,
+        *,
+        whole: bool,
+    ) -> None:
+        self._ways = ways
+        self._over = over
+        self._stale = stale
+        self._settled = settled
+        self._policy: Policy | None = policy
+        self._where = where
+        self._merging = merging
+        self._writer = writer
+        self._whole = whole and policy not in ("theirs", "queue")
+        self._wanted = _wanted(settled, ways) if settled else {}
+        self._result = _Result()
+        self._met: list[Met] = []
+        self._closed: set[Path] = set()
+        """Places where something else stands than ours: what ours does below them is part of that."""
+
+    @cached_property
+    def _theirs_made(self) -> Trail:
+        return Trail(self._over)
+
+    @cached_property
+    def _mine(self) -> dict[str, Any]:
+        """Our whole state."""
+        return apply(self._ways.base, self._ways.changes)
+
+    def done(self) -> Settled:
+        """Settle all."""
+        for number, parts in enumerate(self._ways.found.ours):
+            step = self._ways.changes[number]
+            if isinstance(step, Read) and not step.strict:
+                self._result.guard(number, parts)
+            elif self._is_settled_above(step, parts):
+                self._result.unguard()
+            elif number in self._settled:
+                self._settle(number, step, parts)
+            else:
+                self._result.put(number, parts)
+        steps = self._result.steps
+        return Settled([c for _, c in steps], [n for n, _ in steps], self._met, self._ways.found.theirs)
+
+    def _is_settled_above(self, step: Step, parts: Sequence[Step]) -> bool:
+        if not self._closed:
+            return False
+        stands = self._merging is not None and self._merging.stands is not None
+        anew = isinstance(step, Set | Delete) and stands and bool(parts)  # it replaces what was settled
+        return any(step.path[:depth] in self._closed for depth in range(len(step.path) + (not anew)))
+
+    def _settle(self, number: int, step: Step, parts: Sequence[Step]) -> None:
+        """Settle one of ours: it stands where both sides agree, else a policy says what does."""
+        stale = self._stale.get(number)
+        clash = self._ways.clashes.get(number)
+        if clash is None:
+            assert stale is not None
+            clash = merge.Clash(step.path, step, self._over[stale.other], False, number, stale.other)
+        at = self._place(number, step, parts, clash)
+        if self._whole and (clash.dropped or isinstance(step, Splice)):
+            at = self._put_back(at, clash)
+            if stale is None and same(at.base, at.theirs):
+                self._result.put(number, at.parts)  # they replaced what is around it, and left it as it was
+                return
+        if stale is None and self._agree(step, clash, at):
+            self._result.put(number, at.parts)
+            return
+        last, other = _last(number, self._ways), self._theirs_made.last(at.place)
+        other = clash.other if other is None else other
+        told = _named(self._writer, other)
+        late = self._policy in ("last", "ours")
+        if self._whole and late and at.base is ABSENT and _both_began(at.ours, at.theirs):
+            united, twice = _united(at.place, at.ours, at.theirs)
+            self._result.unguard()
+            self._result.put(number, reliant(united))
+            self._met += [Met(p, ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
+            self._closed.add(at.path)
+            return
+        self._decide(number, at, clash, Met(at.path, at.base, at.ours, at.theirs, step, last, other, "ours", **told))
+
+    def _place(self, number: int, step: Step, parts: Sequence[Step], clash: merge.Clash) -> _At:
+        place = parts[0].path if parts else step.path
+        taken = not parts and isinstance(clash.theirs, Delete | Remove)
+        theirs = ABSENT if taken else get(self._ways.head, place, ABSENT)
+        return _At(step.path, place, *self._wanted[number], theirs, parts)
+
+    def _put_back(self, at: _At, clash: merge.Clash) -> _At:
+        """Return what has our whole state at a place that was taken away, or whose text both changed (rule 5)."""
+        if clash.dropped:
+            place = _missing(at.path, self._ways.head)
+            base, ours, theirs = (get(side, place, ABSENT) for side in (self._ways.base, self._mine, self._ways.head))
+            at = _At(place, place, base, ours, theirs, ())
+        self._result.unguard()
+        self._closed.add(at.path)
+        return msgspec.structs.replace(at, parts=reliant(_valued(at.place, at.ours, at.theirs)))
+
+    def _agree(self, step: Step, clash: merge.Clash, at: _At) -> bool:
+        """Tell whether both sides want the same there."""
+        if isinstance(step, Set) and not clash.dropped and same(at.ours, at.theirs):
+            return True
+        around = min(clash.theirs.path, at.path, key=len)
+        return at.ours is ABSENT and at.theirs is ABSENT and _both_took(around, self._ways)
+
+    def _decide(self, number: int, at: _At, clash: merge.Clash, meeting: Met) -> None:
+        """Put what the policy lets stand."""
+        parts = cast("list[Change]", at.parts)
+        policy = self._policy or "last"
+        yields = policy in ("theirs", "queue")
+        late = self._merging is None
+        if policy == "reject" or (clash.dropped and not yields and late and not self._whole):
+            reason: Reason = "gone" if clash.dropped else "written"
+            raise refusal(self._where, reason if late else "merge", [*self._met, meeting])
+        if not yields and not parts:  # they did it too; what else ours does there stands
+            outcome, instead = "theirs", parts if late else list[Change]()
+        else:
+            outcome, instead = _outcome(policy, meeting, at.place, parts, self._ways.head)
+        if outcome != "ours":
+            self._result.unguard()
+        elif isinstance(meeting.change, Increment):
+            ours = get(apply(self._ways.head, instead), at.place, ABSENT)
+            meeting = msgspec.structs.replace(meeting, ours=ours)
+        if outcome == "both":
+            self._result.put_beside(instead)
+        else:
+            self._result.put(number if outcome == "ours" else None, instead)
+        if at.path in self._closed and not self._whole:  # a later one of ours stands where an earlier one did not
+            self._closed.discard(at.path)
+            self._met = [m for m in self._met if m.path != at.path]
+        if instead is not parts:
+            self._closed.add(at.path)
+        self._met.append(msgspec.structs.replace(meeting, outcome=outcome))
+
+
+def _unchanged(ways: _Ways) -> set[int]:
     """Return which of ours met what others changed and changed back: that is no conflict."""
     alike: set[int] = set()
     places: set[Path] = set()
-    for number in sorted(clashes):
-        step = changes[number]
-        if isinstance(step, Set | Delete) and not clashes[number].dropped:
+    for number in sorted(ways.clashes):
+        step = ways.changes[number]
+        if isinstance(step, Set | Delete) and not ways.clashes[number].dropped:
             then, now = ways.places(number)
             own = then is None and step.path in places  # it goes on with one of ours that stands
-            if own or (then is not None and now is not None and same(get(base, then, ABSENT), get(head, now, ABSENT))):
+            if own or (
+                then is not None and now is not None and same(get(ways.base, then, ABSENT), get(ways.head, now, ABSENT))
+            ):
                 alike.add(number)
                 places.add(step.path)
     return alike
 
 
-def _stale(
-    changes: Sequence[Step],
-    ways: _Ways,
-    clashes: dict[int, merge.Clash],
-    base: dict[str, Any],
-    head: dict[str, Any],
-) -> dict[int, Met]:
+def _stale(ways: _Ways) -> dict[int, Met]:
     """Return, by the number of the change that relies on it, the first guard that does not hold; strict ones by their own.
 
     Cost: nothing where nothing that was read was touched, else comparing what was read and is touched.
     """
-    touched = [n for n in clashes if isinstance(changes[n], Read)]
+    changes = ways.changes
+    touched = [n for n in ways.clashes if isinstance(changes[n], Read)]
     target = dict(sought(changes)) if touched else {}
     stale: dict[int, Met] = {}
     for number in sorted(touched):
@@ -295,11 +392,12 @@ def _stale(
         then, now = ways.places(number)
         if relies is None or then is None:
             continue
-        was, is_now = (ABSENT if at is None else get(state, at, ABSENT) for at, state in ((then, base), (now, head)))
+        was = get(ways.base, then, ABSENT)
+        is_now = ABSENT if now is None else get(ways.head, now, ABSENT)
         if not guard.holds(was, is_now) and relies not in stale:
             change = changes[relies]
             ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
-            stale[relies] = Met(guard.path, was, ours, is_now, change, relies, clashes[number].other, "ours")
+            stale[relies] = Met(guard.path, was, ours, is_now, change, relies, ways.clashes[number].other, "ours")
     return stale
 
 
@@ -345,11 +443,9 @@ def _united(place: Path, ours: Any, theirs: Any) -> tuple[list[Change], list[tup
     return changes, both
 
 
-def _last(changes: Sequence[Step], number: int, ways: _Ways | None) -> int:
+def _last(number: int, ways: _Ways) -> int:
     """Return which of ours made the value that is told of a change: the last one at its place, see `_wanted`."""
-    if ways is None or ways.moved:
-        return number
-    return max(number, ways.ours.touched(changes[number].path) or 0)
+    return number if ways.moved else max(number, ways.ours.touched(ways.changes[number].path) or 0)
 
 
 def _unnamed(number: int) -> tuple[str, int | None]:  # noqa: ARG001 - the shape of Writer
@@ -361,11 +457,11 @@ def _named(writer: Writer, number: int) -> dict[str, Any]:
     return {"author": author, "version": version}
 
 
-def _both_took(path: Path, base: dict[str, Any], changes: Sequence[Step], head: dict[str, Any]) -> bool:
+def _both_took(path: Path, ways: _Ways) -> bool:
     """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
-    if not path or any(isinstance(c, Insert | Remove) for c in changes):
+    if not path or ways.moved:
         return False  # where ours moved places, what is there is not theirs
-    sides = (head, apply(base, changes))
+    sides = (ways.head, apply(ways.base, ways.changes))
     return any(  # at the path, or with something that held it
         all(type(get(s, path[:depth])) is dict and get(s, path[: depth + 1], ABSENT) is ABSENT for s in sides)
         for depth in range(len(path))
@@ -376,10 +472,9 @@ def _among(alike: set[int], number: int, other: int) -> bool:  # noqa: ARG001 - 
     return number in alike
 
 
-def _wanted(
-    base: dict[str, Any], changes: Sequence[Step], clashes: Collection[int], ways: _Ways
-) -> dict[int, tuple[Any, Any]]:
+def _wanted(clashes: Collection[int], ways: _Ways) -> dict[int, tuple[Any, Any]]:
     """Return for each clashing change of ours what was at its place before, and what we had there in the end."""
+    changes, base = ways.changes, ways.base
     working = Working(base)
     before: dict[int, Any] = {}
     after: dict[int, Any] = {}
@@ -395,7 +490,7 @@ def _wanted(
     return {n: (before[n], final[n]) for n in after}
 
 
-def _decide(
+def _outcome(
     policy: Policy, meeting: Met, place: Path, parts: list[Change], head: dict[str, Any]
 ) -> tuple[Outcome, list[Change]]:
     """Return what stands, and the changes that make it so."""

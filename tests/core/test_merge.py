@@ -279,3 +279,26 @@ def test_a_clash_names_the_changes_as_they_were_written():
     changes, clashes = rebase([ours], theirs)
     assert changes == [Set((*L, 3, "id"), "ours")]
     assert clashes == [Clash(ours.path, ours, theirs[1], dropped=False, number=0, other=1)]
+
+
+HELD = {"o": {"p": {"q": 1}}, "l": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "meets"),
+    [
+        ([Ensure(("o",), {}), Set(("o", "a"), 1)], [Delete(("o",))], {"o": {"a": 1}, "l": [1, 2]}),
+        ([Ensure(("o",), {}), Set(("o", "p", "q"), 2)], [Delete(("o",))], {"o": {}, "l": [1, 2]}),
+        ([Set(("o", "z"), 1), Ensure(("o",), {}), Set(("o", "y"), 2)], [Delete(("o",))], {"o": {"y": 2}, "l": [1, 2]}),
+        ([Set(("o", "z"), 1), Ensure(("o",), {})], [Set(("o",), {"p": 3})], {"o": {"p": 3}, "l": [1, 2]}),
+        ([Delete(("o", "p")), Ensure(("o",), {})], [Delete(("o",))], {"o": {}, "l": [1, 2]}),
+        ([Ensure(L, []), Append(L, [9]), Set((*L, 2), 8)], [Delete(L)], {"o": {"p": {"q": 1}}, "l": [8]}),
+        ([Append(L, [7]), Ensure(L, []), Append(L, [9]), Set((*L, 3), 8)], [Set(L, [5])], {**HELD, "l": [5, 7, 8]}),
+        ([Remove(L, 0, 1), Ensure(L, []), Append(L, [9])], [Delete(L)], {"o": {"p": {"q": 1}}, "l": [9]}),
+    ],
+)
+def test_what_both_may_make_is_as_they_left_it_with_what_ours_puts_there(ours, theirs, meets):
+    found = both(ours, theirs, base=HELD)
+    one = apply(apply(HELD, theirs), [c for parts in found.ours for c in parts])
+    other = apply(apply(HELD, ours), [c for parts in found.theirs for c in parts])
+    assert same(one, meets) and same(other, one)

@@ -73,8 +73,20 @@ class _Placed(Append, frozen=True, array_like=True, tag="append"):
     index: int = 0
 
 
-class _Emptied(Set, frozen=True, array_like=True, tag="set"):
-    """Their deletion once ours made the container anew: what ours puts into it stays."""
+Held = tuple[str, ...] | int
+"""What a container holds: the keys of an object, the number of items of a list."""
+
+
+class _Taken(Delete, frozen=True, array_like=True, tag="del"):
+    """A deletion of what is known to hold something."""
+
+    held: Held = ()
+
+
+class _Replaced(Set, frozen=True, array_like=True, tag="set"):
+    """A value put where something is known to hold something."""
+
+    held: Held = ()
 
 
 class _AtEnd(Splice, frozen=True, array_like=True, tag="splice"):
@@ -148,7 +160,8 @@ def both(
     shared = {roots[p] for p in ourplaces} & {roots[p] for p in theirplaces}
     if not shared:
         return Rebased([[c] for c in changes], [[c] for c in over], [])
-    ours, others = _parts(changes, base), cast("list[list[Change]]", _parts(over, base))
+    ensured = any(isinstance(c, Ensure) for c in changes)
+    ours, others = _parts(changes, base), cast("list[list[Change]]", _parts(over, base, holding=ensured))
     waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
         waiting.setdefault(roots[theirplaces[number]], []).extend(_Theirs(number, part) for part in parts)
@@ -200,8 +213,11 @@ def _roots(*sides: Iterable[Path]) -> dict[Path, Path]:
     return {path: next(path[:i] for i in depths if path[:i] in fixed) for path in fixed}
 
 
-def _parts(changes: Sequence[Step], base: dict[str, Any] | None) -> list[list[Step]]:
-    """Return each change as what can be swapped: splices in two, appends with their place if known."""
+def _parts(changes: Sequence[Step], base: dict[str, Any] | None, *, holding: bool = False) -> list[list[Step]]:
+    """Return each change as what can be swapped: splices in two, appends with their place if known.
+
+    holding: what takes a container away knows what it held.
+    """
     working = None if base is None else Working(base)
     found: list[list[Step]] = []
     for change in changes:
@@ -217,6 +233,10 @@ def _parts(changes: Sequence[Step], base: dict[str, Any] | None) -> list[list[St
             if isinstance(change, Append):
                 length = len(get(working.state, change.path, ()))
                 parts = [_Placed(change.path, change.values, length)]
+            elif holding and isinstance(change, Set | Delete) and change.path:
+                held = _held(get(working.state, change.path, None))
+                taken = isinstance(change, Delete)
+                parts = [_Taken(change.path, held) if taken else _Replaced(change.path, change.value, held)]
             working.apply(change)
         found.append(parts)
     return found
@@ -230,7 +250,9 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
         match part, last:
             case _Placed(path, values) | _Somewhere(path, values), _:
                 result.append(Append(path, values))
-            case _Emptied(path, value), _:
+            case _Taken(path), _:
+                result.append(Delete(path))
+            case _Replaced(path, value), _:
                 result.append(Set(path, value))
             case _AtEnd(path, at, gone, text), _:
                 result.append(Splice(path, at, gone, text))
@@ -310,7 +332,7 @@ def _swap(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
         return _same_place(ours, theirs, ahead=ahead, late=late)
     if mine[: len(other)] == other:
         kept = _inside(ours, theirs)
-        return _Swap(kept, [theirs], None if kept else True)
+        return _Swap(kept, [theirs if kept else _holding(theirs, ours)], None if kept else True)
     if other[: len(mine)] == mine:
         kept = _inside(theirs, ours)
         return _Swap([ours], kept, None if kept else False)
@@ -322,7 +344,7 @@ def _inside(change: Moving, around: Change) -> list[Moving]:
     depth = len(around.path)
     token = change.path[depth]
     if isinstance(around, Set | Delete | _Somewhere):
-        return [change] if isinstance(around, _Emptied) else []
+        return []
     if not isinstance(around, Insert | Remove):
         return [change]
     if type(token) is not int:
@@ -352,11 +374,12 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([ours], [theirs])
         case Ensure(path, mine), Set(_, other):
             if type(mine) is not type(other) or not (late or same(mine, other)):
-                return _Swap([Set(path, mine)], [], False)
-            return _Swap([ours], _filled(path, other))  # it is theirs, and what both put into it merges
-        case Ensure(path, mine), Delete():
-            return _Swap([ours], [_Emptied(path, mine)], None if late else False)
-        case Ensure(path, mine), Ensure() | Increment() | Splice():
+                return _Swap([Set(path, mine)], _emptied(theirs), False)
+            # it is theirs, and what both put into it merges
+            return _Swap([ours], [*_emptied(theirs), *_filled(path, other)])
+        case Ensure(), _Taken():
+            return _Swap([ours], _emptied(theirs), None if late else False)
+        case Ensure(path, mine), Delete() | Ensure() | Increment() | Splice():
             return _Swap([Set(path, mine)], [], False)
         case Set(_, mine), Ensure(_, other) if type(mine) is type(other) and (late or same(mine, other)):
             return _Swap([ours], [theirs])
@@ -364,7 +387,7 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([], [Set(path, other)], True)
         case Set(_, a), Set(_, b):
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
-            return _Swap([ours], [theirs]) if same(a, b) else _Swap([ours], [], False)
+            return _Swap([ours], [_holding(theirs, ours)]) if same(a, b) else _Swap([ours], [], False)
         case Delete(), Delete():
             return _Swap([Gone(ours.path)] if late else [], [])
         case Set() | Delete(), _:
@@ -378,13 +401,47 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
         case Append(_, values), Set(path, value) if type(value) is list:
             there = cast("list[Any]", value)
             mine = _Placed(path, values, len(there)) if isinstance(ours, _Placed) else ours
-            return _Swap([mine], [Set(path, there + values)])
+            return _Swap([mine], [msgspec.structs.replace(_holding(theirs, ours), value=there + values)])
         case _, Set() | Delete():
-            return _Swap([], [theirs], True)
+            return _Swap([], [_holding(theirs, ours)], True)
         case Insert() | Remove(), _Somewhere():
             return _Swap([], [theirs], True)
         case _:
             return _spans(ours, theirs, ahead=ahead)
+
+
+def _held(value: Any) -> Held:
+    return tuple(cast("dict[str, Any]", value)) if type(value) is dict else len(value) if type(value) is list else ()
+
+
+def _holding(theirs: Change, ours: Change) -> Change:
+    """Return what takes a container away once ours has changed it: with what it holds then."""
+    if not isinstance(theirs, _Taken | _Replaced):
+        return theirs
+    held = theirs.held
+    if isinstance(ours, Set) and ours.path == theirs.path:
+        held = _held(ours.value)
+    elif type(held) is int:
+        match ours:
+            case Append(path, values) | Insert(path, _, values) if path == theirs.path:
+                held += len(values)
+            case Remove(path, _, count) if path == theirs.path:
+                held -= count
+            case _:
+                pass
+    elif type(held) is tuple and len(ours.path) == len(theirs.path) + 1:
+        key = cast("str", ours.path[-1])
+        held = tuple(k for k in held if k != key)
+        held += () if isinstance(ours, Delete) else (key,)
+    return msgspec.structs.replace(theirs, held=held)
+
+
+def _emptied(theirs: Change) -> list[Change]:
+    """Return what takes all that a container holds out of it."""
+    held = theirs.held if isinstance(theirs, _Taken | _Replaced) else ()
+    if type(held) is int:
+        return [Remove(theirs.path, 0, held)] if held else []
+    return [Delete((*theirs.path, key)) for key in cast("tuple[str, ...]", held)]
 
 
 def _filled(path: Path, value: dict[str, Any] | list[Any]) -> list[Change]:

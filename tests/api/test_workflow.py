@@ -2,6 +2,11 @@
 
 import asyncio
 import copy
+import gc
+import itertools
+import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -694,3 +699,39 @@ def test_the_sync_facade(tmp_path):
             store.workflow("ghost").state()
     with pytest.raises(Closed):
         wf.state()
+
+
+@pytest.mark.parametrize("turn", range(12))
+def test_closing_ends_every_thread_that_uses_the_store_and_says_nothing(url, turn, caplog):
+    store = quire.sync.open(url)
+    wf = store.create("w", {"n": 0})
+    begun, ended, interval = threading.Semaphore(0), [], sys.getswitchinterval()
+
+    def until_closed(use):
+        try:
+            for again in itertools.count():
+                use()
+                if not again:
+                    begun.release()
+        except BaseException as error:
+            ended.append(error)
+
+    looks, changes = store.watch_health(every_s=1e-4), wf.watch()
+    uses = [wf.state, lambda: wf.inc("/n"), store.health, lambda: next(looks), lambda: next(changes), store.stats]
+    threads = [threading.Thread(target=until_closed, args=(use,), daemon=True) for use in uses]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert begun.acquire(timeout=60)
+        time.sleep(turn / 2000)
+        store.close()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(ended) == len(uses) and all(isinstance(e, Closed | StopIteration) for e in ended), ended
+    gc.collect()
+    assert not caplog.records

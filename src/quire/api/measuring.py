@@ -58,8 +58,6 @@ class _Probe(Generic[T]):
 
 def give_up(task: asyncio.Task[Any]) -> None:
     """Stop a task, if it is not done, without waiting until it has stopped."""
-    if task.done():
-        return
     _given_up.add(task)
     task.add_done_callback(_ended)
     task.cancel()

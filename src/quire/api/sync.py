@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -53,10 +55,12 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """One event loop in one daemon thread."""
+    """One event loop in one daemon thread. Whoever waits for it when it stops, or comes later, gets Closed."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._stopping = False
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._loop.run_forever, name="quire-sync", daemon=True)
         self._thread.start()
 
@@ -73,14 +77,17 @@ class _Loop:
                 "the store was asked to wait for itself: a hook before changes, a predicate or a merge policy must only "
                 "compute; what a hook needs to read is in what it is given"
             )
-        if self._loop.is_closed():
-            work.close()
-            raise Closed("the store is closed; open it again")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._door:
+            if self._stopping:
+                work.close()
+                raise Closed("the store is closed; open it again")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
+        except BaseException as error:
             future.cancel()  # an interrupted caller leaves nothing running; no effect on what is done
+            if self._stopping and isinstance(error, CancelledError):
+                raise Closed("the store was closed meanwhile; open it again") from None
             raise
 
     def iterate(self, begin: Callable[[], AsyncGenerator[T]]) -> Iterator[T]:
@@ -95,15 +102,26 @@ class _Loop:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():
+            with suppress(Closed):
                 self.run(events.aclose())  # type: ignore[arg-type]
 
     def stop(self) -> None:
-        if self._loop.is_closed():
-            return
+        with self._door:
+            if self._stopping:
+                return
+            self._stopping = True
+            ended = asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
+        ended.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def open(  # noqa: A001 - reads as quire.sync.open(...)

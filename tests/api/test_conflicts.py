@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from msgspec import UNSET
 
 import quire
+from quire import Insert, Remove
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
 
 
@@ -153,3 +155,88 @@ async def test_wrong_choices_are_told(store):
         await wf.resolve("nope")
     with pytest.raises(Invalid, match="choice 'mine'"):
         await wf.resolve("nope", "mine")
+
+
+ROWS = {"rows": [{"w": "a"}, {"w": "b"}, {"w": "c"}], "log": []}
+
+
+@pytest.fixture
+async def rows(store):
+    return await store.create("rows", ROWS)
+
+
+async def put_in_front(wf, what):
+    await wf.apply([Insert(("rows",), 0, [{"w": what}])])
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs", "value"])
+async def test_a_decision_is_about_the_item_that_was_met_wherever_it_is_by_now(rows, choice):
+    async with rows.edit(author="ann", on_conflict="queue") as mine:
+        mine["rows"].insert(0, {"w": "ann's"})
+        mine["rows"][2]["w"] = "ann"
+        await rows.set("/rows/1/w", "bob", author="bob")
+        await put_in_front(rows, "before")
+    (met,) = await rows.conflicts()
+    assert met.path == "/rows/3/w" and await rows.get(met.path, version=met.ours.version) == met.theirs.value == "bob"
+    await put_in_front(rows, "since")
+    await rows.resolve(met.id, choice, *(["cleo"] if choice == "value" else []))
+    stands = {"ours": "ann", "theirs": "bob", "value": "cleo"}[choice]
+    assert [row["w"] for row in await rows.get("/rows")] == ["since", "before", "ann's", "a", stands, "c"]
+
+
+async def test_a_decision_about_an_item_that_is_gone_by_now_is_refused(rows):
+    async with rows.edit(author="ann", on_conflict="queue") as mine:
+        mine["rows"][1]["w"] = "ann"
+        await rows.set("/rows/1/w", "bob")
+    (met,) = await rows.conflicts()
+    await rows.apply([Remove(("rows",), 1)])
+    with pytest.raises(ChangeError, match="is not there any more"):
+        await rows.resolve(met.id, "ours")
+    assert [row["w"] for row in await rows.get("/rows")] == ["a", "c"]
+
+
+TAKEN = {"theirs": ["a", "bob", "c"], "queue": ["a", "bob", "c"], "both": ["a", "bob", "c"], "last": ["a", "c"]}
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs"])
+@pytest.mark.parametrize("policy", TAKEN)
+async def test_who_takes_out_an_item_decides_about_that_item_only(rows, policy, choice):
+    async with rows.edit(author="ann", on_conflict=policy) as mine:
+        mine["rows"].pop(1)
+        mine["rows"][1]["w"] += "!"
+        mine["rows"].append({"w": "ann's"})
+        await rows.set("/rows/1/w", "bob", author="bob")
+        await put_in_front(rows, "before")
+    there = TAKEN[policy]
+    assert [row["w"] for row in await rows.get("/rows")] == ["before", *there[:-1], "c!", "ann's"]
+    (met,) = await rows.conflicts()
+    assert (met.path, met.base.value, met.theirs.value) == ("/rows/2", {"w": "b"}, {"w": "bob"})
+    assert met.ours.value is UNSET and met.theirs.author == "bob"
+    await put_in_front(rows, "since")
+    await rows.append("/rows", {"w": "later"})
+    await rows.resolve(met.id, choice)
+    decided = ["a", "bob"] if choice == "theirs" else ["a"]
+    after = ["since", "before", *decided, "c!", "ann's", "later"]
+    assert [row["w"] for row in await rows.get("/rows")] == after
+
+
+@pytest.mark.parametrize("policy", ["theirs", "queue", "both"])
+async def test_of_several_items_those_stay_that_others_changed(rows, policy):
+    async with rows.edit(author="ann", on_conflict=policy) as mine:
+        del mine["rows"][:2]
+        mine["rows"][0]["w"] += "!"
+        await rows.set("/rows/1/w", "bob", author="bob")
+    assert [row["w"] for row in await rows.get("/rows")] == ["bob", "c!"]
+    (met,) = await rows.conflicts()
+    assert met.path == "/rows/0"
+
+
+async def test_what_is_met_at_one_item_leaves_out_nothing_at_the_next(rows):
+    async with rows.edit(author="ann", on_conflict="theirs") as mine:
+        mine["rows"][1]["w"] = "ann"
+        mine["rows"].insert(1, {"w": "new"})
+        mine["rows"][1]["w"] = "ann's new"
+        mine["rows"][2]["x"] = "of b"
+        mine["rows"][3]["w"] = "of c"
+        await rows.set("/rows/1/w", "bob")
+    assert await rows.get("/rows") == [{"w": "a"}, {"w": "ann's new"}, {"w": "bob", "x": "of b"}, {"w": "of c"}]

@@ -15,8 +15,8 @@ from quire.core.values import same
 from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
-from quire.errors import ChangeError, ConflictNotFound, Invalid
-from quire.model import WORKFLOWS, Change, Conflict, Delete, Remove, Set, Version
+from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Insert, Remove, Set, Side, Version
 
 Choice = Literal["ours", "theirs", "value"]
 
@@ -49,38 +49,42 @@ class Conflicts:
         conflict = await self.get(conflict_id)
         if conflict.changes:
             return await self._let_in(conflict, choice, author, message)
-        wanted = value if choice == "value" else conflict.ours.value
-        tokens = parse(conflict.path)
-        standing = standing_in(conflict)
-        side = conflict.theirs if choice == "theirs" else conflict.ours
-        whole: dict[str, Any] | None = None
-        if not tokens and choice not in (standing, "value") and side.value is msgspec.UNSET and side.version:
-            whole = await self._engine.state_at(WORKFLOWS + self.workflow_id, side.version)
+        stream, tokens, standing = WORKFLOWS + self.workflow_id, parse(conflict.path), standing_in(conflict)
+        sides = {"ours": conflict.ours, "theirs": conflict.theirs, "value": Side(value)}
+        new, gone = sides[choice].value, standing != "value" and sides.get(standing, Side(None)).value is msgspec.UNSET
+        if choice == standing != "value":
+            return await self._closed(conflict, choice, Write(stream, []), author, message)  # or what was written since
+        version = sides[choice].version
+        if not tokens and new is msgspec.UNSET and version:
+            whole = await self._engine.state_at(stream, version)
+            return await self._closed(
+                conflict, choice, Write(stream, lambda state: diff(state, whole)), author, message
+            )
 
         def decided(state: dict[str, Any]) -> list[Change]:
-            if choice == standing != "value":
-                return []  # or what was written since
-            if whole is not None:
-                return diff(state, whole)
-            new = conflict.theirs.value if choice == "theirs" else wanted
-            try:
-                place = resolve(state, tokens)
-                gone = get(state, place[:-1], msgspec.UNSET) is msgspec.UNSET
-            except ChangeError:
-                gone, place = True, tokens
-            if gone:
-                raise ChangeError(
-                    f"{self.workflow_id}: the place of {conflict_id}, {conflict.path}, is not there any more; choose "
-                    f"what stands ({standing}) to close it, and write what is missing by hand",
-                    path=conflict.path,
-                )
+            place = resolve(state, tokens)
+            *above, key = place
+            if get(state, above, msgspec.UNSET) is msgspec.UNSET:
+                raise ChangeError(f"there is no {conflict.path}", path=conflict.path)
+            if type(key) is int and gone:  # the item was taken out
+                return [] if new is msgspec.UNSET else [Insert(place[:-1], key, [new])]
             if new is not msgspec.UNSET:
                 return [Set(place, new)]
-            return [Remove(place[:-1], place[-1], 1) if isinstance(place[-1], int) else Delete(place)]
+            return [Remove(place[:-1], key, 1) if type(key) is int else Delete(place)]
 
-        # no base: it is written onto whatever the head is, and so never meets a conflict of its own
-        write = Write(WORKFLOWS + self.workflow_id, decided)
-        return await self._closed(conflict, choice, write, author, message)
+        made = (conflict.ours.version or 0) + (conflict.merged is not None)
+        write = Write(stream, decided)  # onto whatever the head is
+        try:
+            if made and any(str(token).isdigit() for token in tokens):  # where its item is in the head by now
+                state = await self._engine.state_at(stream, made)
+                write = Write(stream, decided(state), base=Base(made, state), policy="ours", unrecorded=True)
+            return await self._closed(conflict, choice, write, author, message)
+        except (ChangeError, MergeConflict):
+            raise ChangeError(
+                f"{self.workflow_id}: the place of {conflict_id}, {conflict.path}, is not there any more; choose "
+                f"what stands ({standing}) to close it, and write what is missing by hand",
+                path=conflict.path,
+            ) from None
 
     async def _let_in(self, conflict: Conflict, choice: Choice, author: str, message: str) -> Version | None:
         """Resolve a conflict of a write that waits as a whole: "ours" applies all of it, over what others wrote since."""

@@ -93,6 +93,10 @@ class Recorder:
             case Append(path):
                 self._tails[path] = length
                 return True
+            case Set(path, value) if (
+                kind is list and path in self._tails and values.same(before[: self._tails[path]], value)
+            ):
+                self._steps.append(Append(path, before[self._tails[path] :]))  # that it is gone is a change
             case Remove(path, index, count) if index + count > self._tails.get(path, length):
                 change = Remove(path, index, self._tails[path] - index)
                 reads = [place for place in reads if cast("int", place[-1]) < index + change.count]

@@ -134,13 +134,7 @@ class _Laid:
 
     def merging(self, asked: Merging) -> Merging:
         """Return the questions of a merge, asked with the numbers of the changes as they were given."""
-
-        def numbered(question: Callable[[int, int], bool] | None) -> Callable[[int, int], bool] | None:
-            if question is None:
-                return None
-            return lambda number, other: question(self.ours.numbers[number], self.theirs.numbers[other])
-
-        return Merging(numbered(asked.stands), numbered(asked.ahead), numbered(asked.twins))
+        return asked.numbered(self.ours.numbers.__getitem__, self.theirs.numbers.__getitem__)
 
     def writer(self, writer: Writer) -> Writer:
         """Return the same, asked with the numbers that their changes have here."""

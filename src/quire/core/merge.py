@@ -168,6 +168,8 @@ def both(
     result: list[list[Step]] = []
     clashes: list[Clash] = []
     lost: set[Path] = set()
+    back: list[_Theirs] = []
+    """What puts the items back that ours took out and that stay: what ours does later is written without them."""
     for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
         path = change.path
         built_on = path[:-1] if isinstance(change, Set | Delete) else path  # what replaces all there does not need it
@@ -177,7 +179,8 @@ def both(
         root = roots[ourplaces[number]]
         met: dict[int, bool] = {}
         if isinstance(change, Guard):
-            result.append(_followed(change, waiting.get(root, []), met))
+            (guard,) = _followed(change, back, {})  # what is put back takes nothing away
+            result.append(_followed(cast("Guard", guard), waiting.get(root, []), met))
             clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
             continue
         rules = _Rules(
@@ -185,9 +188,15 @@ def both(
             None if ahead is None else partial(ahead, number),
             None if twins is None else partial(twins, number),
         )
-        moved, waiting[root] = _past(cast("list[Change]", parts), waiting.get(root, []), met, rules)
+        written = cast("list[Change]", parts)
+        if back:
+            written, back = _past(written, back, {}, _Rules(None, None, None))
+        moved, waiting[root] = _past(written, waiting.get(root, []), met, rules)
         if stands is not None and any(met.values()):
-            lost.add(path)
+            if isinstance(change, Remove) and change.count == len(written) == 1 and not moved:
+                back.append(_Theirs(-1, Insert(path, cast("Remove", written[0]).index, [None])))
+            else:
+                lost.add(path)
         elif lost and isinstance(change, Set | Delete) and moved:
             lost = {gone for gone in lost if gone[: len(path)] != path}
         result.append(cast("list[Step]", _joined(moved)))

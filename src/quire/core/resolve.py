@@ -24,7 +24,7 @@ import msgspec
 from quire.core import merge
 from quire.core.changes import Working, apply
 from quire.core.fold import copied
-from quire.core.guards import Guard, Read, Step, reliant, sought
+from quire.core.guards import Guard, Read, Step, pure, reliant, sought
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
 from quire.core.trail import Trail
@@ -43,6 +43,7 @@ ABSENT: Any = msgspec.UNSET
 class Met(msgspec.Struct, frozen=True):
     """Where two sides met. Values are what each side had at `path`, ABSENT for nothing.
 
+    path: in the state that they had once ours was written; as ours reads it in a refusal, and where it was of what is gone.
     base: before either.  theirs: as it stands now.  ours: as we wanted it.  change: our first change there.
     number, other: which of ours met which of theirs (the last of several).  outcome: what stands; "pending" waits for
     a decision.  author, version: who wrote what is there now, and when, where a write came late.
@@ -78,6 +79,14 @@ class Merging(msgspec.Struct, frozen=True):
     ahead: merge.Ahead | None = None
     twins: merge.Twins | None = None
 
+    def numbered(self, ours: Callable[[int], int], theirs: Callable[[int], int]) -> Merging:
+        """Return the questions of a merge, asked with other numbers of the changes of both sides."""
+
+        def asked(question: Callable[[int, int], bool] | None) -> Callable[[int, int], bool] | None:
+            return question and (lambda number, other: question(ours(number), theirs(other)))
+
+        return Merging(asked(self.stands), asked(self.ahead), asked(self.twins))
+
 
 class Settled(msgspec.Struct, frozen=True):
     """What to write onto the head, and what had to be settled for it.
@@ -90,6 +99,11 @@ class Settled(msgspec.Struct, frozen=True):
     numbers: list[int | None]
     met: list[Met]
     behind: list[list[Change]]
+
+    def numbered(self, numbers: Sequence[int]) -> Settled:
+        """Return the same, with other numbers of ours."""
+        met = [msgspec.structs.replace(m, number=numbers[m.number]) for m in self.met]
+        return Settled(self.changes, [n if n is None else numbers[n] for n in self.numbers], met, self.behind)
 
 
 _LATE = Merging()
@@ -141,6 +155,20 @@ def settle(
         strict = isinstance(refused[0].change, Guard)
         raise refusal(where, "read" if strict else "stale", refused[::-1])  # the first is told
     settled = {n for n in (*ways.clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
+    if any(isinstance(change := changes[n], Remove) and change.count > 1 for n in settled):
+        numbers, apart = _apart(changes)
+        done = settle(
+            apart,
+            over,
+            base=base,
+            head=head,
+            policy=policy,
+            where=where,
+            merging=None if merging is None else merging.numbered(numbers.__getitem__, int),
+            writer=writer,
+            whole=whole,
+        )
+        return done.numbered(numbers)
     return _Settling(ways, over, stale, settled, policy, where, merging, writer or _unnamed, whole=whole).done()
 
 
@@ -160,8 +188,12 @@ class _Ways:
     def ours(self) -> Trail:
         return Trail(self.changes)
 
+    def moves(self, path: Path) -> bool:
+        """Tell whether ours moves what is at a path: it goes through a list that ours moves items of."""
+        return any(type(token) is int for token in path) and self._moved
+
     @cached_property
-    def moved(self) -> bool:
+    def _moved(self) -> bool:
         return any(isinstance(step, Insert | Remove) for step in self.changes)
 
     @cached_property
@@ -173,8 +205,23 @@ class _Ways:
         """Return where the place of one of ours is in the base and in the head; None where it is not there."""
         parts = self.found.ours[number]
         ahead, starts = self._ahead
-        now = ahead.before(parts[0].path, starts[number]) if parts else None
-        return self.ours.before(self.changes[number].path, number), now
+        now = ahead.before(_place(parts[0]), starts[number]) if parts else None
+        return self.ours.before(_place(self.changes[number]), number), now
+
+    def lost(self, number: int, over: Sequence[Change]) -> tuple[Path | None, Path]:
+        """Return where the place of one of ours that was left out is: in the head, None if it is gone, and behind ours so far."""
+        path = _place(self.changes[number])
+        if not any(type(token) is int for token in path):
+            return path, path
+        then = self.ours.before(path, number)
+        now = then and _followed(then, over)
+        before = [step for steps in self.found.ours[:number] for step in steps]
+        return now, (now and _followed(now, before)) or path
+
+    def left(self, number: int) -> Path | None:
+        """Return where the place of one of ours is after all of ours; None where ours took it away with what holds it."""
+        path = _place(self.changes[number])
+        return _followed(path, self.changes[number + 1 :]) if self.moves(path) else path
 
 
 class _Result:
@@ -193,20 +240,42 @@ class _Result:
         """Leave out the guards of what does not stand."""
         self._guards.clear()
 
-    def put(self, number: int | None, steps: Sequence[Step]) -> None:
+    def changes(self, start: int, end: int) -> list[Step]:
+        """Return some of the steps that were put."""
+        return [step for _, step in self.steps[start:end]]
+
+    def put(self, number: int | None, steps: Sequence[Step]) -> list[Step]:
+        """Put steps and the guards of theirs; return the steps as they were put."""
+        moved: list[Step] = []
         for guard, parts in [*self._guards, (number, steps)]:
-            moved = merge.rebase(parts, self._beside)[0] if self._beside else parts
+            moved = self._moved(parts)
             self.steps.extend((guard, step) for step in moved)
         self._guards.clear()
+        return moved
 
     def put_beside(self, changes: Sequence[Change]) -> None:
         """Put what keeps ours beside theirs: items that come after it have moved."""
-        self.put(None, changes)
-        self._beside += [change for change in changes if isinstance(change, Insert)]
+        self._beside += [step for step in self.put(None, changes) if isinstance(step, Insert)]
+
+    def place(self, path: Path) -> Path:
+        """Return where a place of ours is beside what was put there."""
+        return (_followed(path, self._beside) if self._beside else None) or path
+
+    def keep(self, place: Path) -> None:
+        """Note that an item is there that ours took out: items that come after it are where they were."""
+        (item,) = self._moved([Insert(place[:-1], cast("int", place[-1]), [None])])
+        self._beside.append(cast("Change", item))
+
+    def _moved(self, steps: Sequence[Step]) -> list[Step]:
+        if not self._beside:
+            return list(steps)
+        found = merge.both(steps, self._beside)
+        self._beside = [change for parts in found.theirs for change in parts]
+        return [step for parts in found.ours for step in parts]
 
 
 class _At(msgspec.Struct, frozen=True):
-    """Where one of ours is settled: its path and its place in the head, each side's value, and what it has become there."""
+    """Where one of ours is settled: its path, and its place in the result so far; each side's value, and what it has become."""
 
     path: Path
     place: Path
@@ -243,7 +312,8 @@ class _Settling:
         self._whole = whole and policy not in ("theirs", "queue")
         self._wanted = _wanted(settled, ways) if settled else {}
         self._result = _Result()
-        self._met: list[Met] = []
+        self._met: list[tuple[Met, int]] = []
+        """With the number of steps that were put before it."""
         self._closed: set[Path] = set()
         """Places where something else stands than ours: what ours does below them is part of that."""
 
@@ -268,8 +338,12 @@ class _Settling:
                 self._settle(number, step, parts)
             else:
                 self._result.put(number, parts)
+            if self._closed and isinstance(step, Insert | Remove):
+                self._closed = {moved for path in self._closed if (moved := _followed(path, [step])) is not None}
         steps = self._result.steps
-        return Settled([c for _, c in steps], [n for n, _ in steps], self._met, self._ways.found.theirs)
+        changes = [change for _, change in steps]
+        met = [_placed(met, changes[before:]) for met, before in self._met]
+        return Settled(changes, [n for n, _ in steps], met, self._ways.found.theirs)
 
     def _is_settled_above(self, step: Step, parts: Sequence[Step]) -> bool:
         if not self._closed:
@@ -285,7 +359,7 @@ class _Settling:
         if clash is None:
             assert stale is not None
             clash = merge.Clash(step.path, step, self._over[stale.other], False, number, stale.other)
-        at = self._place(number, step, parts, clash)
+        at = self._place(number, step, parts)
         if self._whole and (clash.dropped or isinstance(step, Splice)):
             at = self._put_back(at, clash)
             if stale is None and same(at.base, at.theirs):
@@ -302,16 +376,23 @@ class _Settling:
             united, twice = _united(at.place, at.ours, at.theirs)
             self._result.unguard()
             self._result.put(number, reliant(united))
-            self._met += [Met(p, ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
+            before = len(self._result.steps)
+            both = [Met(self._result.place(p), ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
+            self._met += [(met, before) for met in both]
             self._closed.add(at.path)
             return
-        self._decide(number, at, clash, Met(at.path, at.base, at.ours, at.theirs, step, last, other, "ours", **told))
+        path = self._result.place(at.place)
+        self._decide(number, at, clash, Met(path, at.base, at.ours, at.theirs, step, last, other, "ours", **told))
 
-    def _place(self, number: int, step: Step, parts: Sequence[Step], clash: merge.Clash) -> _At:
-        place = parts[0].path if parts else step.path
-        taken = not parts and isinstance(clash.theirs, Delete | Remove)
-        theirs = ABSENT if taken else get(self._ways.head, place, ABSENT)
-        return _At(step.path, place, *self._wanted[number], theirs, parts)
+    def _place(self, number: int, step: Step, parts: Sequence[Step]) -> _At:
+        path = _place(step)
+        if parts:
+            place = _place(parts[0])
+            now = self._ways.places(number)[1] or place
+        else:
+            now, place = self._ways.lost(number, self._over)
+        theirs = ABSENT if now is None else get(self._ways.head, now, ABSENT)
+        return _At(path, place, *self._wanted[number], theirs, parts)
 
     def _put_back(self, at: _At, clash: merge.Clash) -> _At:
         """Return what has our whole state at a place that was taken away, or whose text both changed (rule 5)."""
@@ -333,16 +414,19 @@ class _Settling:
     def _decide(self, number: int, at: _At, clash: merge.Clash, meeting: Met) -> None:
         """Put what the policy lets stand."""
         parts = cast("list[Change]", at.parts)
+        step = self._ways.changes[number]
         policy = self._policy or "last"
         yields = policy in ("theirs", "queue")
         late = self._merging is None
         if policy == "reject" or (clash.dropped and not yields and late and not self._whole):
             reason: Reason = "gone" if clash.dropped else "written"
-            raise refusal(self._where, reason if late else "merge", [*self._met, meeting])
+            meeting = msgspec.structs.replace(meeting, path=at.path)
+            raise refusal(self._where, reason if late else "merge", [*(met for met, _ in self._met), meeting])
         if not yields and not parts:  # they did it too; what else ours does there stands
             outcome, instead = "theirs", parts if late else list[Change]()
         else:
             outcome, instead = _outcome(policy, meeting, at.place, parts, self._ways.head)
+        before = len(self._result.steps)
         if outcome != "ours":
             self._result.unguard()
         elif isinstance(meeting.change, Increment):
@@ -352,12 +436,16 @@ class _Settling:
             self._result.put_beside(instead)
         else:
             self._result.put(number if outcome == "ours" else None, instead)
+        if isinstance(step, Remove) and parts and not any(isinstance(change, Remove) for change in instead):
+            self._result.keep(at.place)
         if at.path in self._closed and not self._whole:  # a later one of ours stands where an earlier one did not
             self._closed.discard(at.path)
-            self._met = [m for m in self._met if m.path != at.path]
-        if instead is not parts:
+            self._met = [
+                (m, n) for m, n in self._met if _placed(m, self._result.changes(n, before)).path != meeting.path
+            ]
+        if instead is not parts and not isinstance(step, Remove):  # of an item that ours took out nothing is below
             self._closed.add(at.path)
-        self._met.append(msgspec.structs.replace(meeting, outcome=outcome))
+        self._met.append((msgspec.structs.replace(meeting, outcome=outcome), before))
 
 
 def _unchanged(ways: _Ways) -> set[int]:
@@ -445,7 +533,52 @@ def _united(place: Path, ours: Any, theirs: Any) -> tuple[list[Change], list[tup
 
 def _last(number: int, ways: _Ways) -> int:
     """Return which of ours made the value that is told of a change: the last one at its place, see `_wanted`."""
-    return number if ways.moved else max(number, ways.ours.touched(ways.changes[number].path) or 0)
+    path = ways.changes[number].path
+    return number if ways.moves(path) else max(number, ways.ours.touched(path) or 0)
+
+
+def _place(step: Step) -> Path:
+    """Return where what a change is about is: of a removal the first item that it takes out."""
+    return (*step.path, step.index) if isinstance(step, Remove) else step.path
+
+
+def _followed(path: Path, steps: Sequence[Step]) -> Path | None:
+    """Return where changes move what is at a path; None where they take it away with what holds it."""
+    left, _ = merge.rebase([Read(path)], cast("list[Change]", pure(steps)))
+    return left[0].path if left else None
+
+
+def _placed(met: Met, steps: Sequence[Step]) -> Met:
+    """Return what was met, where it is after these steps."""
+    if not any(type(token) is int for token in met.path):
+        return met
+    return msgspec.structs.replace(met, path=_followed(met.path, steps) or met.path)
+
+
+def _apart(changes: Sequence[Step]) -> tuple[list[int], list[Step]]:
+    """Return the changes with each removal of several items as one of each, and for each which of the given it is."""
+    numbers: list[int] = []
+    apart: list[Step] = []
+    for number, change in enumerate(changes):
+        if isinstance(change, Remove) and change.count > 1:
+            first = len(apart)
+            while first and isinstance(guard := apart[first - 1], Read) and not guard.strict:
+                first -= 1
+            guards = apart[first:]
+            del apart[first:], numbers[first:]
+            for index in range(change.index, change.index + change.count):
+                depth = len(change.path)
+                of_item = [g for g in guards if g.path[: depth + 1] == (*change.path, index)]
+                moved = [
+                    msgspec.structs.replace(g, path=(*change.path, change.index, *g.path[depth + 1 :])) for g in of_item
+                ]
+                parts = [*moved, Remove(change.path, change.index)]
+                apart += parts
+                numbers += [number] * len(parts)
+        else:
+            apart.append(change)
+            numbers.append(number)
+    return numbers, apart
 
 
 def _unnamed(number: int) -> tuple[str, int | None]:  # noqa: ARG001 - the shape of Writer
@@ -459,7 +592,7 @@ def _named(writer: Writer, number: int) -> dict[str, Any]:
 
 def _both_took(path: Path, ways: _Ways) -> bool:
     """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
-    if not path or ways.moved:
+    if not path or ways.moves(path):
         return False  # where ours moved places, what is there is not theirs
     sides = (ways.head, apply(ways.base, ways.changes))
     return any(  # at the path, or with something that held it
@@ -480,14 +613,21 @@ def _wanted(clashes: Collection[int], ways: _Ways) -> dict[int, tuple[Any, Any]]
     after: dict[int, Any] = {}
     for number, change in enumerate(changes):
         if number in clashes:
-            then = ways.ours.before(change.path, number)
+            then = ways.ours.before(_place(change), number)
             before[number] = ABSENT if then is None else get(base, then, ABSENT)
         working.apply(change)
         if number in clashes:
             after[number] = get(working.state, change.path, ABSENT)
-    # later changes of ours at the same place count; where ours moved the place itself, what it was at first is told
-    final = after if ways.moved else {n: get(working.state, changes[n].path, ABSENT) for n in after}
-    return {n: (before[n], final[n]) for n in after}
+    # later changes of ours at the same place count; where ours took away what holds it, what it was at first is told
+    wanted: dict[int, tuple[Any, Any]] = {}
+    for number, value in after.items():
+        if isinstance(changes[number], Remove):
+            final = ABSENT
+        else:
+            left = ways.left(number)
+            final = value if left is None else get(working.state, left, ABSENT)
+        wanted[number] = before[number], final
+    return wanted
 
 
 def _outcome(

@@ -383,12 +383,14 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([ours], [theirs])
         case Ensure(path, mine), Set(_, other):
             if type(mine) is not type(other) or not (late or same(mine, other)):
-                return _Swap([Set(path, mine)], _emptied(theirs), False)
+                return _Swap([Set(path, mine)], _emptied(theirs, mine), False)
+            if not isinstance(theirs, _Replaced):
+                return _Swap([ours], [theirs])
             # it is theirs, and what both put into it merges
-            return _Swap([ours], [*_emptied(theirs), *_filled(path, other)])
-        case Ensure(), _Taken():
-            return _Swap([ours], _emptied(theirs), None if late else False)
-        case Ensure(path, mine), Delete() | Ensure() | Increment() | Splice():
+            return _Swap([ours], [*_emptied(theirs, mine), *_filled(path, other)])
+        case Ensure(_, mine), Delete():
+            return _Swap([ours], _emptied(theirs, mine), None if late else False)
+        case Ensure(path, mine), Ensure() | Increment() | Splice():
             return _Swap([Set(path, mine)], [], False)
         case Set(_, mine), Ensure(_, other) if type(mine) is type(other) and (late or same(mine, other)):
             return _Swap([ours], [theirs])
@@ -445,9 +447,11 @@ def _holding(theirs: Change, ours: Change) -> Change:
     return msgspec.structs.replace(theirs, held=held)
 
 
-def _emptied(theirs: Change) -> list[Change]:
-    """Return what takes all that a container holds out of it."""
-    held = theirs.held if isinstance(theirs, _Taken | _Replaced) else ()
+def _emptied(theirs: Change, empty: Any) -> list[Change]:
+    """Return what takes all out of a container that it holds; where that is not known, what puts an empty one there."""
+    if not isinstance(theirs, _Taken | _Replaced):
+        return [Set(theirs.path, empty)]
+    held = theirs.held
     if type(held) is int:
         return [Remove(theirs.path, 0, held)] if held else []
     return [Delete((*theirs.path, key)) for key in cast("tuple[str, ...]", held)]

@@ -140,10 +140,10 @@ def settle(
     yields = policy in ("theirs", "queue")
     rules = merging or _LATE
     both = partial(merge.both, changes, over, base=base, ahead=rules.ahead, twins=rules.twins)
-    ways = _Ways(changes, both(stands=None if yields else rules.stands), base, head)
+    ways = _Ways(changes, over, both(stands=None if yields else rules.stands), base, head)
     alike = _unchanged(ways) if merging is None else set[int]()
     if yields and ways.clashes:
-        ways = _Ways(changes, both(stands=partial(_among, alike)), base, head)
+        ways = _Ways(changes, over, both(stands=partial(_among, alike)), base, head)
     stale = _stale(ways)
     refused = [
         msgspec.structs.replace(meeting, **_named(writer or _unnamed, meeting.other))
@@ -169,16 +169,22 @@ def settle(
             whole=whole,
         )
         return done.numbered(numbers)
-    return _Settling(ways, over, stale, settled, policy, where, merging, writer or _unnamed, whole=whole).done()
+    return _Settling(ways, stale, settled, policy, where, merging, writer or _unnamed, whole=whole).done()
 
 
 class _Ways:
     """Ours as they meet theirs, and where their places were before that; looked up when it is first asked."""
 
     def __init__(
-        self, changes: Sequence[Step], found: merge.Rebased, base: dict[str, Any], head: dict[str, Any]
+        self,
+        changes: Sequence[Step],
+        over: Sequence[Change],
+        found: merge.Rebased,
+        base: dict[str, Any],
+        head: dict[str, Any],
     ) -> None:
         self.changes = changes
+        self.over = over
         self.found = found
         self.base = base
         self.head = head
@@ -187,6 +193,10 @@ class _Ways:
     @cached_property
     def ours(self) -> Trail:
         return Trail(self.changes)
+
+    @cached_property
+    def theirs(self) -> Trail:
+        return Trail(self.over)
 
     def moves(self, path: Path) -> bool:
         """Tell whether ours moves what is at a path: it goes through a list that ours moves items of."""
@@ -208,13 +218,13 @@ class _Ways:
         now = ahead.before(_place(parts[0]), starts[number]) if parts else None
         return self.ours.before(_place(self.changes[number]), number), now
 
-    def lost(self, number: int, over: Sequence[Change]) -> tuple[Path | None, Path]:
+    def lost(self, number: int) -> tuple[Path | None, Path]:
         """Return where the place of one of ours that was left out is: in the head, None if it is gone, and behind ours so far."""
         path = _place(self.changes[number])
         if not any(type(token) is int for token in path):
             return path, path
         then = self.ours.before(path, number)
-        now = then and _followed(then, over)
+        now = then and _followed(then, self.over)
         before = [step for steps in self.found.ours[:number] for step in steps]
         return now, (now and _followed(now, before)) or path
 
@@ -291,7 +301,6 @@ class _Settling:
     def __init__(
         self,
         ways: _Ways,
-        over: Sequence[Change],
         stale: dict[int, Met],
         settled: set[int],
         policy: Policy | None,
@@ -302,7 +311,6 @@ class _Settling:
         whole: bool,
     ) -> None:
         self._ways = ways
-        self._over = over
         self._stale = stale
         self._settled = settled
         self._policy: Policy | None = policy
@@ -316,10 +324,6 @@ class _Settling:
         """With the number of steps that were put before it."""
         self._closed: set[Path] = set()
         """Places where something else stands than ours: what ours does below them is part of that."""
-
-    @cached_property
-    def _theirs_made(self) -> Trail:
-        return Trail(self._over)
 
     @cached_property
     def _mine(self) -> dict[str, Any]:
@@ -343,6 +347,9 @@ class _Settling:
         steps = self._result.steps
         changes = [change for _, change in steps]
         met = [_placed(met, changes[before:]) for met, before in self._met]
+        if any(_is_sum(each) for each in met):
+            state = apply(self._ways.head, cast("list[Change]", pure(changes)))
+            met = [msgspec.structs.replace(m, ours=get(state, m.path, ABSENT)) if _is_sum(m) else m for m in met]
         return Settled(changes, [n for n, _ in steps], met, self._ways.found.theirs)
 
     def _is_settled_above(self, step: Step, parts: Sequence[Step]) -> bool:
@@ -358,7 +365,7 @@ class _Settling:
         clash = self._ways.clashes.get(number)
         if clash is None:
             assert stale is not None
-            clash = merge.Clash(step.path, step, self._over[stale.other], False, number, stale.other)
+            clash = merge.Clash(step.path, step, self._ways.over[stale.other], False, number, stale.other)
         at = self._place(number, step, parts)
         if self._whole and (clash.dropped or isinstance(step, Splice)):
             at = self._put_back(at, clash)
@@ -368,7 +375,7 @@ class _Settling:
         if stale is None and self._agree(step, clash, at):
             self._result.put(number, at.parts)
             return
-        last, other = _last(number, self._ways), self._theirs_made.last(at.place)
+        last, other = _last(number, self._ways), self._ways.theirs.last(at.place)
         other = clash.other if other is None else other
         told = _named(self._writer, other)
         late = self._policy in ("last", "ours")
@@ -390,7 +397,7 @@ class _Settling:
             place = _place(parts[0])
             now = self._ways.places(number)[1] or place
         else:
-            now, place = self._ways.lost(number, self._over)
+            now, place = self._ways.lost(number)
         theirs = ABSENT if now is None else get(self._ways.head, now, ABSENT)
         return _At(path, place, *self._wanted[number], theirs, parts)
 
@@ -429,9 +436,6 @@ class _Settling:
         before = len(self._result.steps)
         if outcome != "ours":
             self._result.unguard()
-        elif isinstance(meeting.change, Increment):
-            ours = get(apply(self._ways.head, instead), at.place, ABSENT)
-            meeting = msgspec.structs.replace(meeting, ours=ours)
         if outcome == "both":
             self._result.put_beside(instead)
         else:
@@ -454,7 +458,7 @@ def _unchanged(ways: _Ways) -> set[int]:
     places: set[Path] = set()
     for number in sorted(ways.clashes):
         step = ways.changes[number]
-        if isinstance(step, Set | Delete) and not ways.clashes[number].dropped:
+        if isinstance(step, Set | Delete | Ensure | Increment) and not ways.clashes[number].dropped:
             then, now = ways.places(number)
             own = then is None and step.path in places  # it goes on with one of ours that stands
             if own or (
@@ -485,7 +489,9 @@ def _stale(ways: _Ways) -> dict[int, Met]:
         if not guard.holds(was, is_now) and relies not in stale:
             change = changes[relies]
             ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
-            stale[relies] = Met(guard.path, was, ours, is_now, change, relies, ways.clashes[number].other, "ours")
+            other = None if now is None else ways.theirs.last(now)
+            other = ways.clashes[number].other if other is None else other
+            stale[relies] = Met(guard.path, was, ours, is_now, change, relies, other, "ours")
     return stale
 
 
@@ -546,6 +552,10 @@ def _followed(path: Path, steps: Sequence[Step]) -> Path | None:
     """Return where changes move what is at a path; None where they take it away with what holds it."""
     left, _ = merge.rebase([Read(path)], cast("list[Change]", pure(steps)))
     return left[0].path if left else None
+
+
+def _is_sum(met: Met) -> bool:
+    return isinstance(met.change, Increment) and met.outcome == "ours"
 
 
 def _placed(met: Met, steps: Sequence[Step]) -> Met:
@@ -613,7 +623,8 @@ def _wanted(clashes: Collection[int], ways: _Ways) -> dict[int, tuple[Any, Any]]
     after: dict[int, Any] = {}
     for number, change in enumerate(changes):
         if number in clashes:
-            then = ways.ours.before(_place(change), number)
+            path = _place(change)
+            then = ways.ours.before(path, number) if ways.moves(path) else path
             before[number] = ABSENT if then is None else get(base, then, ABSENT)
         working.apply(change)
         if number in clashes:

@@ -18,16 +18,19 @@ from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working, effective
 from quire.core.descent import Descent
-from quire.core.guards import Guard, Step, Within, bounded, pure
+from quire.core.guards import Guard, Read, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
+from quire.core.path import get
+from quire.core.refusals import Reason, refusal
+from quire.core.resolve import ABSENT, Met
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
 from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
-from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Record
+from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Record
 
 
 class NeedHistory(Exception):
@@ -131,6 +134,7 @@ class Actor:
         if before is not None:
             plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
+        write.met = [_summed(each, working.state) for each in write.met]
         tail = self._tails[-1] if self._tails else self.tail
         time_ms = max(next_time(now_ms, tail), write.not_before_ms)
         start = self._start, self._start_bytes
@@ -298,7 +302,7 @@ class Actor:
         ours = [c for c in write.plan if not isinstance(c, Fork)]
         if write.asked is None:
             ours = effective(base.state, ours)
-            write.asked = ours, base.version
+            write.asked = ours, base
         where = write.stream.removeprefix(WORKFLOWS)
         try:
             settled = layout.settle(
@@ -315,7 +319,8 @@ class Actor:
             )
         except MergeConflict as refused:
             raise _carrying(refused, write) from None
-        met = {each.met.path: each for each in write.passed}
+        passed = [part for parts in settled.behind for part in parts] or over
+        met = {moved.met.path: moved for each in write.passed for moved in [_moved(each, passed)]}
         for new in settled.met:
             before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
             first = base.version if before is None else before.base
@@ -397,12 +402,39 @@ def _left_no_trace(write: Write) -> bool:
 
 
 def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
-    """Return the error with the write that it refuses."""
+    """Return the error with the write that it refuses, told of the version that was its base."""
     if write.asked is not None:
-        steps, refused.base = write.asked
+        steps, base = write.asked
+        where = write.stream.removeprefix(WORKFLOWS)
+        if write.base is not None and write.base.version != base.version:  # it was rebased since
+            met = [_from(base.state, cast("Met", each)) for each in refused.conflicts]
+            refused = refusal(where, cast("Reason", refused.reason), met)
+        refused.base, refused.workflow_id = base.version, where
         refused.changes = list(bounded(steps))
-        refused.workflow_id = write.stream.removeprefix(WORKFLOWS)
     return refused
+
+
+def _moved(each: Meeting, changes: Sequence[Change]) -> Meeting:
+    """Return what was met in an earlier round, where it is after the changes of others since."""
+    path = each.met.path
+    if not any(type(token) is int for token in path):
+        return each
+    left, _ = rebase([Read(path)], changes)
+    return each._replace(met=msgspec.structs.replace(each.met, path=left[0].path)) if left else each
+
+
+def _summed(each: Meeting, state: dict[str, Any]) -> Meeting:
+    """Return what was met by a sum with what that came to in the end."""
+    if not isinstance(each.met.change, Increment) or each.met.outcome != "ours":
+        return each
+    return each._replace(met=msgspec.structs.replace(each.met, ours=get(state, each.met.path, ABSENT)))
+
+
+def _from(base: dict[str, Any], met: Met) -> Met:
+    """Return what was met with what was there on another base; where its item was there is not known."""
+    if any(type(token) is int for token in met.path):
+        return met
+    return msgspec.structs.replace(met, base=get(base, met.path, ABSENT))
 
 
 def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:

@@ -67,8 +67,8 @@ class Write(msgspec.Struct, eq=False):
     """Records since the base, where the engine had to read them."""
     late: bool = False
     """It was refused: others write the same stream at the same time."""
-    asked: tuple[Sequence[Step], int] | None = None
-    """What it is in full: the steps that alter something on its first base, and that version. None until it is rebased."""
+    asked: tuple[Sequence[Step], Base] | None = None
+    """What it is in full: the steps that alter something on its first base, and that. None until it is rebased."""
     unrecorded: bool = False
     """What it meets is no conflict of its own: it settles one."""
     replaces: Record | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import msgspec
+from msgspec import UNSET
 
 import quire
 from quire.core.resolve import Met
@@ -22,6 +23,7 @@ from quire.testing.edits.log import Log, read_log
 from quire.testing.edits.programs import START
 from quire.testing.edits.rules import smaller
 from quire.testing.edits.serial import Finding, findings, pairs
+from quire.testing.edits.tree import ABSENT
 
 Crowd = Literal["tasks", "threads", "processes"]
 
@@ -123,7 +125,8 @@ def _policy(name: str | None) -> Any:
 
 
 def _smaller(met: Met) -> Any:
-    return smaller(met.theirs, met.ours)
+    value = smaller(met.theirs, met.ours)
+    return UNSET if value is ABSENT else value
 
 
 async def _tasks(campaign: Campaign, folder: Path) -> list[Entry]:  # noqa: ARG001 - the shape of all

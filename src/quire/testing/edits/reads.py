@@ -63,6 +63,22 @@ def at_place(node: Any, place: Place) -> Any:
     return node
 
 
+def path_of(node: Any, place: Place) -> list[str | int] | None:
+    """Return the path of a place in a tree, None where its item is not in it."""
+    path: list[str | int] = []
+    for token in place:
+        if isinstance(token, tuple):
+            if not isinstance(node, Arr) or token[1] not in node.ids:
+                return None
+            index = node.ids.index(token[1])
+            path.append(index)
+            node = node[index]
+        else:
+            path.append(token)
+            node = node.get(token, ABSENT) if isinstance(node, Obj) else ABSENT
+    return path
+
+
 def alike(kind: Kind, a: Any, b: Any) -> bool:
     """True if a read of one node tells the same as one of the other."""
     if kind == "value":

@@ -164,9 +164,11 @@ def _update(meeting: Meeting, path: Path, values: dict[str, Any]) -> None:
 def _clear(meeting: Meeting, path: Path) -> None:
     value = _there(meeting, path)
     if type(value) is dict:
+        meeting.locate(path, "keys")
         for key in value:
             meeting.drop((*path, key))
     else:
+        meeting.locate(path)
         for _ in value:
             meeting.take(path, 0)
 
@@ -215,6 +217,7 @@ def _plus(meeting: Meeting, path: Path, values: list[Any]) -> None:
 
 def _insert(meeting: Meeting, path: Path, index: int, value: Any) -> None:
     length = len(_there(meeting, path))
+    meeting.locate(path)
     meeting.insert(path, max(0, index + length) if index < 0 else min(index, length), [value])
 
 
@@ -251,6 +254,7 @@ def _sort(meeting: Meeting, path: Path, reverse: bool) -> None:
 
 def _slice(meeting: Meeting, path: Path, start: int, stop: int, values: list[Any]) -> None:
     value = _there(meeting, path)
+    meeting.locate(path)
     where = range(*slice(start, stop).indices(len(value)))
     for _ in where:
         meeting.take(path, where.start)
@@ -258,7 +262,9 @@ def _slice(meeting: Meeting, path: Path, start: int, stop: int, values: list[Any
 
 
 def _replace(meeting: Meeting, path: Path, whole: dict[str, Any]) -> None:
-    for key in _there(meeting, path):
+    keys = _there(meeting, path)
+    meeting.locate(path)
+    for key in keys:
         if key not in whole:
             meeting.drop((*path, key))
     for key, value in whole.items():

@@ -22,7 +22,7 @@ import msgspec
 
 from quire.testing.edits.reads import Path, Place, at_place, place_of
 from quire.testing.edits.sides import DECIDING, YIELDING, Refused, Sides, Terms
-from quire.testing.edits.tree import ABSENT, Arr, Obj, Text, boxed, clone, find, fresh, plain, put, same, spelled
+from quire.testing.edits.tree import ABSENT, Arr, Obj, Text, boxed, clone, find, fresh, plain, put, same, spelled, text
 
 
 class Met(msgspec.Struct, frozen=True):
@@ -106,8 +106,9 @@ class Meeting(Sides):
         """Insert into a text: at its end (None), or wherever the two parts around it end and begin."""
         self._settle(path)
         whole = find(self.mine, path)
+        at = None if at == len(whole) else at
         place = len(whole) if at is None else at
-        left_out = self.terms.policy in YIELDING and added not in str(self.at_last(path))
+        left_out = self.terms.policy in YIELDING and added not in text(self.terms.after)
 
         def made() -> None:
             before = self.found(path)
@@ -222,7 +223,9 @@ class Meeting(Sides):
     def put(self, path: Path, value: Any) -> None:
         """Set a value; nothing where the writer has it already."""
         before = self.value(path)
-        if not same(before, value):
+        if same(before, value):
+            self.locate(path)  # it is to be that, and is already
+        else:
             self._settle(path)
             self._replace(path, before, value)
 
@@ -293,7 +296,12 @@ class Meeting(Sides):
             return True
         if relied and self.terms.policy in (None, "reject"):
             raise Refused("stale", path, f"was {before!r}, is {there!r}")
-        if not relied and there is ABSENT and value is ABSENT and self.terms.policy != "reject":
+        if (
+            not relied
+            and there is ABSENT
+            and value is ABSENT
+            and not (self.terms.policy == "reject" and self.terms.lenient)
+        ):
             return True
         if self.terms.policy == "reject":
             raise Refused("met", path)
@@ -320,6 +328,7 @@ class Meeting(Sides):
 
     def zero(self, path: Path) -> None:
         """Put a number at 0 where the writer has nothing: with sums only behind it, it is a sum."""
+        self.locate(path)
         find(self.mine, path[:-1])[path[-1]] = 0
         self.zeros.append(path)
 
@@ -356,7 +365,7 @@ class Meeting(Sides):
 def smaller(theirs: Any, ours: Any) -> Any:
     """Return one of two values, none of which has to be there: the policy that campaigns have as a function."""
     there = [value for value in (theirs, ours) if value is not ABSENT and value is not msgspec.UNSET]
-    return min(there, key=repr) if there else None
+    return min(there, key=repr) if there else ABSENT
 
 
 def _mark(item: Any) -> Any:

@@ -19,9 +19,10 @@ from quire.core.path import parse
 from quire.model import Delete
 from quire.testing.edits.clients import Entry
 from quire.testing.edits.log import Log
+from quire.testing.edits.reads import path_of
 from quire.testing.edits.redo import redo
 from quire.testing.edits.rules import Meeting
-from quire.testing.edits.shows import conflicts, refusal, related
+from quire.testing.edits.shows import conflicts, refusal, related, steady
 from quire.testing.edits.sides import Refused, Terms
 from quire.testing.edits.tree import ABSENT, find, plain, same
 
@@ -115,7 +116,8 @@ def accepted(log: Log, entry: Entry) -> Iterator[Finding]:
     if entry.base is None or entry.how == "merge":
         return
     for met in meeting.met:
-        if not any(related(met.path, parse(c.path)) for c in recorded):
+        path = path_of(meeting.now, met.place) or steady(met.path)
+        if not any(related(path, parse(c.path)) for c in recorded):
             yield Finding("missing", f"{where}: no conflict tells of {met}", entry, (str(met.path[0]),))
 
 
@@ -154,8 +156,6 @@ def refused(log: Log, entry: Entry) -> Iterator[Finding]:
         if _refuses(log, entry, head):
             yield Finding("early", f"{entry.key} was refused by version {head}, and the newest was {after}", entry)
             return
-    if entry.how == "strict" and any(shown["base"] != shown["theirs"] for shown in entry.shown):
-        return  # a serializable edit relies on all of a list where it asks for an index
     yield Finding("refusal", f"{entry.key} was refused for nothing: {entry.said}", entry)
 
 

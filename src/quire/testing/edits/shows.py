@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quire.core.path import parse
@@ -55,7 +55,7 @@ def refusal(log: Log, entry: Entry) -> Iterator[tuple[str, str]]:
                 "shows",
                 f"{entry.key}: theirs shows {told['theirs']} at {path}, version {number} has {there!r}: {entry.said}",
             )
-        elif not any(related(change.path, path) for change in log.changes(number)):
+        elif not any(related(steady(change.path), steady(path)) for change in log.changes(number)):
             yield "shows", f"{entry.key}: a conflict says that version {number} wrote at {path}: {version.changes}"
         if not _has(log, entry.base or number, path, told["base"]):
             there = find(log.state(entry.base or number), path)
@@ -75,7 +75,12 @@ def _has(log: Log, number: int, path: tuple[Any, ...], value: list[Any]) -> bool
     return same(node, value[0] if value else ABSENT)
 
 
-def related(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+def steady(path: Sequence[Any]) -> Sequence[Any]:
+    """Return the part of a path that is the same in every version: up to an index."""
+    return path[: next((depth for depth, token in enumerate(path) if isinstance(token, int)), len(path))]
+
+
+def related(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """True if one path is part of the other."""
     shorter = min(len(one), len(other))
     return tuple(map(str, one[:shorter])) == tuple(map(str, other[:shorter]))

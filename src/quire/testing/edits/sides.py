@@ -99,12 +99,18 @@ class Sides:
 
     def index(self, path: Path, at: int) -> int:
         """Return the place of an index that may count from the end; raise Missing, having read the length."""
+        self.locate(path)
         length = len(self.reach(path))
         place = at + length if at < 0 else at
         if not 0 <= place < length:
             self.read(path, "keys")
             raise Missing("IndexError")
         return place
+
+    def locate(self, path: Path, kind: Kind = "value") -> None:
+        """Note that a serializable write relies on where the items of a list are, or which keys there are."""
+        if self.terms.strict:
+            self.read(path, kind)
 
     # where a place is in what the write met
 

@@ -1,7 +1,6 @@
 """Campaigns of concurrent edits for as long as is wanted, on any store; the status is 1 where something was found.
 
     python -m tests.campaigns.soak --minutes 60 --store sqlite
-    python -m tests.campaigns.soak --minutes 10 --store memory --all     # also what test_findings.py knows already
     python -m tests.campaigns.soak --rounds 1 --store sqlite --seed 17   # one round of it again
 
 Each round is a campaign of its own kind: as tasks, threads or processes (by the store), by default, serializable, or by one
@@ -20,7 +19,6 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
-from tests.campaigns.known import KNOWN, new, told
 
 from quire.testing.edits.campaign import Campaign, run
 from quire.testing.servers.nats import NatsServer
@@ -82,13 +80,17 @@ def rounds(store, place, *, first, limit=sys.maxsize, until=float("inf")):
             yield campaign, asyncio.run(run(campaign, Path(folder)))
 
 
+def told(found, campaign):
+    """Return findings as text that says how to repeat them."""
+    return "\n".join([str(campaign), *(f"{f.kind}: {f.text}\n    {f.entry}" for f in found)])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=STORES, default="memory")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=sys.maxsize)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="of the first round")
-    parser.add_argument("--all", action="store_true", help="tell also what is known")
     given = parser.parse_args()
     server = SERVERS[given.store]() if given.store in SERVERS else None
     if server is not None:
@@ -99,9 +101,9 @@ def main():
         place = server.url if server is not None else None
         until = begun + given.minutes * 60
         for campaign, outcome in rounds(given.store, place, first=given.seed, limit=given.rounds, until=until):
-            now, found = time.monotonic(), new(outcome, campaign, () if given.all else KNOWN)
+            now, found = time.monotonic(), outcome.findings
             totals += Counter(rounds=1, writes=len(outcome.entries), versions=sum(log.head for log in outcome.logs))
-            totals += Counter(findings=len(found), known=len(outcome.findings) - len(found))
+            totals += Counter(findings=len(found))
             kind = " ".join(f"{k}={v}" for k, v in KINDS[int(campaign.seed) % len(KINDS)].items())
             rate = len(outcome.entries) / (now - last)
             print(f"seed {campaign.seed} {campaign.crowd} {kind}: {outcome.summary}; {rate:.0f} writes/s", flush=True)

@@ -1,11 +1,7 @@
 """Campaigns of concurrent edits, short ones: on every store, as tasks, threads and processes, by every policy."""
 
-import ast
-from pathlib import Path
-
 import pytest
-from tests.campaigns.known import KNOWN, new, told
-from tests.campaigns.soak import SERVERS, STORES, rounds
+from tests.campaigns.soak import SERVERS, STORES, rounds, told
 
 from quire.testing.edits.campaign import Campaign, run
 from quire.testing.servers.fixtures import shared
@@ -21,8 +17,7 @@ DEFAULT = ("edit", "edit", "old", "set", "save", "update", "restore", "increment
 async def holds(campaign, folder):
     outcome = await run(campaign, folder)
     assert len({entry.error for entry in outcome.entries}) > 1, "none was refused: they did not meet"
-    found = new(outcome, campaign)
-    assert not found, told(found, campaign)
+    assert not outcome.findings, told(outcome.findings, campaign)
 
 
 def url_of(store, folder):
@@ -75,8 +70,7 @@ async def test_policies(tmp_path, policy, handles):
     )
     outcome = await run(campaign, tmp_path)
     assert any(log.conflicts for log in outcome.logs)
-    found = new(outcome, campaign)
-    assert not found, told(found, campaign)
+    assert not outcome.findings, told(outcome.findings, campaign)
 
 
 async def test_threads(tmp_path):
@@ -107,17 +101,4 @@ async def test_one_process_on_rocksdb(tmp_path):
 def test_many_rounds(tmp_path, store):
     place = shared(SERVERS[store]).url if store in SERVERS else None
     for campaign, outcome in rounds(store, place, first=1, limit=ROUNDS):
-        found = new(outcome, campaign)
-        assert not found, told(found, campaign)
-
-
-def test_known_findings_fail():
-    """What is passed over has a test that fails, and whoever makes that pass takes it out here."""
-    tree = ast.parse(Path(__file__).with_name("test_findings.py").read_text())
-    failing = {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.AsyncFunctionDef)
-        and any(isinstance(d, ast.Call) and getattr(d.func, "id", "") == "found" for d in node.decorator_list)
-    }
-    assert {name for names in KNOWN.values() for name in names} <= failing
+        assert not outcome.findings, told(outcome.findings, campaign)

@@ -2,7 +2,6 @@
 
 import pytest
 from hypothesis import settings
-from tests.campaigns.known import is_known
 
 import quire
 from quire.testing.edits.campaign import Campaign
@@ -18,9 +17,6 @@ class OnSqlite(EditMachine):
 
     async def open(self):
         return await quire.open(f"sqlite:///{self.place}/edits.db", on_conflict=self.policy)
-
-    def is_known(self, finding, log):
-        return is_known(finding, log, self.campaign)
 
 
 TestOnSqlite = OnSqlite.TestCase

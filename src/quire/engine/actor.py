@@ -18,12 +18,12 @@ from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working, effective
 from quire.core.descent import Descent
+from quire.core.fold import copied
 from quire.core.guards import Guard, Read, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
 from quire.core.path import get
-from quire.core.refusals import Reason, refusal
-from quire.core.resolve import ABSENT, Met
+from quire.core.resolve import ABSENT
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
 from quire.core.weigh import Weighed, Weight, weigh
@@ -121,11 +121,9 @@ class Actor:
         weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
-        if write.late and write.base is not None and write.base.version < self.head.version:
-            self._advance(write, write.base)
         plan, write.met, write.hooked = write.plan, write.passed, None
         if write.base is not None and write.base.version < version:
-            plan, write.met = self._rebased(write, write.base, working.state, self._since(write, write.base.version))
+            plan, write.met = self._onto(write, write.base, working.state)
         elif callable(plan):
             try:
                 plan = plan(working.state)
@@ -273,17 +271,32 @@ class Actor:
             write.stream, tip.version + 1, time_ms, write.author, write.message, write.kind, body, tip.chain
         )
 
-    def _advance(self, write: Write, base: Base) -> None:
-        """Rebase a write onto what is durable for good: tried again, it meets only what came since.
+    def _onto(self, write: Write, base: Base, head: dict[str, Any]) -> tuple[Sequence[Step | Fork], list[Meeting]]:
+        """Return the write's steps as they go onto the head, and all that they met. Raises MergeConflict, NeedHistory."""
+        try:
+            if write.late and not write.anew and base.version < self.head.version:
+                base = self._advanced(write, base)
+            return self._rebased(write, base, head, self._since(write, base.version))
+        except MergeConflict:
+            if write.asked is None or write.asked[1] is base:
+                raise
+        # what came on the way refuses it: from its first base on that may be as it was
+        (write.plan, write.base), write.passed, write.anew = write.asked, [], True
+        return self._rebased(write, write.base, head, self._since(write, write.base.version))
+
+    def _advanced(self, write: Write, base: Base) -> Base:
+        """Rebase a write onto what is durable for good: tried again, it meets only what came since. Return its base by now.
 
         Else each try would take longer than the one before, and whoever writes less quickly than others never wrote. By
-        "both" and by functions two meetings one after the other are not what they are at once: those begin anew.
+        policies that leave something out two meetings one after the other are not what they are at once: those begin anew.
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
         # without a policy nothing is stale by now, and the last write stands
-        if len(met) == len(write.passed) or (not callable(write.policy) and write.policy != "both"):
-            write.plan, write.passed, write.history = plan, met, ()
-            write.base = Base(self.head.version, self.state)
+        if len(met) > len(write.passed) and write.policy not in (None, "last", "ours", "reject"):
+            return base
+        write.plan, write.passed, write.history = plan, met, ()
+        write.base = Base(self.head.version, self.state)
+        return write.base
 
     def _rebased(
         self, write: Write, base: Base, head: dict[str, Any], records: Sequence[Record]
@@ -325,6 +338,8 @@ class Actor:
             before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
             first = base.version if before is None else before.base
             kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
+            # the state that it meets may be altered by what is written next
+            kept = msgspec.structs.replace(kept, theirs=copied(kept.theirs), ours=copied(kept.ours))
             met[new.path] = Meeting(kept, sources[new.other], first)
         return settled.changes, list(met.values())
 
@@ -402,15 +417,11 @@ def _left_no_trace(write: Write) -> bool:
 
 
 def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
-    """Return the error with the write that it refuses, told of the version that was its base."""
+    """Return the error with the write that it refuses."""
     if write.asked is not None:
         steps, base = write.asked
-        where = write.stream.removeprefix(WORKFLOWS)
-        if write.base is not None and write.base.version != base.version:  # it was rebased since
-            met = [_from(base.state, cast("Met", each)) for each in refused.conflicts]
-            refused = refusal(where, cast("Reason", refused.reason), met)
-        refused.base, refused.workflow_id = base.version, where
-        refused.changes = list(bounded(steps))
+        refused.changes, refused.base = list(bounded(steps)), base.version
+        refused.workflow_id = write.stream.removeprefix(WORKFLOWS)
     return refused
 
 
@@ -428,13 +439,6 @@ def _summed(each: Meeting, state: dict[str, Any]) -> Meeting:
     if not isinstance(each.met.change, Increment) or each.met.outcome != "ours":
         return each
     return each._replace(met=msgspec.structs.replace(each.met, ours=get(state, each.met.path, ABSENT)))
-
-
-def _from(base: dict[str, Any], met: Met) -> Met:
-    """Return what was met with what was there on another base; where its item was there is not known."""
-    if any(type(token) is int for token in met.path):
-        return met
-    return msgspec.structs.replace(met, base=get(base, met.path, ABSENT))
 
 
 def _stamps(ours: int, sources: Sequence[Record]) -> Stamps:

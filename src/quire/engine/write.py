@@ -67,6 +67,8 @@ class Write(msgspec.Struct, eq=False):
     """Records since the base, where the engine had to read them."""
     late: bool = False
     """It was refused: others write the same stream at the same time."""
+    anew: bool = False
+    """It is looked at from its first base on, each time it is tried."""
     asked: tuple[Sequence[Step], Base] | None = None
     """What it is in full: the steps that alter something on its first base, and that. None until it is rebased."""
     unrecorded: bool = False

@@ -23,8 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from quire.errors import MergeConflict, OutOfBounds, QuireError
 from quire.testing.edits.clients import Entry, answered, refuse
-from quire.testing.edits.log import Log, read_log
-from quire.testing.edits.serial import Finding, findings
+from quire.testing.edits.log import read_log
+from quire.testing.edits.serial import findings
 from quire.testing.edits.steps import Step, run
 
 MACHINE = settings(max_examples=25, stateful_step_count=30, deadline=None)
@@ -118,10 +118,6 @@ class EditMachine(RuleBasedStateMachine):
     async def open(self) -> Any:
         """Open a store on the place of this run: the same at every call, another for every run."""
         raise NotImplementedError
-
-    def is_known(self, finding: Finding, log: Log) -> bool:  # noqa: ARG002 - the shape of it
-        """Tell whether a finding is to be passed over."""
-        return False
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run_until_complete(work)
@@ -224,9 +220,7 @@ class EditMachine(RuleBasedStateMachine):
             while self._open:
                 self.commit(0)
             log = self._run(read_log(self._stores[1], "w"))
-            wrong = [
-                f"{f.kind}: {f.text}\n{f.entry}" for f in findings(log, self._entries) if not self.is_known(f, log)
-            ]
+            wrong = [f"{f.kind}: {f.text}\n{f.entry}" for f in findings(log, self._entries)]
             assert not wrong, "\n".join(wrong)
             assert self._run(self._stores[0].verify()).ok
         finally:

@@ -355,7 +355,7 @@ class Meeting(Sides):
             if self.terms.policy == "smaller":
                 theirs = plain(at_place(self._head, met.place))
                 _lay(now, key, boxed(smaller(theirs, ours)))
-            elif self.terms.policy == "both" and met.sets and ours is not ABSENT:
+            elif self.terms.policy == "both" and (met.sets or self.terms.differs) and ours is not ABSENT:
                 if met.theirs is not ABSENT:
                     key = next(f"{key}~{n}" for n in range(2, len(now) + 3) if f"{key}~{n}" not in now)
                 _lay(now, key, boxed(ours))

@@ -103,15 +103,18 @@ class Actor:
         """Whether there is a workflow here: something was written and not deleted since."""
         return self.head.version > 0 and self.head.kind != DELETED
 
-    def prepare(self, write: Write, now_ms: int, before: Before | None = None) -> Record | None:
+    def prepare(
+        self, write: Write, now_ms: int, before: Before | None = None, *, onto: int | None = None
+    ) -> Record | None:
         """Seal one write on top of the batch; None when it changes nothing on its own base.
 
-        before: asked of its changes once they are adjusted to the state they meet.
+        before: asked of its changes once they are adjusted to the state they meet.  onto: the version that its transaction
+        meets, None where it is the first here.
         Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
         """
         tip = self.pending[-1] if self.pending else self.head
         version = tip.version
-        self._expect(write, version, present=version > 0 and tip.kind != DELETED)
+        self._expect(write, version, onto, present=version > 0 and tip.kind != DELETED)
         working = self._working
         if working is None or (type(working) is Working and self._nears_a_limit()):
             working = self._rebuilt()
@@ -239,7 +242,7 @@ class Actor:
         if self.waiters:
             self.wake()
 
-    def _expect(self, write: Write, version: int, *, present: bool) -> None:
+    def _expect(self, write: Write, version: int, onto: int | None, *, present: bool) -> None:
         if write.exists is not None and write.exists is not present:
             name = write.stream.removeprefix(WORKFLOWS)
             if write.exists:
@@ -247,8 +250,9 @@ class Actor:
             raise AlreadyExists(
                 f"workflow {name} exists already, at version {version}; open it with `store.workflow({name!r})`"
             )
-        if write.if_version is not None and write.if_version != version:
-            raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
+        met = version if onto is None else onto  # what parts before it made is not written where it is refused
+        if write.if_version is not None and write.if_version not in (version, met):
+            raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=met)
 
     def _sealed(
         self, write: Write, changes: Sequence[Change | Fork], state: dict[str, Any], tip: Record | Head, time_ms: int

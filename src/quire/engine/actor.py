@@ -277,11 +277,12 @@ class Actor:
         """Rebase a write onto what is durable for good: tried again, it meets only what came since.
 
         Else each try would take longer than the one before, and whoever writes less quickly than others never wrote. By
-        "both" and by functions two meetings one after the other are not what they are at once: those begin anew.
+        some policies two meetings one after the other are not what they are at once: "theirs" and "queue" leave a change
+        out, which then meets nothing more; "both" and functions decide again. Once something was met, those begin anew.
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
         # without a policy nothing is stale by now, and the last write stands
-        if len(met) == len(write.passed) or (not callable(write.policy) and write.policy != "both"):
+        if len(met) == len(write.passed) or write.policy in (None, "last", "ours", "reject"):
             write.plan, write.passed, write.history = plan, met, ()
             write.base = Base(self.head.version, self.state)
 

@@ -202,7 +202,6 @@ class Unheard:
         await self.recover()
 
 
-@broken("a step whose commit ended with OutcomeUnknown is tried again without a look whether it is done")
 async def test_a_step_that_is_stored_is_not_run_again(store):
     ran = []
 
@@ -215,7 +214,6 @@ async def test_a_step_that_is_stored_is_not_run_again(store):
     assert (ran, result.state["n"]) == ([1], 2)
 
 
-@broken("the same where the changes wait: the conflict of the first run stays, and no result lists it")
 async def test_all_that_waits_of_a_step_is_listed(store):
     ran = []
 

@@ -145,6 +145,16 @@ class Committer:
         """Whether a commit failed in a way that could not be cleared up yet: the next write tries to."""
         return self._broken
 
+    async def clear_up(self) -> None:
+        """Reconnect after a commit whose outcome is not known: what is read from now on says what became of it.
+
+        Nothing is done where there was none. Raises StorageError while that cannot be said; call it again then.
+        """
+        async with self.turn:
+            outcome = await self._revive() if self._broken else None
+        if isinstance(outcome, QuireError):
+            raise outcome
+
     async def close(self) -> None:
         """Finish what is queued, refuse what comes later."""
         self._closed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import json
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -260,6 +261,78 @@ def test_what_was_appended_follows_its_list():
         Append(("rows", 3, "l"), [2, 3]),
     ]
     assert apply({"rows": [{"l": [0]}] * 3}, draft.changes) == {"rows": [{}, {}, {}, {"l": [0, 2, 3]}]}
+
+
+# what is given uses the draft itself
+
+
+class Taking(Mapping):
+    """An object with one value, which is made when it is read."""
+
+    def __init__(self, take):
+        self.take = take
+
+    def __getitem__(self, key):
+        return self.take()
+
+    def __iter__(self):
+        return iter(["x"])
+
+    def __len__(self):
+        return 1
+
+
+def pops(items, count=1):
+    return (items.pop(0) for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    ("act", "there"),
+    [
+        (lambda s: s["l"].extend(pops(s["l"], 2)), {"l": [3, 1, 2]}),
+        (lambda s: s["l"].__iadd__(pops(s["l"], 3)), {"l": [1, 2, 3]}),
+        (lambda s: s["l"].__setitem__(slice(1, 2), pops(s["l"])), {"l": [2, 1]}),
+        (lambda s: s["l"].__setitem__(slice(3, None), pops(s["l"], 2)), {"l": [3, 1, 2]}),
+        (lambda s: s["l"].__setitem__(slice(None, None, 2), pops(s["l"])), {"l": [1, 3]}),
+        (lambda s: s["l"].__setitem__(1, Taking(s["l"].pop)), {"l": [1, {"x": 3}]}),
+        (lambda s: s["l"].append(Taking(s["l"].pop)), {"l": [1, 2, {"x": 3}]}),
+        (lambda s: s["l"].insert(3, Taking(s["l"].clear)), {"l": [{"x": None}]}),
+        (lambda s: s["l"].insert(-1, Taking(s["l"].pop)), {"l": [1, {"x": 3}, 2]}),
+        (lambda s: s.__setitem__("l", s["l"] + [Taking(s["l"].pop)]), {"l": [1, 2, {"x": 3}]}),
+        (lambda s: s["rows"][1].__setitem__("n", Taking(lambda: s["rows"].pop(0))), {"rows": [{"n": {"x": {"n": 0}}}]}),
+        (lambda s: s["rows"][1].update(n=Taking(lambda: s["rows"].pop(0))), {"rows": [{"n": {"x": {"n": 0}}}]}),
+        (
+            lambda s: s["rows"][1].setdefault("m", Taking(lambda: s["rows"].pop(0)["n"])),
+            {"rows": [{"n": 1, "m": {"x": 0}}]},
+        ),
+        (lambda s: s["rows"][1].replace(Taking(lambda: s["rows"].pop(0)["n"])), {"rows": [{"x": 0}]}),
+        (lambda s: s["o"].update((k + "'", s["o"].pop(k)) for k in list(s["o"])), {"o": {"a'": 1, "b'": 2}}),
+        (lambda s: s["o"].__ior__((k + "'", s["o"].pop(k)) for k in "ba"), {"o": {"b'": 2, "a'": 1}}),
+        (lambda s: s["o"].__setitem__("c", Taking(lambda: s["o"].pop("a"))), {"o": {"b": 2, "c": {"x": 1}}}),
+        (lambda s: s["o"].setdefault("c", Taking(lambda: s["o"].setdefault("c", 5))), {"o": {"a": 1, "b": 2, "c": 5}}),
+        (lambda s: s["o"].replace(Taking(lambda: s["o"].pop("a"))), {"o": {"x": 1}}),
+    ],
+)
+def test_what_is_given_is_taken_before_the_place_is_looked_up(act, there):
+    state = {"l": [1, 2, 3], "rows": [{"n": 0}, {"n": 1}], "o": {"a": 1, "b": 2}}
+    draft = recording(state)
+    act(draft)
+    assert draft.to_plain() == {**state, **there} == apply(state, draft.changes)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda s: s["l"].extend(s.pop("l")),
+        lambda s: s["l"].__setitem__(slice(0, 1), (s.pop(k) for k in ["l"])),
+        lambda s: s["l"].insert(0, Taking(lambda: s.pop("l"))),
+        lambda s: s["o"].__setitem__("a", Taking(lambda: s.pop("o"))),
+    ],
+)
+def test_what_takes_its_own_place_away_says_so(act):
+    draft = recording({"l": [1, 2, 3], "o": {"a": 1}})
+    with pytest.raises(ChangeError, match="removed or replaced"):
+        act(draft)
 
 
 # drafts of what is inside

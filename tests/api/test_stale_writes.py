@@ -412,3 +412,119 @@ async def test_blame_and_other_writers_are_untouched_by_a_restore_of_whatever_si
         await wf.restore(1, author="dan")
     assert await wf.state() == {"keep": 1, "mine": 1}
     assert {line.path: line.author for line in await wf.blame()} == {"/keep": "ann", "/mine": "bob"}
+
+
+ORDERED = {
+    "/tags": "set",
+    "/tasks": "keyed(id)",
+    "/log": "log",
+    "/agents/*/done": "set",
+    "/tasks/*/labels": "set",
+}
+BOARD = {
+    "tags": ["x", "y", "z"],
+    "tasks": [{"id": "a", "labels": [1, 2]}, {"id": "b", "labels": []}],
+    "log": ["first", "second"],
+    "agents": {"ann": {"done": [1, 2]}},
+    "first": None,
+}
+
+
+async def beside(theirs, ours, **how):
+    """Have one write beside another on a workflow with lists of every kind; return the state."""
+    async with quire.open("memory:", schemas=[quire.Schema("board", kinds=ORDERED)]) as store:
+        wf = await store.create("w", BOARD, schema="board")
+        async with wf.edit(author="ann", **how) as mine:
+            ours(mine)
+            async with wf.edit(author="bob") as other:
+                theirs(other)
+        return await wf.state()
+
+
+def turned(*keys):
+    """Return what puts the list at some keys in the other order."""
+
+    def act(state):
+        for key in keys:
+            state = state[key]
+        state.reverse()
+
+    return act
+
+
+def moved(state):
+    state["tasks"].append(state["tasks"].pop(0))
+
+
+def turned_around(state):
+    state["agents"] = {"ann": {"done": state["agents"]["ann"]["done"].copy()[::-1]}}
+
+
+ORDERS = [
+    (turned("tags"), lambda s: s["tags"][0], "/tags"),
+    (turned("tags"), lambda s: list(s["tags"]), "/tags"),
+    (turned("tags"), lambda s: s["tags"][1:], "/tags"),
+    (turned("tags"), lambda s: s["tags"].index("x"), "/tags"),
+    (turned("tags"), lambda s: s.to_plain(), "/tags"),
+    (turned("tasks"), lambda s: s["tasks"][0]["id"], "/tasks"),
+    (moved, lambda s: s["tasks"].to_plain(), "/tasks"),
+    (turned("log"), lambda s: s["log"][0], "/log"),
+    (turned("agents", "ann", "done"), lambda s: s["agents"].to_plain(), "/agents/ann/done"),
+    (turned("agents", "ann", "done"), lambda s: s["agents"]["ann"]["done"][0], "/agents/ann/done"),
+    (turned_around, lambda s: s["agents"]["ann"]["done"][0], "/agents/ann/done"),
+    (turned("tasks", 0, "labels"), lambda s: s["tasks"][0]["labels"][0], "/tasks/0/labels"),
+]
+
+
+@pytest.mark.parametrize(("theirs", "reads", "where"), ORDERS)
+@pytest.mark.parametrize("policy", [None, "last", "theirs"])
+async def test_an_order_that_a_serializable_edit_read_counts_in_lists_of_a_kind(theirs, reads, where, policy):
+    def ours(state):
+        reads(state)
+        state["first"] = "seen"
+
+    with pytest.raises(MergeConflict, match=", by bob in version 2") as refused:
+        await beside(theirs, ours, isolation="serializable", on_conflict=policy)
+    assert f"{where} was read as" in str(refused.value)
+    assert refused.value.reason == "read"
+    assert (await beside(theirs, ours))["first"] == "seen"  # nothing is refused that did not ask for it
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reads"),
+    [
+        (turned("tags"), lambda s: s["tasks"].to_plain()),
+        (turned("tags"), lambda s: len(s["tags"])),
+        (turned("tags"), lambda s: s["tags"].append("w")),
+        (lambda s: (turned("tags")(s), turned("tags")(s)), lambda s: s["tags"][0]),
+        (lambda s: s["agents"].__setitem__("bob", {"done": []}), lambda s: s["agents"]["ann"]["done"][0]),
+        (lambda s: s["tags"].append("w"), lambda s: s["tasks"][0]["id"]),
+    ],
+)
+async def test_what_a_serializable_edit_did_not_read_of_lists_of_a_kind_does_not_count(theirs, reads):
+    def ours(state):
+        reads(state)
+        state["first"] = "seen"
+
+    assert (await beside(theirs, ours, isolation="serializable"))["first"] == "seen"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reads"),
+    [
+        (lambda s: s["tags"].append("w"), lambda s: s["tags"][0]),
+        (lambda s: s["tags"].remove("z"), lambda s: s["tags"][0]),
+        (lambda s: s["tags"].append("w"), lambda s: len(s["tags"])),
+        (lambda s: s["tags"].append("w"), lambda s: s["tags"].pop()),
+        (lambda s: s["tags"].append("w"), lambda s: s["tags"].clear()),
+        (lambda s: s["tasks"].append({"id": "c"}), lambda s: s["tasks"][0]),
+        (lambda s: s["log"].append("third"), lambda s: s["log"][0]),
+    ],
+)
+async def test_what_a_serializable_edit_read_of_a_list_of_a_kind_counts_whatever_it_writes(theirs, reads):
+    def ours(state):
+        reads(state)
+        state["first"] = "seen"
+
+    with pytest.raises(MergeConflict, match="by bob in version 2"):
+        await beside(theirs, ours, isolation="serializable", on_conflict="last")

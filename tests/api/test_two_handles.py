@@ -6,6 +6,7 @@ from itertools import product
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from msgspec import UNSET
 
 import quire
 from quire.config import Settings
@@ -166,8 +167,43 @@ async def test_a_write_that_is_beaten_often_ends_as_if_it_met_all_at_once(tmp_pa
     assert (conflict.path, conflict.status) == ("/plan", status)
     assert (conflict.base.value, conflict.base.version) == ("first", 1)
     assert (conflict.ours.value, conflict.theirs.author) == ("ann's", "bob")
-    if policy in ("last", "ours") or callable(policy):
-        assert (conflict.theirs.value, conflict.theirs.version) == (newest, 2 * rounds)
+    assert (conflict.theirs.value, conflict.theirs.version) == (newest, 2 * rounds)
+
+
+@pytest.mark.parametrize("policy", ["theirs", "queue", "last", "ours"])
+async def test_a_place_that_others_changed_and_changed_back_was_not_met(tmp_path, policy):
+    async def theirs(wf, number):
+        await wf.set("/plan", ["bob's", "first"][number % 2], author="bob")
+
+    def ours(state):
+        state["plan"] = "ann's"
+        state["n"] = 1
+
+    state, met, tried = await beaten(str(tmp_path / "s.db"), 4, ours, theirs, on_conflict=policy)
+    assert (state["plan"], state["n"], tried) == ("ann's", 1, 5)
+    assert policy in ("last", "ours") or not met
+
+
+@pytest.mark.parametrize("policy", ["theirs", "queue"])
+async def test_each_place_that_was_left_out_is_told_as_others_wrote_it_last(tmp_path, policy):
+    async def theirs(wf, number):
+        changes = [
+            [quire.Set(("plan",), "bob's")],
+            [quire.Set(("o", "k"), 3)],
+            [quire.Set(("plan",), "cleo's"), quire.Append(("log",), ["cleo"])],
+            [quire.Delete(("o",))],
+        ]
+        await wf.apply(changes[number], author="bob" if number < 2 else "cleo")
+
+    def ours(state):
+        state["plan"] = "ann's"
+        state["o"]["k"] = 2
+        state["n"] = 1
+
+    state, met, tried = await beaten(str(tmp_path / "s.db"), 4, ours, theirs, on_conflict=policy)
+    assert (state, tried) == ({"plan": "cleo's", "n": 1, "log": ["cleo"]}, 5)
+    told = {c.path: (c.base.value, c.ours.value, c.theirs.value, c.theirs.author, c.theirs.version) for c in met}
+    assert told == {"/plan": ("first", "ann's", "cleo's", "cleo", 4), "/o/k": (1, 2, UNSET, "cleo", 5)}
 
 
 async def test_both_stay_side_by_side_however_often_the_write_is_beaten(tmp_path):

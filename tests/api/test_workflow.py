@@ -420,6 +420,65 @@ async def test_transactions_are_all_or_nothing(store, wf):
     assert [v.number for v in twice] == [3, 4]
 
 
+@pytest.mark.parametrize("policy", [None, "reject"])
+@pytest.mark.parametrize(
+    ("first", "second", "path"),
+    [
+        (quire.Set(("n",), 1), quire.Set(("n",), 2), ("n",)),
+        (quire.Set(("n",), 1), quire.Delete(("n",)), ("n",)),
+        (quire.Delete(("o",)), quire.Set(("o", "x"), 2), ("o", "x")),
+        (quire.Remove(("l",), 0, 1), quire.Set(("l", 0), 2), ("l", 0)),
+    ],
+)
+async def test_parts_that_contradict_each_other_are_refused_without_a_version_that_is_not_written(
+    store, policy, first, second, path
+):
+    wf = await store.create("w", {"n": 0, "o": {"x": 1}, "l": [1]})
+    parts = [wf.change([c], base=1, author="ann", on_conflict=policy) for c in (first, second)]
+    with pytest.raises(MergeConflict, match="two parts of one transaction contradict each other at /") as refused:
+        await store.transact(parts)
+    (met,) = refused.value.conflicts
+    assert (met.path, met.author, met.version) == (path, "ann", None)
+    assert (refused.value.reason, refused.value.workflow_id, refused.value.base) == ("parts", "w", 1)
+    assert refused.value.changes == [second]
+    assert (await wf.version()).number == 1
+
+
+async def test_a_part_that_met_others_names_them_and_no_part_before_it(store):
+    wf = await store.create("w", {"a": 0, "b": 0})
+    await wf.set("/a", 1, author="bob")
+    own = wf.change([quire.Set(("b",), 1)], base=1, author="ann")
+    both = wf.change([quire.Set(("a",), 2), quire.Set(("b",), 2)], base=1, author="ann")
+    with pytest.raises(MergeConflict, match="by bob in version 2") as refused:
+        await store.transact([own, both])
+    assert [(m.path, m.author, m.version) for m in refused.value.conflicts] == [
+        (("b",), "ann", None),
+        (("a",), "bob", 2),
+    ]
+
+
+async def test_parts_made_on_one_base_are_done_in_order_and_what_a_policy_decides_is_recorded(store):
+    wf = await store.create("w", {"n": 0, "l": ["a", "b"], "m": 0})
+    changes = [quire.Remove(("l",), 0, 1), quire.Set(("l", 1), "B"), quire.Set(("m",), 1)]
+    made = await store.transact([wf.change([c], base=1) for c in changes])
+    assert [v.number for v in made] == [2, 3, 4]
+    assert await wf.state() == {"n": 0, "l": ["B"], "m": 1}
+    await store.transact([wf.change([quire.Set(("n",), n)], base=4, on_conflict="ours") for n in (1, 2)])
+    (conflict,) = await wf.conflicts()
+    assert (conflict.theirs.version, conflict.ours.version, await wf.get("/n")) == (5, 6, 2)
+
+
+async def test_parts_of_a_transaction_may_name_the_version_before_it_or_the_one_before_them(store):
+    wf = await store.create("w", {"n": 0})
+    sums = [quire.Increment(("n",), 1)]
+    made = await store.transact([wf.change(sums, if_version=1), wf.change(sums, if_version=1)])
+    made += await store.transact([wf.change(sums, if_version=3), wf.change(sums, if_version=4)])
+    assert [v.number for v in made] == [2, 3, 4, 5]
+    with pytest.raises(HeadMoved) as refused:
+        await store.transact([wf.change(sums, if_version=5), wf.change(sums, if_version=4)])
+    assert (refused.value.actual, (await wf.version()).number) == (5, 5)
+
+
 async def test_transactions_and_single_writes_mix(store, wf):
     other = await store.create("v", {"n": 0})
     both = [

@@ -13,10 +13,6 @@ from quire.orchestra import Retry, run, step
 from quire.scopes import StateBuilder, WorkflowStateManager
 
 
-def broken(why):
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.fixture
 async def store():
     async with quire.open("memory:") as store:
@@ -202,7 +198,6 @@ class Unheard:
         await self.recover()
 
 
-@broken("a step whose commit ended with OutcomeUnknown is tried again without a look whether it is done")
 async def test_a_step_that_is_stored_is_not_run_again(store):
     ran = []
 
@@ -215,7 +210,6 @@ async def test_a_step_that_is_stored_is_not_run_again(store):
     assert (ran, result.state["n"]) == ([1], 2)
 
 
-@broken("the same where the changes wait: the conflict of the first run stays, and no result lists it")
 async def test_all_that_waits_of_a_step_is_listed(store):
     ran = []
 
@@ -342,7 +336,6 @@ async def test_a_serializable_edit_has_read_what_setdefault_returned(store):
     assert await wf.state() == {"next": 1}
 
 
-@broken("kinds compare lists as objects: an order that was read counts for nothing")
 @pytest.mark.parametrize("path", ["/tasks", "/tags"])
 async def test_a_serializable_edit_has_read_the_order_of_a_list_of_a_kind(board, path):
     with pytest.raises(MergeConflict):
@@ -480,13 +473,13 @@ async def test_a_refusal_names_a_place_of_the_state(board):
     assert refused.value.conflicts[0].path == ("tasks", 0, "hours")  # ("tasks", '"a"', "hours")
 
 
-@broken("the parts of a transaction meet each other, and the error names a version that never is")
 async def test_a_refused_transaction_names_no_version_of_its_own(store):
     wf = await store.create("w", {"a": 0})
     parts = [wf.change([quire.Set(("a",), n)], base=1, author="ann") for n in (1, 2)]
     with pytest.raises(MergeConflict) as refused:
         await store.transact(parts)
-    assert refused.value.conflicts[0].version <= (await wf.version()).number
+    assert refused.value.conflicts[0].version is None
+    assert (await wf.version()).number == 1
 
 
 async def test_a_write_of_which_nothing_is_left_has_a_version_beside_a_hook(store):
@@ -537,7 +530,6 @@ async def test_adding_a_float_makes_a_float(store):
     assert isinstance(await wf.get("/n"), float)
 
 
-@broken("extend takes the length of the list before what it is given is read")
 async def test_a_list_is_extended_by_what_is_taken_from_it(store):
     wf = await store.create("w", {"l": [1, 2, 3]})
     async with wf.edit() as mine:

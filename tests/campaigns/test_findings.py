@@ -8,10 +8,6 @@ import quire
 from quire.errors import MergeConflict, OutOfBounds
 
 
-def found(why):
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.fixture
 async def store():
     async with quire.open("memory:") as store:

@@ -6,7 +6,8 @@ their intent: an append stays an append when others append too.
 1. Reading gives plain values, except that objects and lists inside come as drafts of their own.
 2. A draft of an item stays with its item when the list around it shifts. Once its item is removed or
    replaced, using it raises ChangeError.
-3. What is put in is copied, and what `pop`, `copy` and `to_plain` give is a copy: no aliases of stored state.
+3. What is put in is copied, and what `pop`, `copy` and `to_plain` give is a copy: no aliases of stored state. It is copied
+   first: a generator or a mapping may itself change the draft, so only then is the place looked up that it goes to.
 4. A draft is not a dict: `json.dumps(draft.to_plain())`, not `json.dumps(draft)`.
 5. What is read is marked, and what is then replaced or removed is guarded: see draft_node.py.
 6. An empty object or list that is put where nothing is becomes an `Ensure`, which several writers share.
@@ -59,14 +60,14 @@ class DictDraft(Node, MutableMapping[str, Any]):
         base = self._path()
         if self._kids and (value is self._kids.get(key, ABSENT) or self._added(key, value)):
             return  # `state["list"] += [..]` ends by assigning the list to itself
-        old = self._plain().get(key, ABSENT)
-        if self._sites and self._ended((*base, key), key, value, old):
+        if self._sites and self._ended((*base, key), key, value, self._plain().get(key, ABSENT)):
             return
-        ((name, plain),) = self._recorder.clean({key: value}, base).items()
-        if old is ABSENT and type(plain) in DRAFTS and not plain:
-            self._recorder.record(Ensure((*base, name), plain))
+        name, plain = self._cleaned(key, value)
+        path = (*self._path(), name)
+        if type(plain) in DRAFTS and not plain and name not in self._plain():
+            self._recorder.record(Ensure(path, plain))
         else:
-            self._put((*base, name), plain)
+            self._put(path, plain)
 
     def __delitem__(self, key: str) -> None:
         path = self._path()
@@ -118,19 +119,21 @@ class DictDraft(Node, MutableMapping[str, Any]):
         Others may do so at the same time: an empty object or list is one for all, a number at 0 that is only added to
         counts what all add, and of anything else the first stays.
         """
-        base, name = self._path(), _name(key)
         if self._plain().get(key, ABSENT) is not ABSENT:
             return self.get(key)
-        ((name, plain),) = self._recorder.clean({key: default}, base).items()
+        name, plain = self._cleaned(key, default)
+        if name in self._plain():  # the default put it there
+            return self.get(name)
+        path = (*self._path(), name)
         if type(plain) in DRAFTS and not plain:
-            self._recorder.record(Ensure((*base, name), plain))
+            self._recorder.record(Ensure(path, plain))
         elif type(plain) in (int, float) and plain == 0:
             if self._recorder.strict:
                 self._read(name)
-            self._recorder.begin_number((*base, name), plain)
+            self._recorder.begin_number(path, plain)
         else:
             self._read(name)
-            self._put((*base, name), plain)
+            self._put(path, plain)
         return self._child(name, self._plain()[name])
 
     def pop(self, key: str, default: Any = ABSENT) -> Any:
@@ -177,9 +180,8 @@ class DictDraft(Node, MutableMapping[str, Any]):
         minimum, maximum: where the number has to stay, both included, on the state that the write meets when it is
         committed. Raises OutOfBounds, now or then, with nothing written.
         """
-        base = self._path()
-        ((name, _),) = self._recorder.clean({key: None}, base).items()
-        self._add((*base, name), amount, minimum, maximum)
+        name, _ = self._cleaned(key, None)
+        self._add((*self._path(), name), amount, minimum, maximum)
 
     def splice(self, key: str, position: int, delete: int = 0, insert: str = "") -> None:
         """Edit a string in place, by code points. Unlike assigning, it merges with others' edits."""
@@ -187,14 +189,19 @@ class DictDraft(Node, MutableMapping[str, Any]):
 
     def replace(self, whole: Mapping[str, Any]) -> None:
         """Make this object what is given, recording only the difference; drafts inside it go stale."""
+        whole = self._recorder.clean(whole, self._path())
         base = self._path()
         if self._recorder.strict:
             self._read_whole()
-        whole = self._recorder.clean(whole, base)
         for change in diff(self._plain(), whole):
             placed = msgspec.structs.replace(change, path=(*base, *change.path))
             self._recorder.record(placed, self._guarded_below(placed))
         self._forget_all()
+
+    def _cleaned(self, key: str, value: Any) -> tuple[str, Any]:
+        """Return a plain key and a private copy of what will be there."""
+        ((name, plain),) = self._recorder.clean({key: value}, self._path()).items()
+        return name, plain
 
     def _drop(self, path: Path, key: str) -> None:
         self._recorder.record(Delete((*path, key)), self._guarded(path, key))
@@ -253,17 +260,15 @@ class ListDraft(Node, MutableSequence[Any]):
     @overload
     def __setitem__(self, index: slice, value: Iterable[Any]) -> None: ...
     def __setitem__(self, index: SupportsIndex | slice, value: Any) -> None:
-        items = self._plain()
         if isinstance(index, slice):
-            self._locate()
-            self._put_slice(range(*index.indices(len(items))), value)
+            self._put_slice(index, value)
             return
         at = self._at(index)
-        path = (*self._path(), at)
         if value is self._kids.get(at, ABSENT) or self._added(at, value):
             return
-        if not (self._sites and self._ended(path, at, value, items[at])):
-            self._put(path, self._recorder.clean(value, path))
+        if not (self._sites and self._ended((*self._path(), at), at, value, self._plain()[at])):
+            (plain,) = self._cleaned([value], at)
+            self._put((*self._path(), self._at(index)), plain)
 
     def __delitem__(self, index: SupportsIndex | slice) -> None:
         if not isinstance(index, slice):
@@ -308,10 +313,10 @@ class ListDraft(Node, MutableSequence[Any]):
 
     def insert(self, index: SupportsIndex, value: Any) -> None:
         """Insert before `index`, which is cut to the list as list.insert does."""
+        at = int(operator.index(index))
+        new = self._cleaned([value], self._cut(at))
         self._locate()
-        length, at = len(self._plain()), int(operator.index(index))
-        at = max(0, at + length) if at < 0 else min(at, length)
-        self._insert(at, self._cleaned([value], at))
+        self._insert(self._cut(at), new)
 
     def append(self, value: Any) -> None:
         """Add at the end."""
@@ -319,8 +324,9 @@ class ListDraft(Node, MutableSequence[Any]):
 
     def extend(self, values: Iterable[Any]) -> None:
         """Add several at the end."""
-        length = len(self._plain())
-        self._insert(length, self._cleaned(values, length))
+        given = list(values)
+        new = self._cleaned(given, len(self._plain()))
+        self._insert(len(self._plain()), new)
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """Return the first index of a value. Raises ValueError if it is not there."""
@@ -397,24 +403,31 @@ class ListDraft(Node, MutableSequence[Any]):
         """Edit a string in place, by code points. Unlike assigning, it merges with others' edits."""
         self._edit_text((*self._path(), self._at(index)), position, delete, insert)
 
-    def _cleaned(self, values: Iterable[Any], start: int) -> list[Any]:
+    def _cleaned(self, values: list[Any], start: int, step: int = 1) -> list[Any]:
         """Return private copies of items that will lie at `start` and behind; all, before any is recorded."""
         path = self._path()
-        return [self._recorder.clean(v, (*path, start + i)) for i, v in enumerate(list(values))]
+        return [self._recorder.clean(v, (*path, start + i * step)) for i, v in enumerate(values)]
 
-    def _put_slice(self, where: range, values: Iterable[Any]) -> None:
+    def _cut(self, index: int) -> int:
+        """Return a place to insert at, for an index that may count from the end, or lie beyond."""
+        length = len(self._plain())
+        return max(0, index + length) if index < 0 else min(index, length)
+
+    def _put_slice(self, index: slice, values: Iterable[Any]) -> None:
+        given = list(values)
+        start, _, step = index.indices(len(self._plain()))
+        new = self._cleaned(given, start, step)
+        self._locate()
+        where = range(*index.indices(len(self._plain())))
         if where.step == 1:
-            new = self._cleaned(values, where.start)
             if not same(self._plain()[where.start : where.start + len(where)], new):
                 if where:
                     self._remove(where.start, len(where))
                 self._insert(where.start, new)
             return
-        given = list(values)
-        if len(given) != len(where):
-            raise ValueError(f"attempt to assign sequence of size {len(given)} to extended slice of size {len(where)}")
+        if len(new) != len(where):
+            raise ValueError(f"attempt to assign sequence of size {len(new)} to extended slice of size {len(where)}")
         path = self._path()
-        new = [self._recorder.clean(v, (*path, at)) for at, v in zip(where, given, strict=True)]
         for at, value in zip(where, new, strict=True):
             self._put((*path, at), value)
 

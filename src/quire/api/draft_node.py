@@ -298,10 +298,11 @@ class Node:
         kid = self._kids.get(key)
         if kid is None or kid._sum is not value:
             return False
-        path, there = kid._path(), cast("list[Any]", kid._plain())
+        there = cast("list[Any]", kid._plain())
         if not same(there, value[: len(there)]):
             return False
-        self._recorder.record(Append(path, self._recorder.clean(value[len(there) :], path)))
+        added = self._recorder.clean(value[len(there) :], kid._path())
+        self._recorder.record(Append(kid._path(), added))
         return True
 
     def _add(self, path: Path, amount: int | float, minimum: int | float | None, maximum: int | float | None) -> None:

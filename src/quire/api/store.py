@@ -254,6 +254,9 @@ class Store:
     async def transact(self, changes: Sequence[Write]) -> list[Version | None]:
         """Write to several workflows, all or nothing, durable together. Parts come from `workflow.change(...)`.
 
+        Parts on one workflow are done in order, and meet each other like other writes: two that were made on one `base` and
+        contradict each other are refused, unless they have an `on_conflict`. The `if_version` of each is the version before
+        the transaction, or the one that the part before it makes.
         Returns a version for each part, None for one that changed nothing. Raises what any part raises, with nothing
         written.
         """

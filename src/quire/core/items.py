@@ -162,7 +162,11 @@ class Side:
             place = inside
             if isinstance(token, int) and token < len(known):
                 place = (*inside, known[token], *path[len(inside) + 1 :])
-            self._held.setdefault(inside, []).append((self._number, msgspec.structs.replace(change, path=place)))
+            placed = (self._number, msgspec.structs.replace(change, path=place))
+            if change.strict:
+                self._out.append(placed)  # it stands for itself, also where nothing here is changed
+            else:
+                self._held.setdefault(inside, []).append(placed)
             return
         if inside is not None and not (path == inside and _ends_list(change)):
             self._touched[inside] = (self._number, stamp)

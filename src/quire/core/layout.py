@@ -3,6 +3,8 @@
 1. What moves past what is decided in one place, core/merge.py: here is only what it is called there and back.
    How they become objects is in core/items.py.
 2. A list that is not as it was declared is merged by position, like any other.
+3. Objects have no order, so two orders of one list are the same to a guard. Where a serializable write read the list, its
+   order counts all the same: that is looked at here.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import msgspec
 from quire.core import resolve
 from quire.core.changes import Gone, Working, apply
 from quire.core.diff import diff
-from quire.core.guards import Step
+from quire.core.guards import Read, Step
 from quire.core.items import Items, Mapper, Side, Unfit, followed
 from quire.core.kinds import PLAIN, Kinds
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
-from quire.core.resolve import Merging, Met, Policy, Settled, Writer
+from quire.core.resolve import ABSENT, Merging, Met, Policy, Settled, Writer
+from quire.core.trail import Trail
 from quire.errors import MergeConflict
 from quire.model import Append, Change, Delete, Ensure, Insert, Path, Remove, Set
 
@@ -66,6 +69,8 @@ def settle(
     while positional and positional.touched(changes) & positional.touched(over):
         try:
             laid = _lay(positional, base, changes, over, stamps())
+            if others := laid.other_orders(changes, over, base, head, writer):
+                raise refusal(where, "read", others)
             found = laid.settled(policy, where, merging, writer, whole=whole)
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
@@ -131,6 +136,31 @@ class _Laid:
         except MergeConflict as refused:
             met = [self.seen(cast("Met", each)) for each in refused.conflicts]
             raise refusal(where, cast("Reason", refused.reason), met) from None
+
+    def other_orders(
+        self,
+        changes: Sequence[Step],
+        over: Sequence[Change],
+        base: dict[str, Any],
+        head: dict[str, Any],
+        writer: Writer | None,
+    ) -> list[Met]:
+        """Return where a serializable write read lists whose items others put into another order; the first comes last."""
+        found: list[Met] = []
+        guards = [(n, step) for n, step in zip(self.ours.numbers, self.ours.changes, strict=True) if _reads_order(step)]
+        before, now = self._lists(self._start, {}), self._lists(self.theirs.items, {})
+        for path, names in self._start.items() if guards else ():
+            number = next((n for n, step in guards if path[: len(step.path)] == step.path), None)
+            if number is None or not _reordered(names, self.theirs.items.get(path, ())):
+                continue
+            place = now.path(path)
+            other = Trail(over).last(place) or 0
+            author, version = ("", None) if writer is None else writer(other)
+            was, is_now = get(base, before.path(path), ABSENT), get(head, place, ABSENT)
+            found.append(
+                Met(place, was, ABSENT, is_now, changes[number], number, other, "ours", author=author, version=version)
+            )
+        return sorted(found, key=lambda met: -met.number)
 
     def merging(self, asked: Merging) -> Merging:
         """Return the questions of a merge, asked with the numbers of the changes as they were given."""
@@ -250,6 +280,10 @@ def _gathered(changes: list[Moved]) -> list[Moved]:
         else:
             done.append(change)
     return done
+
+
+def _reads_order(step: Step) -> bool:
+    return isinstance(step, Read) and step.strict and step.of == "value"
 
 
 def _reordered(base: Sequence[str], side: Sequence[str]) -> bool:

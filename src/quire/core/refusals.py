@@ -2,7 +2,7 @@
 
 The reasons: "stale", what the write replaces was read and has changed; "read", a serializable write read something that has
 changed; "gone", the place is not there any more; "written", others wrote there and the policy is "reject"; "merge", both
-sides of a merge wrote there and the policy is "reject".
+sides of a merge wrote there and the policy is "reject"; "parts", two parts of one transaction contradict each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quire.errors import MergeConflict
 if TYPE_CHECKING:
     from quire.core.resolve import Met
 
-Reason = Literal["stale", "read", "gone", "written", "merge"]
+Reason = Literal["stale", "read", "gone", "written", "merge", "parts"]
 
 _SHOWN_MAX = 60
 """Characters of a value in a message."""
@@ -28,6 +28,7 @@ _REMEDIES: dict[Reason, str] = {
     "gone": "read the state again and decide; of the policies only `theirs` and `queue` can leave it out",
     "written": "read the state again and decide, or choose another `on_conflict`",
     "merge": "change one of them first, or choose another `on_conflict`",
+    "parts": "make one part of the changes of one workflow, or give an `on_conflict`",
 }
 
 
@@ -39,6 +40,23 @@ def refusal(where: str, reason: Reason, met: list[Met]) -> MergeConflict:
     more = f" (and {len(met) - 1} more)" if len(met) > 1 and reason in ("stale", "read") else ""
     said = f"{where}: {_said(reason, meeting)}{more}; nothing was written: {_REMEDIES[reason]}"
     return MergeConflict(said, conflicts=met, reason=reason)
+
+
+def between_parts(refused: MergeConflict, upto: int) -> MergeConflict:
+    """Return the error for a part of a transaction, without versions that are not written now.
+
+    upto: the version that the transaction meets; a later one is what a part before this one would have made.
+    """
+    met: list[Met] = refused.conflicts
+    versions = [getattr(m, "version", None) for m in met]  # a hook's refusal may list anything
+    own = [version is not None and version > upto for version in versions]
+    if not any(own):
+        return refused
+    met = [structs.replace(m, version=None) if mine else m for m, mine in zip(met, own, strict=True)]
+    error = refusal(refused.workflow_id, "parts", met) if own[-1] else refused
+    error.conflicts = met
+    error.changes, error.base, error.workflow_id = refused.changes, refused.base, refused.workflow_id
+    return error
 
 
 def _said(reason: Reason, met: Met) -> str:
@@ -55,6 +73,8 @@ def _said(reason: Reason, met: Met) -> str:
             return f"{at} was written by others{f', last{by},' if by else ''} since the version this write was made on"
         case "merge":
             return f"both sides changed {at}"
+        case "parts":
+            return f"two parts of one transaction contradict each other at {at}"
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from quire.core.guards import Guard, Read, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
 from quire.core.path import get
-from quire.core.resolve import ABSENT
+from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
 from quire.core.weigh import Weighed, Weight, weigh
@@ -31,6 +31,9 @@ from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Record
+
+_STANDS: tuple[Policy | None, ...] = (None, "last", "ours", "reject")
+"""Policies that leave no change out: a write stands whole, or is refused."""
 
 
 class NeedHistory(Exception):
@@ -106,15 +109,18 @@ class Actor:
         """Whether there is a workflow here: something was written and not deleted since."""
         return self.head.version > 0 and self.head.kind != DELETED
 
-    def prepare(self, write: Write, now_ms: int, before: Before | None = None) -> Record | None:
+    def prepare(
+        self, write: Write, now_ms: int, before: Before | None = None, *, onto: int | None = None
+    ) -> Record | None:
         """Seal one write on top of the batch; None when it changes nothing on its own base.
 
-        before: asked of its changes once they are adjusted to the state they meet.
+        before: asked of its changes once they are adjusted to the state they meet.  onto: the version that its transaction
+        meets, None where it is the first here.
         Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
         """
         tip = self.pending[-1] if self.pending else self.head
         version = tip.version
-        self._expect(write, version, present=version > 0 and tip.kind != DELETED)
+        self._expect(write, version, onto, present=version > 0 and tip.kind != DELETED)
         working = self._working
         if working is None or (type(working) is Working and self._nears_a_limit()):
             working = self._rebuilt()
@@ -241,7 +247,7 @@ class Actor:
         if self.waiters:
             self.wake()
 
-    def _expect(self, write: Write, version: int, *, present: bool) -> None:
+    def _expect(self, write: Write, version: int, onto: int | None, *, present: bool) -> None:
         if write.exists is not None and write.exists is not present:
             name = write.stream.removeprefix(WORKFLOWS)
             if write.exists:
@@ -249,8 +255,9 @@ class Actor:
             raise AlreadyExists(
                 f"workflow {name} exists already, at version {version}; open it with `store.workflow({name!r})`"
             )
-        if write.if_version is not None and write.if_version != version:
-            raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=version)
+        met = version if onto is None else onto  # what parts before it made is not written where it is refused
+        if write.if_version is not None and write.if_version not in (version, met):
+            raise HeadMoved(write.stream.removeprefix(WORKFLOWS), expected=write.if_version, actual=met)
 
     def _sealed(
         self, write: Write, changes: Sequence[Change | Fork], state: dict[str, Any], tip: Record | Head, time_ms: int
@@ -276,11 +283,18 @@ class Actor:
         try:
             if write.late and not write.anew and base.version < self.head.version:
                 base = self._advanced(write, base)
-            return self._rebased(write, base, head, self._since(write, base.version))
+            plan, met = self._rebased(write, base, head, self._since(write, base.version))
+            if (
+                write.asked is None
+                or write.asked[1] is base
+                or len(met) == len(write.passed)
+                or write.policy in _STANDS
+            ):
+                return plan, met
         except MergeConflict:
             if write.asked is None or write.asked[1] is base:
                 raise
-        # what came on the way refuses it: from its first base on that may be as it was
+        # it met what came on the way: from its first base on that may be as it was
         (write.plan, write.base), write.passed, write.anew = write.asked, [], True
         return self._rebased(write, write.base, head, self._since(write, write.base.version))
 
@@ -288,11 +302,12 @@ class Actor:
         """Rebase a write onto what is durable for good: tried again, it meets only what came since. Return its base by now.
 
         Else each try would take longer than the one before, and whoever writes less quickly than others never wrote. By
-        policies that leave something out two meetings one after the other are not what they are at once: those begin anew.
+        some policies two meetings one after the other are not what they are at once: "theirs" and "queue" leave a change
+        out, which then meets nothing more; "both" and functions decide again. Once something was met, those begin anew.
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
         # without a policy nothing is stale by now, and the last write stands
-        if len(met) > len(write.passed) and write.policy not in (None, "last", "ours", "reject"):
+        if len(met) > len(write.passed) and write.policy not in _STANDS:
             return base
         write.plan, write.passed, write.history = plan, met, ()
         write.base = Base(self.head.version, self.state)

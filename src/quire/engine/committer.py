@@ -21,6 +21,7 @@ from time import perf_counter
 import msgspec
 
 from quire.config import Settings
+from quire.core.refusals import between_parts
 from quire.engine import conflicts
 from quire.engine.actor import Actor, NeedHistory
 from quire.engine.bundle import Bundle, Stamp, Submission, join
@@ -144,6 +145,16 @@ class Committer:
         """Whether a commit failed in a way that could not be cleared up yet: the next write tries to."""
         return self._broken
 
+    async def clear_up(self) -> None:
+        """Reconnect after a commit whose outcome is not known: what is read from now on says what became of it.
+
+        Nothing is done where there was none. Raises StorageError while that cannot be said; call it again then.
+        """
+        async with self.turn:
+            outcome = await self._revive() if self._broken else None
+        if isinstance(outcome, QuireError):
+            raise outcome
+
     async def close(self) -> None:
         """Finish what is queued, refuse what comes later."""
         self._closed = True
@@ -265,8 +276,8 @@ class Committer:
         marks = [(actor, len(actor.pending)) for actor in actors]
         size = 0
         try:
-            for write, actor in zip(submission.writes, actors, strict=True):
-                sealed = actor.prepare(write, now_ms, self.before)
+            for write, (actor, mark) in zip(submission.writes, list(marks), strict=True):
+                sealed = self._part(write, actor, mark, now_ms)
                 records.append(sealed)
                 if sealed is not None:
                     size += len(sealed.body)
@@ -286,6 +297,16 @@ class Committer:
             raise
         submission.records = records
         return size
+
+    def _part(self, write: Write, actor: Actor, mark: int, now_ms: int) -> Record | None:
+        """Prepare one write of a submission. mark: how many records were prepared on its stream before the submission."""
+        if len(actor.pending) == mark:
+            return actor.prepare(write, now_ms, self.before)
+        onto = (actor.pending[mark - 1] if mark else actor.head).version
+        try:
+            return actor.prepare(write, now_ms, self.before, onto=onto)
+        except MergeConflict as refused:
+            raise between_parts(refused, onto) from refused.__cause__
 
     def _note(
         self, submission: Submission, write: Write, sealed: Record | None, now_ms: int, marks: list[tuple[Actor, int]]

@@ -35,7 +35,7 @@ class Write(msgspec.Struct, eq=False):
 
     plan: the changes, with guards, or a function of the state that gives them.  base: what the changes were made on, when
     that matters: they are rebased over what came since, by `policy` (None: what is stale is refused, else the last write
-    stands).  if_version: the head must be exactly this.
+    stands).  if_version: the head must be exactly this, or have been before other parts of the same transaction.
     exists: True needs the stream to exist, False to be absent.  allow_empty: make a version even without a change.
     """
 

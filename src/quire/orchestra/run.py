@@ -7,7 +7,8 @@
    alive stops at its next commit instead of overwriting.
 4. A run ends with no child alive: a failure cancels the siblings and waits for them.
 5. Work that was done is neither repeated nor dropped unasked: a step whose changes cannot stand beside what others wrote
-   meanwhile keeps its result, and its changes wait as a conflict.
+   meanwhile keeps its result, and its changes wait as a conflict. Where the store did not say whether a step is stored, the
+   log is asked before anything runs again.
 """
 
 from __future__ import annotations
@@ -30,9 +31,17 @@ from quire.core.guards import Step, bounded, pure
 from quire.core.resolve import Policy
 from quire.core.values import clean
 from quire.engine.conflicts import waiting
-from quire.engine.write import Base, Write
+from quire.engine.write import Base, Plan, Write
 from quire.errors import Conflict as ConflictError
-from quire.errors import Invalid, MergeConflict, QuireError, RunNotFound, StepFailed
+from quire.errors import (
+    Invalid,
+    MergeConflict,
+    OutcomeUnknown,
+    QuireError,
+    RunNotFound,
+    StepFailed,
+    StorageError,
+)
 from quire.model import RUN, Change, Conflict, Fork, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
@@ -46,6 +55,12 @@ class _StaleStep(Exception):
     """A step's changes cannot stand, and it is not to wait; the cause says why."""
 
 
+class _UnknownStep(Exception):
+    """A step may be stored or not, and the store cannot be asked; the cause says why."""
+
+
+_LOOKS = steps.Retry(attempts=5, pause_s=0.5)
+"""How often the store is asked whether a step is stored, after a commit that did not say so."""
 _RERUNS_MAX = 9
 """How often a step is run once more because its changes are stale."""
 
@@ -208,7 +223,7 @@ class _Run:
         """Run one step to its end, or answer from the books."""
         _, state = await self._workflow.snapshot()
         entry = state[RUN]["steps"].get(key)
-        if entry is not None and entry["status"] == "done":
+        if _is_done(state, key):
             self._resumed.append(key)
             return copied(entry["result"])
         attempt = 0 if entry is None else int(entry["attempt"])
@@ -220,9 +235,9 @@ class _Run:
             except RunLost:
                 raise
             except Exception as caught:  # noqa: BLE001 - an agent's own code: recorded, and raised again as the cause
-                stale = isinstance(caught, _StaleStep)
-                error = cast("Exception", caught.__cause__) if stale else caught
-                last = turn == step.retry.attempts - 1 or stale
+                over = isinstance(caught, _StaleStep | _UnknownStep)
+                error = cast("Exception", caught.__cause__) if over else caught
+                last = turn == step.retry.attempts - 1 or over
                 await self._failed(key, attempt, error, final=last)
                 if last:
                     raise StepFailed(
@@ -281,6 +296,10 @@ class _Run:
             done = [*changes, Set((RUN, "steps", key), entry)]
             try:
                 await self._commit(done, key, message, "step", base=base, beside=beside, policy=policy)
+            except OutcomeUnknown:
+                if not await self._was_stored(key):
+                    raise
+                return copied(result)
             except MergeConflict as stale:
                 name = f"conflict-{self._store.engine.ids()}"
                 now_ms = clock.now_ms()
@@ -302,20 +321,48 @@ class _Run:
             else:
                 return copied(result)
 
+    async def _was_stored(self, key: str) -> bool:
+        """Look whether a step is stored, with all that was committed beside it. Raises _UnknownStep, RunLost."""
+        pause, missing = _LOOKS.pause_s, None
+        for turn in range(_LOOKS.attempts):
+            if turn:
+                await self._store.engine.clock.sleep(pause)
+                pause *= _LOOKS.factor
+            try:
+                await self._store.engine.committer.clear_up()
+                _, state = await self._workflow.snapshot()
+            except StorageError as error:
+                missing = error
+            else:
+                self._check_epoch(state)
+                return _is_done(state, key)
+        raise _UnknownStep from missing
+
+    def _check_epoch(self, state: dict[str, Any]) -> None:
+        """Raise RunLost if another process took the run over."""
+        now = state[RUN]["epoch"]
+        if now != self._epoch:
+            raise RunLost(
+                f"run {self._workflow.id} was taken over (epoch {now}, ours {self._epoch}): this process stops here"
+            )
+
     async def _failed(self, key: str, attempt: int, error: Exception, *, final: bool) -> None:
+        """Note down that a step failed, unless it turns out to be stored."""
         text = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace").decode()
         entry = {"status": "failed", "attempt": attempt, "epoch": self._epoch, "error": text}
-        changes: list[Change] = [Set((RUN, "steps", key), entry)]
-        if final:
-            changes.append(Set((RUN, "status"), "failed"))
+
+        def plan(state: dict[str, Any]) -> Sequence[Change]:
+            changes: list[Change] = [] if _is_done(state, key) else [Set((RUN, "steps", key), entry)]
+            return [*changes, Set((RUN, "status"), "failed")] if final else changes
+
         try:
-            await self._commit(changes, key, f"{key} failed: {text[:80]}", "step")
+            await self._commit(plan, key, f"{key} failed: {text[:80]}", "step")
         except QuireError:
             log.warning("the failure of step %s could not be recorded: %s", key, text)
 
     async def _commit(
         self,
-        changes: Sequence[Step],
+        changes: Sequence[Step] | Plan,
         author: str,
         message: str,
         kind: str,
@@ -324,14 +371,6 @@ class _Run:
         policy: Policy | None = None,
     ) -> None:
         """Write to the run's workflow, and to other logs beside it: all or nothing, and only under our epoch."""
-
-        def guard(state: dict[str, Any]) -> None:
-            now = state[RUN]["epoch"]
-            if now != self._epoch:
-                raise RunLost(
-                    f"run {self._workflow.id} was taken over (epoch {now}, ours {self._epoch}): this process stops here"
-                )
-
         own = Write(
             self._workflow.stream,
             changes,
@@ -340,9 +379,14 @@ class _Run:
             kind=kind,
             base=base,
             policy=policy,
-            guard=guard,
+            guard=self._check_epoch,
         )
         await self._store.engine.write_all([own, *beside])
+
+
+def _is_done(state: dict[str, Any], key: str) -> bool:
+    entry = state[RUN]["steps"].get(key)
+    return entry is not None and entry["status"] == "done"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

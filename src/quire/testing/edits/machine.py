@@ -140,8 +140,9 @@ class EditMachine(RuleBasedStateMachine):
     @rule(handle=a_handle, back=a_number_back, strict=st.sampled_from((False, False, True)))
     def begin(self, handle: int, back: int, strict: bool) -> None:
         """Begin an edit, on the newest version or an older one, and hold it open."""
-        entry = self._entry("strict" if strict else "edit")
+        entry = self._entry("strict" if strict else "old")
         entry.policy = self.policy
+        entry.more["based"] = True
         wf = self._stores[handle].workflow("w")
         newest = self._run(wf.version()).number
         entry.base = entry.before = max(1, newest - back)

@@ -181,7 +181,7 @@ def _meeting(
     over = [change for number in range(base + 1, head + 1) for change in log.changes(number)]
     terms = Terms(
         policy="merge" if entry.how == "merge" else entry.policy,
-        knows_all=entry.how in ("save", "set", "move", "insist", "old", "decided"),
+        knows_all=entry.how in ("save", "set", "move", "insist", "old", "decided") or "based" in entry.more,
         differs=entry.how == "save",
         strict=entry.how == "strict",
         after=after,

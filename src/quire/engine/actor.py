@@ -283,7 +283,10 @@ class Actor:
         try:
             if write.late and not write.anew and base.version < self.head.version:
                 base = self._advanced(write, base)
-            plan, met = self._rebased(write, base, head, self._since(write, base.version))
+            records = self._since(write, base.version)
+            if not records and not callable(write.plan):
+                return write.plan, list(write.passed)
+            plan, met = self._rebased(write, base, head, records)
             if (
                 write.asked is None
                 or write.asked[1] is base

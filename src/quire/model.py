@@ -353,7 +353,8 @@ class Side(msgspec.Struct, frozen=True, omit_defaults=True):
 class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Two writes that met at one place, and what became of them.
 
-    path: a JSON Pointer.  base: before either.  theirs: what stood when ours came.  ours: the write that met it; its
+    path: a JSON Pointer into the version that the write made; an item of a list that is not there has its last index.
+    base: before either.  theirs: what stood when ours came.  ours: the write that met it; its
     version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
     status: resolved, or pending: then theirs stands until somebody resolves it.
     resolution: ours, theirs, both, value; by whom and when.

@@ -10,7 +10,7 @@ from quire.core.guards import pure, reliant
 from quire.core.path import get
 from quire.core.resolve import ABSENT, POLICIES, check_policy, settle
 from quire.core.values import same
-from quire.errors import ChangeError, Invalid, InvalidState, MergeConflict
+from quire.errors import Invalid, InvalidState, MergeConflict
 from quire.model import Append, Delete, Increment, Insert, Remove, Set
 from quire.testing.strategies import changes_for, places, states
 
@@ -30,9 +30,8 @@ def test_what_does_not_clash_is_kept_and_what_does_is_told(sides, policy):
     base, ours, theirs = sides
     try:
         state, met = settled(ours, theirs, policy, base)
-    except (MergeConflict, ChangeError) as refused:
-        if isinstance(refused, MergeConflict):
-            assert refused.conflicts
+    except MergeConflict as refused:
+        assert refused.conflicts
         return
     if not met:  # then no policy makes a difference
         assert same(state, settled(ours, theirs, "last", base)[0])
@@ -192,3 +191,27 @@ def test_what_a_whole_state_needs_is_put_back_as_it_is_there(ours, theirs, stand
 def test_other_writes_are_refused_where_their_place_is_gone():
     with pytest.raises(MergeConflict):
         settled([Set(("o", "k"), 2)], [Delete(("o",))], "last")
+
+
+DECISIONS = ("last", "theirs", "queue", "both", lambda met: met.theirs, lambda met: met.ours, lambda _: 7)
+
+
+def keys(path):
+    return [token for token in path if isinstance(token, str)]
+
+
+@given(SIDES, st.sampled_from(DECISIONS), st.booleans())
+@settings(max_examples=300)
+def test_whatever_a_policy_decides_fits_the_head_and_each_change_is_named_after_ours(sides, policy, guarded):
+    base, ours, theirs = sides
+    head = apply(base, theirs)
+    ours = reliant(ours) if guarded else ours
+    try:
+        found = settle(ours, theirs, base=base, head=head, policy=policy)
+    except MergeConflict:
+        return
+    apply(head, pure(found.changes))
+    for number, change in zip(found.numbers, found.changes, strict=True):
+        assert number is None or keys(change.path) == keys(ours[number].path)
+    for met in found.met:
+        assert keys(met.path) == keys(met.change.path)

@@ -138,7 +138,8 @@ class Actor:
         if before is not None:
             plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
-        write.met = [_summed(each, working.state) for each in write.met]
+        if write.met:
+            write.met = [_summed(each, working.state) for each in write.met]
         tail = self._tails[-1] if self._tails else self.tail
         time_ms = max(next_time(now_ms, tail), write.not_before_ms)
         start = self._start, self._start_bytes

@@ -277,7 +277,10 @@ class Committer:
         size = 0
         try:
             for write, (actor, mark) in zip(submission.writes, list(marks), strict=True):
-                sealed = self._part(write, actor, mark, now_ms)
+                if len(actor.pending) == mark:
+                    sealed = actor.prepare(write, now_ms, self.before)
+                else:
+                    sealed = self._prepare_part(write, actor, mark, now_ms)
                 records.append(sealed)
                 if sealed is not None:
                     size += len(sealed.body)
@@ -298,10 +301,8 @@ class Committer:
         submission.records = records
         return size
 
-    def _part(self, write: Write, actor: Actor, mark: int, now_ms: int) -> Record | None:
-        """Prepare one write of a submission. mark: how many records were prepared on its stream before the submission."""
-        if len(actor.pending) == mark:
-            return actor.prepare(write, now_ms, self.before)
+    def _prepare_part(self, write: Write, actor: Actor, mark: int, now_ms: int) -> Record | None:
+        """Prepare a write behind others of its submission. mark: how many records its stream had in front of that."""
         onto = (actor.pending[mark - 1] if mark else actor.head).version
         try:
             return actor.prepare(write, now_ms, self.before, onto=onto)

@@ -233,7 +233,7 @@ class KeyReused(Conflict):
 class MergeConflict(Conflict):
     """Writes that cannot both stand; nothing was written. `conflicts` says where they met, and who wrote the other.
 
-    reason: stale, read, gone, written, merge or parts, see core/refusals.py.
+    reason: stale, read, gone, written, merge, parts or moved, see core/refusals.py.
     changes, base: the write that was refused, and the version of `workflow_id` it was made on, None where there was none.
     `wf.apply(error.changes, base=error.base, on_conflict=...)` applies it after all.
     """

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import quire
-from quire.errors import Invalid, MergeConflict, StepFailed
+from quire.errors import ChangeError, Invalid, MergeConflict, StepFailed
 from quire.orchestra import Retry, parallel, run, sequence, step
 from quire.scopes import StateBuilder, StateScope, WorkflowStateManager
 
@@ -147,7 +147,7 @@ async def test_a_step_in_something_that_is_gone_waits_too(store):
     result = await run(store, step(work), id="r", state={"plan": {}})
     assert result.result == "planned"
     (conflict,) = result.conflicts
-    with pytest.raises(MergeConflict, match="/plan/title was removed"):
+    with pytest.raises(ChangeError, match="/plan/title.* is not there any more"):
         await store.workflow("r").resolve(conflict.id, "ours")
     assert (await store.workflow("r").conflicts())[0].status == "pending"
 

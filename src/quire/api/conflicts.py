@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from quire.core.diff import diff
 from quire.core.fold import copied
-from quire.core.guards import Within
+from quire.core.guards import Within, reliant
+from quire.core.path import format as pointer
 from quire.core.path import get, parse, resolve
+from quire.core.refusals import refusal
+from quire.core.resolve import Met, Policy
 from quire.core.values import same
 from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
-from quire.model import WORKFLOWS, Change, Conflict, Delete, Insert, Remove, Set, Side, Version
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Insert, Path, Remove, Set, Side, Version
 
 Choice = Literal["ours", "theirs", "value"]
 
@@ -41,10 +44,13 @@ class Conflicts:
             raise ConflictNotFound(self.workflow_id, conflict_id)
         return read(entries[conflict_id])
 
-    async def resolve(self, conflict_id: str, choice: Choice, value: Any, author: str, message: str) -> Version | None:
+    async def resolve(
+        self, conflict_id: str, choice: Choice, value: Any, author: str, message: str, *, overwrite: bool = False
+    ) -> Version | None:
         """Let one side stand, or a value, and close the conflict; both in one commit. None: the state stays as it is.
 
-        Raises ConflictNotFound, Invalid for a conflict that is closed, ChangeError where the place is gone.
+        overwrite: also where others wrote since. Raises ConflictNotFound, Invalid for a conflict that is closed,
+        ChangeError where the place is gone, MergeConflict where it is not as the conflict left it.
         """
         conflict = await self.get(conflict_id)
         if conflict.changes:
@@ -54,37 +60,64 @@ class Conflicts:
         new, gone = sides[choice].value, standing != "value" and sides.get(standing, Side(None)).value is msgspec.UNSET
         if choice == standing != "value":
             return await self._closed(conflict, choice, Write(stream, []), author, message)  # or what was written since
-        version = sides[choice].version
+        made = conflict.resolved_in or (conflict.ours.version or 0) + (conflict.merged is not None)
+        left, version, whole = await self._engine.state_at(stream, made), sides[choice].version, None
         if not tokens and new is msgspec.UNSET and version:
             whole = await self._engine.state_at(stream, version)
-            return await self._closed(
-                conflict, choice, Write(stream, lambda state: diff(state, whole)), author, message
-            )
+        place, gone = await self._place(stream, conflict, left, gone=gone)
+        gone = gone and bool(place) and type(place[-1:][0]) is int
 
         def decided(state: dict[str, Any]) -> list[Change]:
-            place = resolve(state, tokens)
-            *above, key = place
-            if get(state, above, msgspec.UNSET) is msgspec.UNSET:
+            if place is None or (place and get(state, place[:-1], msgspec.UNSET) is msgspec.UNSET):
                 raise ChangeError(f"there is no {conflict.path}", path=conflict.path)
-            if type(key) is int and gone:  # the item was taken out
-                return [] if new is msgspec.UNSET else [Insert(place[:-1], key, [new])]
+            was, is_now = get(left, place, msgspec.UNSET), get(state, place, msgspec.UNSET)
+            if not overwrite and not gone and not same(was, is_now) and not same(is_now, new):
+                met = Met(place, was, new, is_now, Set(place, None), 0, 0, "ours")
+                raise refusal(self.workflow_id, "moved", [met])
+            if whole is not None:
+                return diff(state, whole)
+            if place and type(place[-1]) is int and gone:  # the item was taken out
+                return [] if new is msgspec.UNSET else [Insert(place[:-1], place[-1], [new])]
             if new is not msgspec.UNSET:
                 return [Set(place, new)]
-            return [Remove(place[:-1], key, 1) if type(key) is int else Delete(place)]
+            return [Remove(place[:-1], place[-1], 1) if type(place[-1]) is int else Delete(place)]
 
-        made = (conflict.ours.version or 0) + (conflict.merged is not None)
         write = Write(stream, decided)  # onto whatever the head is
         try:
-            if made and any(str(token).isdigit() for token in tokens):  # where its item is in the head by now
-                state = await self._engine.state_at(stream, made)
-                write = Write(stream, decided(state), base=Base(made, state), policy="ours", unrecorded=True)
+            if any(type(token) is int for token in place or ()):  # where its item is in the head by now
+                plan = decided(left) if overwrite else reliant(decided(left))
+                policy: Policy | None = "ours" if overwrite else None
+                write = Write(stream, plan, base=Base(made, left), policy=policy, unrecorded=True)
             return await self._closed(conflict, choice, write, author, message)
-        except (ChangeError, MergeConflict):
+        except (ChangeError, MergeConflict) as refused:
+            if isinstance(refused, MergeConflict) and refused.reason in ("stale", "moved"):
+                met = [cast("Met", each) for each in refused.conflicts]
+                if met[-1].theirs is not msgspec.UNSET or not any(type(token) is int for token in met[-1].path):
+                    raise refusal(self.workflow_id, "moved", met) from None
             raise ChangeError(
                 f"{self.workflow_id}: the place of {conflict_id}, {conflict.path}, is not there any more; choose "
                 f"what stands ({standing}) to close it, and write what is missing by hand",
                 path=conflict.path,
             ) from None
+
+    async def _place(
+        self, stream: str, conflict: Conflict, left: dict[str, Any], *, gone: bool
+    ) -> tuple[Path | None, bool]:
+        """Return where a conflict was left by the write that met it or by the last decision, and whether the item is gone.
+
+        None where it has no place. gone: as the write left it.
+        """
+        if conflict.resolved_in is not None:
+            for change in Version(await self._engine.record(stream, conflict.resolved_in)).changes:
+                if isinstance(change, Insert | Remove):
+                    return (*change.path, change.index), isinstance(change, Remove)
+                if isinstance(change, Set | Delete) and any(type(token) is int for token in change.path):
+                    return change.path, False
+            gone = False
+        try:
+            return resolve(left, parse(conflict.path)), gone
+        except ChangeError:
+            return None, gone
 
     async def _let_in(self, conflict: Conflict, choice: Choice, author: str, message: str) -> Version | None:
         """Resolve a conflict of a write that waits as a whole: "ours" applies all of it, over what others wrote since."""
@@ -101,7 +134,15 @@ class Conflicts:
             changes = msgspec.convert(conflict.changes, list[Change | Within])
         base = Base(number, await self._engine.state_at(stream, number) if number else {})
         write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
-        return await self._closed(conflict, choice, write, author, message)
+        try:
+            return await self._closed(conflict, choice, write, author, message)
+        except MergeConflict as refused:
+            place = pointer(refused.conflicts[-1].path)
+            raise ChangeError(
+                f"{self.workflow_id}: {place}, where {conflict.id} would write, is not there any more; choose theirs to "
+                "close it, and write what is missing by hand",
+                path=place,
+            ) from None
 
     async def _closed(
         self, conflict: Conflict, choice: Choice, write: Write, author: str, message: str
@@ -113,7 +154,12 @@ class Conflicts:
                 raise Invalid(f"{self.workflow_id}: {conflict.id} was resolved meanwhile; look at it again")
             now = datetime.fromtimestamp(self._engine.clock.now_ms() / 1000, UTC)
             done = msgspec.structs.replace(
-                conflict, status="resolved", resolution=choice, resolved_by=author, resolved_at=now
+                conflict,
+                status="resolved",
+                resolution=choice,
+                resolved_by=author,
+                resolved_at=now,
+                resolved_in=write.made or conflict.resolved_in,
             )
             return [Set((conflict.id,), stored(done))]
 

@@ -607,8 +607,10 @@ class Workflow:
         *,
         author: str = "system",
         message: str = "",
+        overwrite: bool = False,
     ) -> Version:
-        return self._loop.run(self._workflow.resolve(conflict_id, choice, value, author=author, message=message))
+        how: Any = {"author": author, "message": message, "overwrite": overwrite}
+        return self._loop.run(self._workflow.resolve(conflict_id, choice, value, **how))
 
 
 def _document() -> None:

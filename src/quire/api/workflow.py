@@ -489,11 +489,14 @@ class Workflow(Reader):
         *,
         author: str = "system",
         message: str = "",
+        overwrite: bool = False,
     ) -> Version:
         """Decide a conflict: "ours" or "theirs" stands, or with "value" what is given. Returns the version, or the head.
 
         It is a write like any other and can be undone. It never makes a new conflict.
-        Raises ConflictNotFound, Invalid for another choice, ChangeError where the place is gone.
+        overwrite: also where others wrote since the two met.
+        Raises ConflictNotFound, Invalid for another choice, ChangeError where the place is gone, MergeConflict where it is
+        not as the conflict left it.
         """
         if choice not in ("ours", "theirs", "value"):
             raise Invalid(f"choice {choice!r}: ours, theirs or value")
@@ -502,7 +505,7 @@ class Workflow(Reader):
         tokens = writes.place((await self._conflicts.get(conflict_id)).path, self.bounds)
         new = None if value is ABSENT else clean(value, path=tokens, **self.bounds)
         made = await self._conflicts.resolve(
-            conflict_id, choice, new, writes.name(author, "author"), writes.text(message)
+            conflict_id, choice, new, writes.name(author, "author"), writes.text(message), overwrite=overwrite
         )
         return made if made is not None else await self.version()
 

@@ -80,6 +80,7 @@ def merge(
 @click.argument("conflict_id", metavar="[ID]", default="")
 @click.option("--take", type=click.Choice(["ours", "theirs"]), default=None, help="Decide ID: whose stands.")
 @click.option("--value", default=None, help="Decide ID: what stands instead, JSON or text.")
+@click.option("--overwrite", is_flag=True, help="Decide ID also where others wrote since.")
 @click.option("--all", "every", is_flag=True, help="Also those that are decided.")
 @click.option("-m", "--message", default="", help="Why.")
 @author_option
@@ -91,6 +92,7 @@ def conflicts(
     conflict_id: str,
     take: Any,
     value: str | None,
+    overwrite: bool,
     every: bool,
     message: str,
     author: str,
@@ -110,7 +112,8 @@ def conflicts(
         wf, _ = revision(store, name)
         if conflict_id:
             new = None if value is None else value_of(value)
-            told(wf.resolve(conflict_id, take or "value", new, author=author, message=message))
+            how: Any = {"author": author, "message": message, "overwrite": overwrite}
+            told(wf.resolve(conflict_id, take or "value", new, **how))
             return
         found = wf.conflicts(status=None if every else "pending")
         if not found:

@@ -210,6 +210,7 @@ class _Laid:
             [*(n for n, _ in changes), *[None] * len(missing)],
             [self._seen(m, lists.items) for m in found.met],
             behind,
+            by_kind=True,
         )
 
     def seen(self, met: Met) -> Met:

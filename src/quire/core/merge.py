@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import msgspec
 
 from quire.core.changes import Gone, Working
-from quire.core.guards import Guard, Step
+from quire.core.guards import Guard, Read, Step
 from quire.core.path import get
 from quire.core.values import same
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
@@ -191,9 +191,14 @@ def both(
         written = cast("list[Change]", parts)
         if back:
             written, back = _past(written, back, {}, _Rules(None, None, None))
-        moved, waiting[root] = _past(written, waiting.get(root, []), met, rules)
+        theirs = waiting.get(root, [])
+        moved, waiting[root] = _past(written, theirs, met, rules)
+        if lost and isinstance(change, Insert | Remove):
+            own = [_Theirs(-1, change)]
+            lost = {guard.path for gone in lost for guard in _followed(Read(gone), own, {})}
         if stands is not None and any(met.values()):
             if isinstance(change, Remove) and change.count == len(written) == 1 and not moved:
+                waiting[root] = theirs  # it stays: they are what they were
                 back.append(_Theirs(-1, Insert(path, cast("Remove", written[0]).index, [None])))
             else:
                 lost.add(path)

@@ -2,7 +2,8 @@
 
 The reasons: "stale", what the write replaces was read and has changed; "read", a serializable write read something that has
 changed; "gone", the place is not there any more; "written", others wrote there and the policy is "reject"; "merge", both
-sides of a merge wrote there and the policy is "reject"; "parts", two parts of one transaction contradict each other.
+sides of a merge wrote there and the policy is "reject"; "parts", two parts of one transaction contradict each other;
+"moved", a conflict is decided at a place that others wrote since.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from quire.errors import MergeConflict
 if TYPE_CHECKING:
     from quire.core.resolve import Met
 
-Reason = Literal["stale", "read", "gone", "written", "merge", "parts"]
+Reason = Literal["stale", "read", "gone", "written", "merge", "parts", "moved"]
 
 _SHOWN_MAX = 60
 """Characters of a value in a message."""
@@ -28,6 +29,7 @@ _REMEDIES: dict[Reason, str] = {
     "gone": "read the state again and decide; of the policies only `theirs` and `queue` can leave it out",
     "written": "read the state again and decide, or choose another `on_conflict`",
     "merge": "change one of them first, or choose another `on_conflict`",
+    "moved": "look at both, then `resolve` it with `overwrite=True`",
     "parts": "make one part of the changes of one workflow, or give an `on_conflict`",
 }
 
@@ -73,6 +75,8 @@ def _said(reason: Reason, met: Met) -> str:
             return f"{at} was written by others{f', last{by},' if by else ''} since the version this write was made on"
         case "merge":
             return f"both sides changed {at}"
+        case "moved":
+            return f"{at} was {_shown(met.base)} when they met and is {_shown(met.theirs)} now{',' if by else ''}{by}"
         case "parts":
             return f"two parts of one transaction contradict each other at {at}"
 

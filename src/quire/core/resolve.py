@@ -92,13 +92,15 @@ class Settled(msgspec.Struct, frozen=True):
     """What to write onto the head, and what had to be settled for it.
 
     changes: with the guards of those that stand.  numbers: for each which of ours it is, None for one that a policy made.
-    behind: for each of theirs what it is after ours; exact where nothing had to be settled.
+    behind: for each of theirs what it is after ours; exact where nothing had to be settled.  by_kind: lists of declared
+    kinds were merged: what ours became is certain on this head only.
     """
 
     changes: list[Step]
     numbers: list[int | None]
     met: list[Met]
     behind: list[list[Change]]
+    by_kind: bool = False
 
     def numbered(self, numbers: Sequence[int]) -> Settled:
         """Return the same, with other numbers of ours."""
@@ -237,8 +239,10 @@ class _Ways:
 class _Result:
     """What goes onto the head: guards with what they guard, and all in its place beside what "both" put into lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: dict[str, Any]) -> None:
         self.steps: list[tuple[int | None, Step]] = []
+        self._working = Working(head)
+        self._worked = 0
         self._guards: list[tuple[int, Sequence[Step]]] = []
         self._beside: list[Change] = []
 
@@ -263,9 +267,16 @@ class _Result:
         self._guards.clear()
         return moved
 
+    def state(self) -> dict[str, Any]:
+        """Return what all that was put leads to: not to be altered, nor kept."""
+        for change in pure(self.changes(self._worked, len(self.steps))):
+            self._working.apply(cast("Change", change))
+        self._worked = len(self.steps)
+        return self._working.state
+
     def put_beside(self, changes: Sequence[Change]) -> None:
         """Put what keeps ours beside theirs: items that come after it have moved."""
-        self._beside += [step for step in self.put(None, changes) if isinstance(step, Insert)]
+        self._beside += [step for step in self.put(None, changes) if isinstance(step, Insert | Remove)]
 
     def place(self, path: Path) -> Path:
         """Return where a place of ours is beside what was put there."""
@@ -285,10 +296,13 @@ class _Result:
 
 
 class _At(msgspec.Struct, frozen=True):
-    """Where one of ours is settled: its path, and its place in the result so far; each side's value, and what it has become."""
+    """Where one of ours is settled: its path, its place in the result so far and in the head, None where it is gone; each
+    side's value, and what it has become.
+    """
 
     path: Path
     place: Path
+    now: Path | None
     base: Any
     ours: Any
     theirs: Any
@@ -318,10 +332,13 @@ class _Settling:
         self._merging = merging
         self._writer = writer
         self._whole = whole and policy not in ("theirs", "queue")
-        self._wanted = _wanted(settled, ways) if settled else {}
-        self._result = _Result()
-        self._met: list[tuple[Met, int]] = []
-        """With the number of steps that were put before it."""
+        self._decides = policy == "both" or callable(policy)
+        first = min(settled, default=0) if self._decides else len(ways.changes)
+        later = [n for n in range(first, len(ways.changes)) if isinstance(ways.changes[n], Set | Delete | Remove)]
+        self._wanted = _wanted({*settled, *later}, ways) if settled else {}
+        self._result = _Result(ways.head)
+        self._met: list[tuple[Met, int, int]] = []
+        """With the number of the step it is about, and of those that were put before it."""
         self._closed: set[Path] = set()
         """Places where something else stands than ours: what ours does below them is part of that."""
 
@@ -338,7 +355,7 @@ class _Settling:
                 self._result.guard(number, parts)
             elif self._is_settled_above(step, parts):
                 self._result.unguard()
-            elif number in self._settled:
+            elif number in self._settled or self._is_around(step):
                 self._settle(number, step, parts)
             else:
                 self._result.put(number, parts)
@@ -346,7 +363,7 @@ class _Settling:
                 self._closed = {moved for path in self._closed if (moved := _followed(path, [step])) is not None}
         steps = self._result.steps
         changes = [change for _, change in steps]
-        met = [_placed(met, changes[before:]) for met, before in self._met]
+        met = [self._told(each, number, before, changes) for each, number, before in self._met]
         if any(_is_sum(each) for each in met):
             state = apply(self._ways.head, cast("list[Change]", pure(changes)))
             met = [msgspec.structs.replace(m, ours=get(state, m.path, ABSENT)) if _is_sum(m) else m for m in met]
@@ -359,13 +376,45 @@ class _Settling:
         anew = isinstance(step, Set | Delete) and stands and bool(parts)  # it replaces what was settled
         return any(step.path[:depth] in self._closed for depth in range(len(step.path) + (not anew)))
 
+    def _is_around(self, step: Step) -> bool:
+        """Tell whether it would replace what was settled: that clash is behind it, and counts for it too."""
+        if not self._closed or not self._decides or not isinstance(step, Set | Delete | Remove):
+            return False
+        place = _place(step)
+        return any(len(path) >= len(place) and path[: len(place)] == place for path in self._closed)
+
+    def _told(self, met: Met, number: int, before: int, changes: Sequence[Step]) -> Met:
+        """Return what was met as it is told: where it is in the result, and of an item that is gone the whole item."""
+        own = _place(self._ways.changes[number])
+        depths = [depth + 1 for depth, token in enumerate(own) if type(token) is int]
+        if not depths or len(own) != len(met.path):
+            return met
+        over = self._ways.over
+        for depth in depths:
+            then = self._ways.ours.before(own[:depth], number)
+            if then is None:  # one of ours that is new
+                break
+            now = _followed(then, over)
+            if now is not None and _followed(now, changes) is not None:
+                continue
+            gap = now or _gap(then, over)
+            path = (gap and _gap(gap, changes)) or met.path[:depth]
+            if depth == len(own):
+                return msgspec.structs.replace(met, path=path)
+            base = get(self._ways.base, then, ABSENT)
+            theirs = ABSENT if now is None else get(self._ways.head, now, ABSENT)
+            mine = _followed(own[:depth], self._ways.changes[number + 1 :])
+            ours = ABSENT if mine is None else get(self._mine, mine, ABSENT)
+            return msgspec.structs.replace(met, path=path, base=base, theirs=theirs, ours=ours)
+        return msgspec.structs.replace(met, path=_followed(met.path, changes[before:]) or met.path)
+
     def _settle(self, number: int, step: Step, parts: Sequence[Step]) -> None:
         """Settle one of ours: it stands where both sides agree, else a policy says what does."""
         stale = self._stale.get(number)
         clash = self._ways.clashes.get(number)
         if clash is None:
-            assert stale is not None
-            clash = merge.Clash(step.path, step, self._ways.over[stale.other], False, number, stale.other)
+            other = self._met[-1][0].other if stale is None else stale.other
+            clash = merge.Clash(step.path, step, self._ways.over[other], False, number, other)
         at = self._place(number, step, parts)
         if self._whole and (clash.dropped or isinstance(step, Splice)):
             at = self._put_back(at, clash)
@@ -375,7 +424,7 @@ class _Settling:
         if stale is None and self._agree(step, clash, at):
             self._result.put(number, at.parts)
             return
-        last, other = _last(number, self._ways), self._ways.theirs.last(at.place)
+        last, other = _last(number, self._ways), None if at.now is None else self._ways.theirs.last(at.now)
         other = clash.other if other is None else other
         told = _named(self._writer, other)
         late = self._policy in ("last", "ours")
@@ -385,7 +434,7 @@ class _Settling:
             self._result.put(number, reliant(united))
             before = len(self._result.steps)
             both = [Met(self._result.place(p), ABSENT, a, b, step, last, other, "ours", **told) for p, a, b in twice]
-            self._met += [(met, before) for met in both]
+            self._met += [(met, number, before) for met in both]
             self._closed.add(at.path)
             return
         path = self._result.place(at.place)
@@ -399,14 +448,14 @@ class _Settling:
         else:
             now, place = self._ways.lost(number)
         theirs = ABSENT if now is None else get(self._ways.head, now, ABSENT)
-        return _At(path, place, *self._wanted[number], theirs, parts)
+        return _At(path, place, now, *self._wanted[number], theirs, parts)
 
     def _put_back(self, at: _At, clash: merge.Clash) -> _At:
         """Return what has our whole state at a place that was taken away, or whose text both changed (rule 5)."""
         if clash.dropped:
             place = _missing(at.path, self._ways.head)
             base, ours, theirs = (get(side, place, ABSENT) for side in (self._ways.base, self._mine, self._ways.head))
-            at = _At(place, place, base, ours, theirs, ())
+            at = _At(place, place, place, base, ours, theirs, ())
         self._result.unguard()
         self._closed.add(at.path)
         return msgspec.structs.replace(at, parts=reliant(_valued(at.place, at.ours, at.theirs)))
@@ -428,28 +477,67 @@ class _Settling:
         if policy == "reject" or (clash.dropped and not yields and late and not self._whole):
             reason: Reason = "gone" if clash.dropped else "written"
             meeting = msgspec.structs.replace(meeting, path=at.path)
-            raise refusal(self._where, reason if late else "merge", [*(met for met, _ in self._met), meeting])
+            raise refusal(self._where, reason if late else "merge", [*(met for met, *_ in self._met), meeting])
         if not yields and not parts:  # they did it too; what else ours does there stands
             outcome, instead = "theirs", parts if late else list[Change]()
         else:
-            outcome, instead = _outcome(policy, meeting, at.place, parts, self._ways.head)
+            outcome, instead = self._outcome(policy, meeting, at, parts)
         before = len(self._result.steps)
         if outcome != "ours":
             self._result.unguard()
-        if outcome == "both":
+        taken = any(isinstance(change, Remove) for change in instead)
+        if outcome == "both" or (taken and not isinstance(step, Remove) and outcome != "ours"):
             self._result.put_beside(instead)
         else:
             self._result.put(number if outcome == "ours" else None, instead)
-        if isinstance(step, Remove) and parts and not any(isinstance(change, Remove) for change in instead):
+        if isinstance(step, Remove) and parts and not taken and outcome != "ours":
             self._result.keep(at.place)
+            self._closed = {path for path in self._closed if path[: len(at.path)] != at.path}
         if at.path in self._closed and not self._whole:  # a later one of ours stands where an earlier one did not
             self._closed.discard(at.path)
             self._met = [
-                (m, n) for m, n in self._met if _placed(m, self._result.changes(n, before)).path != meeting.path
+                (met, of, n)
+                for met, of, n in self._met
+                if (_followed(met.path, self._result.changes(n, before)) or met.path) != meeting.path
             ]
         if instead is not parts and not isinstance(step, Remove):  # of an item that ours took out nothing is below
             self._closed.add(at.path)
-        self._met.append((msgspec.structs.replace(meeting, outcome=outcome), before))
+        self._met.append((msgspec.structs.replace(meeting, outcome=outcome), number, before))
+
+    def _outcome(self, policy: Policy, meeting: Met, at: _At, parts: list[Change]) -> tuple[Outcome, list[Change]]:
+        """Return what stands, and the changes that make it so."""
+        place = at.place
+        if policy in ("last", "ours"):
+            return "ours", parts
+        if policy == "theirs":
+            return "theirs", []
+        if policy == "queue":
+            return "pending", []
+        if policy == "both":
+            if meeting.ours is ABSENT or not isinstance(meeting.change, Set) or not place:
+                return "theirs", []  # nothing of ours to keep: a removal gives way
+            if meeting.theirs is ABSENT:
+                return "ours", parts or [Set(place, meeting.ours)]
+            return "both", [self._beside(at, meeting)]
+        shown = {name: copied(getattr(meeting, name)) for name in ("base", "ours", "theirs")}
+        answer = cast("Callable[[Met], Any]", policy)(msgspec.structs.replace(meeting, **shown))
+        if answer is not ABSENT:
+            return "value", [Set(place, clean(answer, path=place))]
+        if meeting.theirs is ABSENT:
+            return "value", []
+        return "value", [Remove(place[:-1], place[-1]) if isinstance(place[-1], int) else Delete(place)]
+
+    def _beside(self, at: _At, meeting: Met) -> Change:
+        """Return the change that puts ours next to theirs: as the next item, or under a key like `plan~2`."""
+        *_, key = at.place
+        if isinstance(key, int):
+            return Insert(at.place[:-1], key + 1, [meeting.ours])
+        sides = ((self._result.state(), meeting.path), (self._mine, at.path))
+        taken = {name for side, path in sides for name in cast("dict[str, Any]", get(side, path[:-1], {}))}
+        number = 2
+        while f"{key}~{number}" in taken:
+            number += 1
+        return Set((*at.place[:-1], f"{key}~{number}"), meeting.ours)
 
 
 def _unchanged(ways: _Ways) -> set[int]:
@@ -558,11 +646,10 @@ def _is_sum(met: Met) -> bool:
     return isinstance(met.change, Increment) and met.outcome == "ours"
 
 
-def _placed(met: Met, steps: Sequence[Step]) -> Met:
-    """Return what was met, where it is after these steps."""
-    if not any(type(token) is int for token in met.path):
-        return met
-    return msgspec.structs.replace(met, path=_followed(met.path, steps) or met.path)
+def _gap(path: Path, steps: Sequence[Step]) -> Path | None:
+    """Return where in its list an item would be after changes that took it out; None where the list is gone."""
+    left, _ = merge.rebase([Insert(path[:-1], cast("int", path[-1]), [None])], cast("list[Change]", pure(steps)))
+    return (*left[0].path, cast("Insert", left[0]).index) if left else None
 
 
 def _apart(changes: Sequence[Step]) -> tuple[list[int], list[Step]]:
@@ -620,59 +707,15 @@ def _wanted(clashes: Collection[int], ways: _Ways) -> dict[int, tuple[Any, Any]]
     changes, base = ways.changes, ways.base
     working = Working(base)
     before: dict[int, Any] = {}
-    after: dict[int, Any] = {}
     for number, change in enumerate(changes):
         if number in clashes:
             path = _place(change)
             then = ways.ours.before(path, number) if ways.moves(path) else path
             before[number] = ABSENT if then is None else get(base, then, ABSENT)
         working.apply(change)
-        if number in clashes:
-            after[number] = get(working.state, change.path, ABSENT)
-    # later changes of ours at the same place count; where ours took away what holds it, what it was at first is told
+    # later changes of ours at the same place count
     wanted: dict[int, tuple[Any, Any]] = {}
-    for number, value in after.items():
-        if isinstance(changes[number], Remove):
-            final = ABSENT
-        else:
-            left = ways.left(number)
-            final = value if left is None else get(working.state, left, ABSENT)
-        wanted[number] = before[number], final
+    for number, was in before.items():
+        left = None if isinstance(changes[number], Remove) else ways.left(number)
+        wanted[number] = was, ABSENT if left is None else get(working.state, left, ABSENT)
     return wanted
-
-
-def _outcome(
-    policy: Policy, meeting: Met, place: Path, parts: list[Change], head: dict[str, Any]
-) -> tuple[Outcome, list[Change]]:
-    """Return what stands, and the changes that make it so."""
-    if policy in ("last", "ours"):
-        return "ours", parts
-    if policy == "theirs":
-        return "theirs", []
-    if policy == "queue":
-        return "pending", []
-    if policy == "both":
-        if meeting.ours is ABSENT or not isinstance(meeting.change, Set) or not place:
-            return "theirs", []  # nothing of ours to keep: a removal gives way
-        if meeting.theirs is ABSENT:
-            return "ours", parts or [Set(place, meeting.ours)]
-        return "both", [_beside(place, meeting.ours, head)]
-    shown = {name: copied(getattr(meeting, name)) for name in ("base", "ours", "theirs")}
-    answer = cast("Callable[[Met], Any]", policy)(msgspec.structs.replace(meeting, **shown))
-    if answer is not ABSENT:
-        return "value", [Set(place, clean(answer, path=place))]
-    if meeting.theirs is ABSENT:
-        return "value", []
-    return "value", [Remove(place[:-1], place[-1]) if isinstance(place[-1], int) else Delete(place)]
-
-
-def _beside(place: Path, value: Any, head: dict[str, Any]) -> Change:
-    """Return the change that puts a value next to the one at `place`: as the next item, or under a key like `plan~2`."""
-    parent, key = place[:-1], place[-1]
-    if isinstance(key, int):
-        return Insert(parent, key + 1, [value])
-    taken = cast("dict[str, Any]", get(head, parent, {}))
-    number = 2
-    while f"{key}~{number}" in taken:
-        number += 1
-    return Set((*parent, f"{key}~{number}"), value)

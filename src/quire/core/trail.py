@@ -73,7 +73,7 @@ class Trail:
         token = path[depth] if len(path) > depth else None
         match change:
             case Set() | Delete():
-                return None
+                return path if token is None else None  # something else is there by now, in the same place
             case Insert(_, index, values) if type(token) is int and token >= index:
                 if token < index + len(values):
                     return None

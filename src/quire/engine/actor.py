@@ -26,6 +26,7 @@ from quire.core.path import get
 from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
+from quire.core.values import same
 from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
@@ -127,7 +128,7 @@ class Actor:
         weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
-        plan, write.met, write.hooked = write.plan, write.passed, None
+        plan, write.met, write.hooked, write.made = write.plan, write.passed, None, None
         if write.base is not None and write.base.version < version:
             plan, write.met = self._onto(write, write.base, working.state)
         elif callable(plan):
@@ -156,6 +157,7 @@ class Actor:
             self._start, self._start_bytes = start
             self._rebuilt()
             raise
+        write.made = sealed.version
         self.pending.append(sealed)
         self._tails.append(following(tail, time_ms))
         self._pending_bytes += len(sealed.body)
@@ -307,11 +309,12 @@ class Actor:
 
         Else each try would take longer than the one before, and whoever writes less quickly than others never wrote. By
         some policies two meetings one after the other are not what they are at once: "theirs" and "queue" leave a change
-        out, which then meets nothing more; "both" and functions decide again. Once something was met, those begin anew.
+        out, which then meets nothing more; "both" and functions decide again. Once something was met, those begin anew, and
+        so does what was merged by kind.
         """
         plan, met = self._rebased(write, base, self.state, self._since(write, base.version, pending=False))
         # without a policy nothing is stale by now, and the last write stands
-        if len(met) > len(write.passed) and write.policy not in _STANDS:
+        if write.anew or (len(met) > len(write.passed) and write.policy not in _STANDS):
             return base
         write.plan, write.passed, write.history = plan, met, ()
         write.base = Base(self.head.version, self.state)
@@ -351,12 +354,16 @@ class Actor:
             )
         except MergeConflict as refused:
             raise _carrying(refused, write) from None
+        write.anew = write.anew or settled.by_kind
         passed = [part for parts in settled.behind for part in parts] or over
         met = {moved.met.path: moved for each in write.passed for moved in [_moved(each, passed)]}
         for new in settled.met:
             before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
             first = base.version if before is None else before.base
             kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
+            if before is not None and same(kept.base, kept.theirs):
+                del met[new.path]  # it is again what it was at first
+                continue
             # the state that it meets may be altered by what is written next
             kept = msgspec.structs.replace(kept, theirs=copied(kept.theirs), ours=copied(kept.ours))
             met[new.path] = Meeting(kept, sources[new.other], first)

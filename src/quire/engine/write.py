@@ -79,6 +79,8 @@ class Write(msgspec.Struct, eq=False):
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()
     """What it met until it was last prepared."""
+    made: int | None = None
+    """The version it makes, as it was last prepared; None for none."""
     hooked: Sequence[Change | Fork] | None = None
     """What hooks left of its changes when it was last prepared; None where there was none to ask."""
 

@@ -157,7 +157,8 @@ def settle(
         strict = isinstance(refused[0].change, Guard)
         raise refusal(where, "read" if strict else "stale", refused[::-1])  # the first is told
     settled = {n for n in (*ways.clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
-    if any(isinstance(change := changes[n], Remove) and change.count > 1 for n in settled):
+    lists = {path[:depth] for path in (_place(changes[n]) for n in settled) for depth in range(len(path))}
+    if any(isinstance(change, Remove) and change.count > 1 and change.path in lists for change in changes):
         numbers, apart = _apart(changes)
         done = settle(
             apart,
@@ -245,6 +246,7 @@ class _Result:
         self._worked = 0
         self._guards: list[tuple[int, Sequence[Step]]] = []
         self._beside: list[Change] = []
+        """From the list as it would be if all of ours stood, and nothing else, to the list as it is."""
 
     def guard(self, number: int, steps: Sequence[Step]) -> None:
         """Have a guard go where the next change goes."""
@@ -276,7 +278,8 @@ class _Result:
 
     def put_beside(self, changes: Sequence[Change]) -> None:
         """Put what keeps ours beside theirs: items that come after it have moved."""
-        self._beside += [step for step in self.put(None, changes) if isinstance(step, Insert | Remove)]
+        before = self._beside
+        self._beside = [*before, *(step for step in self.put(None, changes) if isinstance(step, Insert | Remove))]
 
     def place(self, path: Path) -> Path:
         """Return where a place of ours is beside what was put there."""
@@ -284,8 +287,7 @@ class _Result:
 
     def keep(self, place: Path) -> None:
         """Note that an item is there that ours took out: items that come after it are where they were."""
-        (item,) = self._moved([Insert(place[:-1], cast("int", place[-1]), [None])])
-        self._beside.append(cast("Change", item))
+        self._beside.insert(0, Insert(place[:-1], cast("int", place[-1]), [None]))
 
     def _moved(self, steps: Sequence[Step]) -> list[Step]:
         if not self._beside:

@@ -6,7 +6,7 @@ import pytest
 from msgspec import UNSET
 
 import quire
-from quire import Insert, Remove
+from quire import Insert, Remove, Set
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
 
 
@@ -240,3 +240,132 @@ async def test_what_is_met_at_one_item_leaves_out_nothing_at_the_next(rows):
         mine["rows"][3]["w"] = "of c"
         await rows.set("/rows/1/w", "bob")
     assert await rows.get("/rows") == [{"w": "a"}, {"w": "ann's new"}, {"w": "bob", "x": "of b"}, {"w": "of c"}]
+
+
+async def test_an_item_that_ours_changed_and_took_out_is_told_as_a_whole_and_can_be_put_back(rows):
+    async with rows.edit(author="ann") as mine:
+        mine["rows"][0]["w"] = "done"
+        mine["rows"].pop(0)
+        await rows.set("/rows/0/w", "bob", author="bob")
+    (met,) = await rows.conflicts()
+    assert (met.path, met.theirs.value, met.ours.value) == ("/rows/0", {"w": "bob"}, UNSET)
+    await rows.resolve(met.id, "theirs")
+    assert [row["w"] for row in await rows.get("/rows")] == ["bob", "b", "c"]
+
+
+async def test_deciding_an_item_again_is_about_the_item_as_it_was_decided(rows):
+    async with rows.edit(author="ann", on_conflict="last") as mine:
+        mine["rows"].pop(1)
+        await rows.set("/rows/1/w", "bob", author="bob")
+    (met,) = await rows.conflicts()
+    for choice, value, stands in [
+        ("theirs", None, ["a", "bob", "c"]),
+        ("ours", None, ["a", "c"]),
+        ("value", {"w": "one"}, ["a", "one", "c"]),
+        ("value", {"w": "two"}, ["a", "two", "c"]),
+        ("theirs", None, ["a", "bob", "c"]),
+    ]:
+        await rows.resolve(met.id, choice, *([value] if value else []))
+        assert [row["w"] for row in await rows.get("/rows")] == stands
+        await put_in_front(rows, "since")
+        assert (await rows.get("/rows/0/w")) == "since"
+        await rows.remove("/rows", 0)
+
+
+@pytest.mark.parametrize("path", ["/tasks/7", "/plan"])
+async def test_deciding_again_and_again_changes_what_stands(store, path):
+    wf = await store.create("w", {"tasks": {"7": "first"}, "plan": "first"})
+    await wf.set(path, "bob's", author="bob")
+    await wf.set(path, "ann's", base=1, author="ann", on_conflict="last")
+    (met,) = await wf.conflicts()
+    for choice, stands in [("theirs", "bob's"), ("ours", "ann's"), ("theirs", "bob's")]:
+        await wf.resolve(met.id, choice)
+        assert await wf.get(path) == stands
+
+
+@pytest.mark.parametrize("choice", ["ours", "value"])
+@pytest.mark.parametrize("place", ["/plan", "/plans/0"])
+async def test_a_decision_overwrites_nothing_that_was_written_since(store, choice, place):
+    first = {"title": "first", "steps": ["s1"]}
+    wf = await store.create("w", {"plan": first, "plans": [first]})
+    await wf.set(f"{place}/title", "ann's", author="ann")
+    await wf.set(place, {"title": "bob's", "steps": ["s1"]}, base=1, author="bob", on_conflict="queue")
+    (met,) = await wf.conflicts()
+    await wf.append(f"{place}/steps", "s2", author="dan")
+    value = [{"title": "both"}] if choice == "value" else []
+    with pytest.raises(MergeConflict, match=r"when they met and is .*overwrite=True") as refused:
+        await wf.resolve(met.id, choice, *value)
+    assert refused.value.reason == "moved"
+    assert await wf.get(place) == {"title": "ann's", "steps": ["s1", "s2"]}
+    await wf.resolve(met.id, choice, *value, overwrite=True)
+    assert await wf.get(place) == (value[0] if value else {"title": "bob's", "steps": ["s1"]})
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs", "value"])
+async def test_a_whole_state_can_be_decided(store, choice):
+    wf = await store.create("w", {"a": 1})
+    await wf.set("/a", 2, author="bob")
+    await wf.set("", {"q": 1}, base=1, author="ann", on_conflict="queue")
+    (met,) = await wf.conflicts()
+    await wf.resolve(met.id, choice, *([{"z": 1}] if choice == "value" else []))
+    assert await wf.state() == {"ours": {"q": 1}, "theirs": {"a": 2}, "value": {"z": 1}}[choice]
+
+
+async def test_both_gives_ours_a_name_that_nobody_has(store):
+    wf = await store.create("w", {"plan": "first", "l": [{"v": "first"}]})
+    async with wf.edit(author="ann", on_conflict="both") as mine:
+        mine["l"].insert(0, {})
+        mine["plan~2"], mine["l"][1]["v"], mine["plan"] = "ann's second", "ann's", "ann's"
+        await wf.apply([Set(("plan",), "bob's"), Set(("l", 0, "v"), "bob's"), Set(("l", 0, "v~2"), "bob's second")])
+    assert await wf.state() == {
+        "plan": "bob's",
+        "plan~2": "ann's second",
+        "plan~3": "ann's",
+        "l": [{}, {"v": "bob's", "v~2": "bob's second", "v~3": "ann's"}],
+    }
+
+
+@pytest.mark.parametrize("policy", ["both", lambda met: met.theirs], ids=["both", "function"])
+async def test_what_was_settled_is_not_overruled_by_what_ours_does_around_it_later(store, policy):
+    wf = await store.create("w", {"o": {"t": "first"}, "l": ["a", "b"]})
+    async with wf.edit(author="ann", on_conflict=policy) as mine:
+        mine["o"]["t"] = mine["l"][0] = "ann's"
+        del mine["o"]
+        mine["l"].pop(0)
+        await wf.apply([Set(("o", "t"), "bob's"), Set(("l", 0), "bob's")], author="bob")
+    assert await wf.state() == {"o": {"t": "bob's"}, "l": ["bob's", "b"]}
+
+
+async def test_what_a_function_removes_moves_what_ours_does_behind_it(store):
+    wf = await store.create("w", {"l": ["a", "b", "c"]})
+    async with wf.edit(author="ann", on_conflict=lambda _: UNSET) as mine:
+        mine["l"][0], mine["l"][1] = "ann's a", "ann's b"
+        await wf.apply([Set(("l", 0), "bob's a"), Set(("l", 1), "bob's b")])
+    assert await wf.get("/l") == ["c"]
+
+
+async def test_a_conflict_of_an_item_names_who_wrote_that_item(store):
+    wf = await store.create("w", {"l": ["a", "b"]})
+    async with wf.edit(author="ann") as mine:
+        mine["l"].insert(0, "new")
+        mine["l"][1] = "ann's"
+        await wf.set("/l/0", "bob's", author="bob")
+        await wf.set("/l/1", "cleo's", author="cleo")
+    (met,) = await wf.conflicts()
+    assert (met.theirs.value, met.theirs.author) == ("bob's", "bob")
+    with pytest.raises(MergeConflict) as refused:
+        async with wf.edit(author="ann") as mine:
+            mine["l"][0] = "ann's"
+            await wf.set("/l/1", "xeno's", author="xeno")
+            await wf.remove("/l", 0, author="yves")
+    assert refused.value.conflicts[0].author == "yves"
+
+
+@pytest.mark.parametrize("policy", ["queue", "theirs"])
+async def test_a_new_item_keeps_what_ours_does_to_it_where_another_gives_way(rows, policy):
+    async with rows.edit(author="ann", on_conflict=policy) as mine:
+        mine["rows"][0]["w"] = "ann"
+        mine["rows"].insert(0, {"w": "new"})
+        mine["rows"][0]["n"] = 2
+        await rows.set("/rows/0/w", "bob")
+    assert (await rows.get("/rows"))[:2] == [{"w": "new", "n": 2}, {"w": "bob"}]

@@ -816,3 +816,13 @@ async def test_a_mistake_in_reading_back_would_be_noticed(manager, monkeypatch):
     manager.store.engine.residents.peek("workflows/w").tail = updated_at.Tail(5, 0)
     with pytest.raises(AssertionError):
         await inverts(manager)
+
+
+async def test_an_item_of_a_list_that_others_deleted_takes_nothing_else_along(manager):
+    await manager.persist_workflow_state("w", state(items=["a", "b"], note="old"))
+    mine = await manager.get_workflow_state("w")
+    await manager.store.workflow("w").delete("/items", author="bob")
+    mine["items"].pop()
+    mine["note"], mine["new"] = "ann's", 1
+    await manager.persist_workflow_state("w", mine, author="ann")
+    assert await values(manager, "items", "note", "new") == (["a"], "ann's", 1)

@@ -268,3 +268,26 @@ async def test_what_is_not_kept_any_more_is_said_and_nothing_is_lost(store):
     assert await w.get("/n", version=4) == 3
     report = await store.verify(w.id)
     assert report.ok, report.problems
+
+
+@pytest.mark.parametrize("policy", ["ours", "queue"])
+async def test_items_that_one_side_changed_stay_and_nothing_else_does_beside_a_removal_of_all(store, policy):
+    main = await store.create("main", {"l": ["a", "b"]})
+    fork = await main.fork("fork")
+    await fork.remove("/l", 0)
+    await fork.remove("/l", 0)
+    await main.append("/l", "bob's", author="bob")
+    await main.set("/l/0", "A", author="bob")
+    await main.merge(fork, on_conflict=policy)
+    assert await main.get("/l") == ["A", "bob's"]
+
+
+async def test_a_new_item_of_a_fork_keeps_all_that_was_done_to_it(store):
+    main = await store.create("main", {"l": ["a"]})
+    fork = await main.fork("fork")
+    await fork.set("/l/0", "edited", author="bob")
+    await fork.insert("/l", 0, {"v": 1}, author="bob")
+    await fork.set("/l/0/n", 2, author="bob")
+    await main.remove("/l", 0)
+    await main.merge(fork)
+    assert (await main.get("/l"))[0] == {"v": 1, "n": 2}

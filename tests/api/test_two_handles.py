@@ -325,3 +325,41 @@ async def test_a_refused_write_keeps_nobody_from_being_told(tmp_path):
 
 async def numbers(events, count):
     return [(await anext(events)).version.number for _ in range(count)]
+
+
+OF_KINDS = {
+    "log edited": ("log", ["b1"], [("insert", 0, "t1"), ("set", 0, "t2")], ["b1", "t2", "ann"]),
+    "log taken back": ("log", ["b1"], [("insert", 0, "t1"), ("remove", 0)], ["b1", "ann"]),
+    "set taken back": ("set", ["a"], [("append", "ann"), ("remove", 1)], ["a", "ann"]),
+}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("case", OF_KINDS)
+async def test_a_beaten_write_to_a_list_of_a_kind_ends_as_if_it_met_all_at_once(tmp_path, case, at_once):
+    kind, items, others, ended = OF_KINDS[case]
+    schemas = [quire.Schema("s", kinds={"/l": kind})]
+    place = str(tmp_path / "s.db")
+    async with quire.open(place, schemas=schemas) as one, quire.open(place, schemas=schemas) as other:
+        wf, theirs = await one.create("w", {"l": items}, schema="s"), other.workflow("w")
+        left, commit = list(others), one.engine.backend.commit
+
+        async def write():
+            how, *what = left.pop(0)
+            if how == "set":
+                await theirs.set(f"/l/{what[0]}", what[1])
+            else:
+                await getattr(theirs, how)("/l", *what)
+
+        async def committing(batch):
+            if left:
+                await write()
+            return await commit(batch)
+
+        async with wf.edit() as mine:
+            mine["l"].append("ann")
+            while at_once and left:
+                await write()
+            one.engine.backend.commit = committing
+        assert sorted(await wf.get("/l")) == sorted(ended)
+        assert not await wf.conflicts()

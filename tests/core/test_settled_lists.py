@@ -55,7 +55,9 @@ def left_by(theirs, base):
     return items
 
 
-@pytest.mark.parametrize("policy", ["theirs", "queue", "both", lambda met: met.theirs], ids=str)
+@pytest.mark.parametrize(
+    "policy", ["theirs", "queue", "both", lambda met: met.theirs], ids=["theirs", "queue", "both", "function"]
+)
 @pytest.mark.parametrize("form", ["all at once", "one by one", "some"])
 def test_what_is_taken_out_is_gone_but_for_what_others_changed(policy, form):
     for seed in range(400):

@@ -639,9 +639,22 @@ def _place(step: Step) -> Path:
 
 
 def _followed(path: Path, steps: Sequence[Step]) -> Path | None:
-    """Return where changes move what is at a path; None where they take it away with what holds it."""
-    left, _ = merge.rebase([Read(path)], cast("list[Change]", pure(steps)))
-    return left[0].path if left else None
+    """Return where changes move what is at a path; None where they take it away with what holds it.
+
+    A list that replaces another has other items.
+    """
+    for step in steps:
+        depth = len(step.path)
+        if isinstance(step, Guard) or path[:depth] != step.path or depth == len(path):
+            continue
+        if isinstance(step, Insert | Remove):
+            left, _ = merge.rebase([Read(path)], [step])
+            if not left:
+                return None
+            path = left[0].path
+        elif isinstance(step, Set | Delete) and any(type(token) is int for token in path[depth:]):
+            return None
+    return path
 
 
 def _is_sum(met: Met) -> bool:

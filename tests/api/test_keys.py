@@ -828,3 +828,19 @@ async def test_without_another_look_when_it_is_prepared_a_write_would_be_made_tw
     before_it_is_queued(pair[0], monkeypatch, lambda: pair[1].workflow("w").restore(2))
     await step(wf)
     assert await wf.get("/n") == 2
+
+
+@pytest.mark.parametrize(
+    "take", [lambda s: s["queue"].pop(0), lambda s: s["jobs"].pop(min(s["jobs"]))], ids=["item", "key"]
+)
+async def test_a_key_is_not_spent_for_another_item_than_was_taken(pair, take):
+    wf = await pair[0].create("jobs", {"queue": ["a", "b"], "jobs": {"1": "a", "2": "b"}})
+
+    async def taken(key):
+        async with wf.edit(idempotency_key=key) as state:
+            return take(state)
+
+    assert await taken("ann") == "a"
+    with pytest.raises(KeyReused):
+        await taken("ann")  # "b" is somebody else's
+    assert await taken("bob") == "b"

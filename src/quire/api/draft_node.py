@@ -120,7 +120,10 @@ class Node:
         node = self
         while node._parent is not None:
             if node._gone:
-                raise ChangeError("this part of the draft was removed or replaced; read it from the draft")
+                raise ChangeError(
+                    "this part of the draft was removed or replaced; read it from the draft again, or before that: `pop` "
+                    "gives what it takes out, `to_plain()` a copy"
+                )
             path.append(node._key)
             node = node._parent
         return tuple(reversed(path))

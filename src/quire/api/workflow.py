@@ -16,7 +16,7 @@ from quire.api.merging import MergeResult, merge
 from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
 from quire.api.writes import BasedWriting, Changes, Writing
-from quire.core.changes import invert
+from quire.core.changes import invert, taken
 from quire.core.diff import diff
 from quire.core.guards import Read, Step, pure, reliant
 from quire.core.names import check_id
@@ -307,7 +307,10 @@ class Workflow(Reader):
 
         None where they alter nothing on it.
         """
-        return await self._made(changes, pure(changes), how, on=base)
+        content: list[Any] = list(pure(changes))
+        if how.get("idempotency_key") is not None and (gone := taken(changes, base.state)):
+            content = [content, gone]  # the same changes take something else from another state
+        return await self._made(changes, content, how, on=base)
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Make the state what it was, as a new version; history is never rewound.

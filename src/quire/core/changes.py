@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from quire.core.guards import Guard, Read, Step, Within
+from quire.core.guards import Guard, Read, Step, Within, places
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
 from quire.core.values import same
@@ -287,6 +287,21 @@ def effective(base: dict[str, Any], steps: Sequence[Step]) -> list[Step]:
                 kept += [*waiting, step]
             waiting = []
     return kept
+
+
+def taken(steps: Sequence[Step], state: dict[str, Any]) -> list[Any]:
+    """Return the values that were read and that changes remove, in order. state: what the steps were made on."""
+    working, found = Working(state), list[Any]()
+    read: set[Path] = set()
+    for step in steps:
+        if isinstance(step, Read):
+            read.add(step.path)
+        elif not isinstance(step, Guard):
+            if isinstance(step, Remove | Delete):
+                found += [get(working.state, place) for place in places(step) if place in read]
+            working.apply(step)
+            read = set()
+    return found
 
 
 def coalesce(changes: Sequence[Step]) -> list[Step]:

@@ -369,3 +369,16 @@ async def test_a_new_item_keeps_what_ours_does_to_it_where_another_gives_way(row
         mine["rows"][0]["n"] = 2
         await rows.set("/rows/0/w", "bob")
     assert (await rows.get("/rows"))[:2] == [{"w": "new", "n": 2}, {"w": "bob"}]
+
+
+@pytest.mark.parametrize("kind", ["keyed(id)", "log", "set"])
+async def test_an_item_of_a_list_of_a_kind_that_ours_took_out_can_be_put_back(kind):
+    async with quire.open("memory:", schemas=[quire.Schema("s", kinds={"/l": kind})]) as store:
+        wf = await store.create("w", {"l": [{"id": "x", "v": 0}, {"id": "y", "v": 0}]}, schema="s")
+        async with wf.edit(author="ann", on_conflict="last") as mine:
+            del mine["l"][0]
+            await wf.set("/l/0/v", "bob's", author="bob")
+        for met in await wf.conflicts():
+            assert met.path.startswith("/l/0")
+            await wf.resolve(met.id, "theirs")
+        assert {"id": "x", "v": "bob's"} in await wf.get("/l")

@@ -245,3 +245,18 @@ async def test_a_secret_is_not_shown_in_a_conflict(store):
     await counted(store, act)
     (conflict,) = await met(store)
     assert "secret of" not in repr(conflict)
+
+
+async def test_what_waits_overwrites_nothing_that_was_written_since(store):
+    async def work(ctx):
+        ctx.state["n"] = ctx.state["n"] * 2
+        await store.workflow("r").set("/n", 7)
+
+    result = await run(store, step(work), id="r", state={"n": 1})
+    wf, (conflict,) = store.workflow("r"), result.conflicts
+    await wf.set("/n", 9, author="dan")
+    with pytest.raises(MergeConflict, match="/n was 7 when they met and is 9 now"):
+        await wf.resolve(conflict.id, "ours")
+    assert await wf.get("/n") == 9
+    await wf.resolve(conflict.id, "ours", overwrite=True)
+    assert await wf.get("/n") == 2

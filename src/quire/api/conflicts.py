@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
 
 from quire.core.diff import diff
 from quire.core.fold import copied
-from quire.core.guards import Within, reliant
+from quire.core.guards import Within, places, reliant
 from quire.core.path import format as pointer
 from quire.core.path import get, parse, resolve
 from quire.core.refusals import refusal
@@ -54,7 +56,7 @@ class Conflicts:
         """
         conflict = await self.get(conflict_id)
         if conflict.changes:
-            return await self._let_in(conflict, choice, author, message)
+            return await self._let_in(conflict, choice, author, message, overwrite=overwrite)
         stream, tokens, standing = WORKFLOWS + self.workflow_id, parse(conflict.path), standing_in(conflict)
         sides = {"ours": conflict.ours, "theirs": conflict.theirs, "value": Side(value)}
         new, gone = sides[choice].value, standing != "value" and sides.get(standing, Side(None)).value is msgspec.UNSET
@@ -119,7 +121,9 @@ class Conflicts:
         except ChangeError:
             return None, gone
 
-    async def _let_in(self, conflict: Conflict, choice: Choice, author: str, message: str) -> Version | None:
+    async def _let_in(
+        self, conflict: Conflict, choice: Choice, author: str, message: str, *, overwrite: bool
+    ) -> Version | None:
         """Resolve a conflict of a write that waits as a whole: "ours" applies all of it, over what others wrote since."""
         if choice == "value":
             raise Invalid(
@@ -134,15 +138,29 @@ class Conflicts:
             changes = msgspec.convert(conflict.changes, list[Change | Within])
         base = Base(number, await self._engine.state_at(stream, number) if number else {})
         write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
+        if changes and conflict.theirs.version and not overwrite:
+            met = await self._engine.state_at(stream, conflict.theirs.version)
+            write.guard = partial(self._as_met, met, [c for c in changes if not isinstance(c, Within)])
         try:
             return await self._closed(conflict, choice, write, author, message)
         except MergeConflict as refused:
+            if refused.reason == "moved":
+                raise
             place = pointer(refused.conflicts[-1].path)
             raise ChangeError(
                 f"{self.workflow_id}: {place}, where {conflict.id} would write, is not there any more; choose theirs to "
                 "close it, and write what is missing by hand",
                 path=place,
             ) from None
+
+    def _as_met(self, met: dict[str, Any], changes: Sequence[Change], state: dict[str, Any]) -> None:
+        """Refuse a write that waited where others wrote since it met them, as far as its places are not in lists."""
+        for place in (place for change in changes for place in places(change)):
+            was, is_now = get(met, place, msgspec.UNSET), get(state, place, msgspec.UNSET)
+            if not any(type(token) is int for token in place) and not same(was, is_now):
+                raise refusal(
+                    self.workflow_id, "moved", [Met(place, was, msgspec.UNSET, is_now, Set(place, None), 0, 0, "ours")]
+                )
 
     async def _closed(
         self, conflict: Conflict, choice: Choice, write: Write, author: str, message: str

@@ -208,7 +208,7 @@ class _Laid:
         return Settled(
             [*(c for _, c in changes), *missing],
             [*(n for n, _ in changes), *[None] * len(missing)],
-            [self._seen(m, lists.items) for m in found.met],
+            [self._seen(m, self._having(m.path, lists.items)) for m in found.met],
             behind,
             by_kind=True,
         )
@@ -218,6 +218,13 @@ class _Laid:
         now = self._seen(met, self.theirs.items)
         there = get(self._plain(self.theirs), now.path, _MISSING) is not _MISSING
         return now if there else self._seen(met, self._start)
+
+    def _having(self, path: Path, items: Items) -> Items:
+        """Return the first lists that have the items a path goes through: as merged, as theirs, or as they were at first."""
+        for found in (items, self.theirs.items):
+            if all(token in found[path[:depth]] for depth, token in enumerate(path) if path[:depth] in found):
+                return found
+        return self._start
 
     def _plain(self, side: Side) -> dict[str, Any]:
         return cast("dict[str, Any]", self._lists({}, {}).value(side.state, ()))

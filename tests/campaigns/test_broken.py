@@ -172,58 +172,6 @@ async def waiting_scope(store):
     return result.conflicts[0]
 
 
-# steps whose commit is stored, and nobody hears of it
-
-
-class Unheard:
-    """A backend whose commit of a step is stored, and which then cannot be asked for a while."""
-
-    def __init__(self, store, stream):
-        self.backend, self.stream, self.told = store.engine.backend, stream, 0
-        self.commit, self.recover = self.backend.commit, self.backend.recover
-        self.backend.commit, self.backend.recover = self.committing, self.recovering
-
-    async def committing(self, items):
-        done = await self.commit(items)
-        records = [record for item in items for record in item.records]
-        if not self.told and any(r.stream == self.stream and (r.kind in ("step", "conflict")) for r in records):
-            self.told = 1
-            raise StorageError("gone")
-        return done
-
-    async def recovering(self):
-        self.told += 1
-        if self.told == 2:
-            raise StorageError("still gone")
-        await self.recover()
-
-
-async def test_a_step_that_is_stored_is_not_run_again(store):
-    ran = []
-
-    async def agent(ctx):
-        ran.append(ctx.attempt)
-        ctx.state["n"] += 1
-
-    Unheard(store, "workflows/r")
-    result = await run(store, step(agent, retry=Retry(attempts=3, pause_s=0)), id="r", state={"n": 1})
-    assert (ran, result.state["n"]) == ([1], 2)
-
-
-async def test_all_that_waits_of_a_step_is_listed(store):
-    ran = []
-
-    async def agent(ctx):
-        ran.append(ctx.attempt)
-        ctx.state["n"] = ctx.state["n"] * 2
-        if len(ran) == 1:
-            await store.workflow("r").set("/n", 7)
-
-    Unheard(store, "conflicts/r")
-    result = await run(store, step(agent, retry=Retry(attempts=3, pause_s=0)), id="r", state={"n": 1})
-    assert result.conflicts == await store.workflow("r").conflicts(status="pending")
-
-
 # nobody is told, or the loop stands still
 
 

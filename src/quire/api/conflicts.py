@@ -63,6 +63,7 @@ class Conflicts:
         if choice == standing != "value":
             return await self._closed(conflict, choice, Write(stream, []), author, message)  # or what was written since
         made = conflict.resolved_in or (conflict.ours.version or 0) + (conflict.merged is not None)
+        made = made or (await self._engine.current(stream)).head.version  # of a write that left no version
         left, version, whole = await self._engine.state_at(stream, made), sides[choice].version, None
         if not tokens and new is msgspec.UNSET and version:
             whole = await self._engine.state_at(stream, version)

@@ -528,3 +528,14 @@ async def test_what_a_serializable_edit_read_of_a_list_of_a_kind_counts_whatever
 
     with pytest.raises(MergeConflict, match="by bob in version 2"):
         await beside(theirs, ours, isolation="serializable", on_conflict="last")
+
+
+async def test_that_a_container_is_there_which_the_edit_itself_makes_was_not_read():
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"groups": {}})
+        async with wf.edit(isolation="serializable") as mine:
+            mine["groups"].setdefault("a", []).append("ann")
+            if "a" in mine["groups"]:
+                mine["groups"]["a"].append("ann again")
+            await wf.set("/groups/a", ["bob"])
+        assert await wf.state() == {"groups": {"a": ["bob", "ann", "ann again"]}}

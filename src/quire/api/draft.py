@@ -87,7 +87,7 @@ class DictDraft(Node, MutableMapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         there = self._plain().get(key, ABSENT)
-        if isinstance(key, str):
+        if isinstance(key, str) and not (type(there) in DRAFTS and self._recorder.ensures((*self._path(), key))):
             self._read(_name(key), PRESENCE if type(there) in DRAFTS else READ)
         return there is not ABSENT
 

@@ -21,7 +21,7 @@ from quire.core.fold import copied
 from quire.core.guards import Read, Step, Within
 from quire.core.path import get
 from quire.errors import Closed
-from quire.model import Append, Change, Delete, Increment, Insert, Path, Remove, Set
+from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
 
 
 class Recorder:
@@ -72,6 +72,12 @@ class Recorder:
         if self._tails and self._within_appended(Read(path, of)):
             return
         self._steps.append(Read(path, of, strict=True))
+
+    def ensures(self, path: Path) -> bool:
+        """Tell whether the write itself sees to it that a container is at a path, so that nobody has to be asked."""
+        if not self.strict or any(type(token) is int for token in path):
+            return False
+        return next((isinstance(s, Ensure) for s in reversed(self._steps) if s.path == path), False)
 
     def record(self, change: Change, reads: Sequence[Path] = (), within: Sequence[Within] = ()) -> bool:
         """Make a change and write it down; return False, with nothing written, where it alters nothing.

@@ -191,7 +191,12 @@ class Meeting(Sides):
         return _mark(plain(at_place(self._rehearsal.mine, self._rehearsal._inserted[number])))
 
     def _chosen(self, path: Path, there: Arr, mark: Any, low: int, high: int) -> int:
-        """Return which of the places from low to high an insertion took, as far as the log tells."""
+        """Return which of the places from low to high an insertion took, as far as the log tells.
+
+        It does not where the write itself puts the list into another order later.
+        """
+        if self._rehearsal is not None and path in self._rehearsal._written:
+            return low
         after = self.at_last(path)
         marks = [_mark(value) for value in after] if type(after) is list else []
         if mark not in marks:

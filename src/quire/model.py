@@ -357,7 +357,7 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: before either.  theirs: what stood when ours came.  ours: the write that met it; its
     version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
     status: resolved, or pending: then theirs stands until somebody resolves it.
-    resolution: ours, theirs, both, value; by whom, when, and in which version, None where that changed nothing.
+    resolution: ours, theirs, both, value; by whom, when, in which version, None where that changed nothing, and where in it.
     changes: all that the write would have changed, where it waits as a whole until somebody resolves it.
     merged: for a conflict of a merge the workflow that theirs is from. There ours is what this workflow had, and stands
     while the conflict is pending.
@@ -377,5 +377,6 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resolved_by: str | None = None
     resolved_at: datetime | None = None
     resolved_in: int | None = None
+    resolved_path: str | None = None
     merged: str | None = None
     changes: list[Any] = []

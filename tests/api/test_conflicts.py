@@ -382,3 +382,62 @@ async def test_an_item_of_a_list_of_a_kind_that_ours_took_out_can_be_put_back(ki
             assert met.path.startswith("/l/0")
             await wf.resolve(met.id, "theirs")
         assert {"id": "x", "v": "bob's"} in await wf.get("/l")
+
+
+async def test_each_of_two_items_that_ours_took_out_has_its_own_conflict(store):
+    wf = await store.create("w", {"l": ["a", "b", "c"]})
+    async with wf.edit(author="ann") as mine:
+        del mine["l"][:2]
+        await wf.set("/l/0", "bob's", author="bob")
+        await wf.set("/l/1", "a", author="cleo")
+    assert await wf.get("/l") == ["c"]
+    told = [(met.base.value, met.theirs.value, met.theirs.author) for met in await wf.conflicts()]
+    assert sorted(told) == [("a", "bob's", "bob"), ("b", "a", "cleo")]
+
+
+@pytest.mark.parametrize("policy", ["ours", "queue", "theirs"])
+async def test_a_conflict_of_a_merge_is_decided_where_the_merge_left_it(store, policy):
+    wf = await store.create("w", {"l": ["a", "b", "c", "d"], "t": "first"})
+    fork = await wf.fork("fork")
+    await fork.apply([Set(("l", 1), "bob's"), Insert(("l",), 0, ["new"]), Set(("t",), "bob's")], author="bob")
+    await wf.apply([Set(("l", 1), "ann's"), Set(("t",), "ann's")], author="ann")
+    await wf.set("/later", 1)
+    await wf.merge(fork, on_conflict=policy)
+    for met in await wf.conflicts():
+        await wf.resolve(met.id, "ours" if policy == "theirs" else "theirs")
+    stands = "ann's" if policy == "theirs" else "bob's"
+    assert await wf.state() == {"l": ["new", "a", stands, "c", "d"], "t": stands, "later": 1}
+
+
+async def test_hooks_that_write_too_move_no_decision(store):
+    wf = await store.create("w", {"l": ["a", "b"], "audit": ["nobody"]})
+    async with wf.edit(author="ann", on_conflict="queue") as mine:
+        mine["l"][1] = "ann's"
+        await wf.set("/l/1", "bob's", author="bob")
+    (met,) = await wf.conflicts()
+    hook = store.before_change(lambda p: [Set(("audit", 0), p.author), *p.changes] if p.kind == "resolve" else None)
+    for choice, stands in [("ours", "ann's"), ("theirs", "bob's"), ("ours", "ann's")]:
+        await wf.resolve(met.id, choice, author="mia")
+        assert await wf.state() == {"l": ["a", stands], "audit": ["mia"]}
+    assert hook is not None
+
+
+@pytest.mark.parametrize("place", ["/l/0", "/o/k"])
+async def test_a_decision_for_what_stood_is_refused_or_made_where_others_wrote_since(store, place):
+    wf = await store.create("w", {"l": ["first"], "o": {"k": "first"}})
+    await wf.set(place, "bob's", author="bob")
+    await wf.set(place, "ann's", base=1, author="ann", on_conflict="queue")
+    (met,) = await wf.conflicts()
+    await wf.set(place, "cleo's", author="cleo")
+    with pytest.raises(MergeConflict):
+        await wf.resolve(met.id, "value", "bob's")
+    await wf.resolve(met.id, "value", "bob's", overwrite=True)
+    assert await wf.get(place) == "bob's"
+
+
+async def test_a_function_gives_an_object_for_a_whole_state(store):
+    wf = await store.create("w", {"a": 1})
+    await wf.set("/a", 2, author="bob")
+    with pytest.raises(Invalid, match="whole state"):
+        await wf.set("", {"q": 1}, base=1, on_conflict=lambda _: UNSET)
+    assert await wf.state() == {"a": 2}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,7 +10,7 @@ import msgspec
 
 from quire.core.diff import diff
 from quire.core.fold import copied
-from quire.core.guards import Within, places, reliant
+from quire.core.guards import Within, pure, reliant
 from quire.core.path import format as pointer
 from quire.core.path import get, parse, resolve
 from quire.core.refusals import refusal
@@ -21,7 +20,7 @@ from quire.engine.conflicts import CONFLICTS, stored
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
-from quire.model import WORKFLOWS, Change, Conflict, Delete, Insert, Path, Remove, Set, Side, Version
+from quire.model import WORKFLOWS, Change, Conflict, Delete, Fork, Insert, Path, Remove, Set, Side, Version
 
 Choice = Literal["ours", "theirs", "value"]
 
@@ -62,12 +61,11 @@ class Conflicts:
         new, gone = sides[choice].value, standing != "value" and sides.get(standing, Side(None)).value is msgspec.UNSET
         if choice == standing != "value":
             return await self._closed(conflict, choice, Write(stream, []), author, message)  # or what was written since
-        made = conflict.resolved_in or (conflict.ours.version or 0) + (conflict.merged is not None)
-        made = made or (await self._engine.current(stream)).head.version  # of a write that left no version
+        made = conflict.resolved_in or _version_of(conflict)
         left, version, whole = await self._engine.state_at(stream, made), sides[choice].version, None
         if not tokens and new is msgspec.UNSET and version:
             whole = await self._engine.state_at(stream, version)
-        place, gone = await self._place(stream, conflict, left, gone=gone)
+        place = _placed(left, conflict.path if conflict.resolved_path is None else conflict.resolved_path)
         gone = gone and bool(place) and type(place[-1:][0]) is int
 
         def decided(state: dict[str, Any]) -> list[Change]:
@@ -90,7 +88,9 @@ class Conflicts:
             if any(type(token) is int for token in place or ()):  # where its item is in the head by now
                 plan = decided(left) if overwrite else reliant(decided(left))
                 policy: Policy | None = "ours" if overwrite else None
-                write = Write(stream, plan, base=Base(made, left), policy=policy, unrecorded=True)
+                base = Base(made, left)
+                write = Write(stream, plan, base=base, policy=policy, unrecorded=True)
+                write.asked = plan, base  # also where it alters nothing there: it may by now
             return await self._closed(conflict, choice, write, author, message)
         except (ChangeError, MergeConflict) as refused:
             if isinstance(refused, MergeConflict) and refused.reason in ("stale", "moved"):
@@ -102,25 +102,6 @@ class Conflicts:
                 f"what stands ({standing}) to close it, and write what is missing by hand",
                 path=conflict.path,
             ) from None
-
-    async def _place(
-        self, stream: str, conflict: Conflict, left: dict[str, Any], *, gone: bool
-    ) -> tuple[Path | None, bool]:
-        """Return where a conflict was left by the write that met it or by the last decision, and whether the item is gone.
-
-        None where it has no place. gone: as the write left it.
-        """
-        if conflict.resolved_in is not None:
-            for change in Version(await self._engine.record(stream, conflict.resolved_in)).changes:
-                if isinstance(change, Insert | Remove):
-                    return (*change.path, change.index), isinstance(change, Remove)
-                if isinstance(change, Set | Delete) and any(type(token) is int for token in change.path):
-                    return change.path, False
-            gone = False
-        try:
-            return resolve(left, parse(conflict.path)), gone
-        except ChangeError:
-            return None, gone
 
     async def _let_in(
         self, conflict: Conflict, choice: Choice, author: str, message: str, *, overwrite: bool
@@ -141,7 +122,7 @@ class Conflicts:
         write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
         if changes and conflict.theirs.version and not overwrite:
             met = await self._engine.state_at(stream, conflict.theirs.version)
-            write.guard = partial(self._as_met, met, [c for c in changes if not isinstance(c, Within)])
+            write.guard = partial(self._as_met, met, _placed(met, conflict.path))
         try:
             return await self._closed(conflict, choice, write, author, message)
         except MergeConflict as refused:
@@ -154,14 +135,14 @@ class Conflicts:
                 path=place,
             ) from None
 
-    def _as_met(self, met: dict[str, Any], changes: Sequence[Change], state: dict[str, Any]) -> None:
-        """Refuse a write that waited where others wrote since it met them, as far as its places are not in lists."""
-        for place in (place for change in changes for place in places(change)):
-            was, is_now = get(met, place, msgspec.UNSET), get(state, place, msgspec.UNSET)
-            if not any(type(token) is int for token in place) and not same(was, is_now):
-                raise refusal(
-                    self.workflow_id, "moved", [Met(place, was, msgspec.UNSET, is_now, Set(place, None), 0, 0, "ours")]
-                )
+    def _as_met(self, met: dict[str, Any], place: Path | None, state: dict[str, Any]) -> None:
+        """Refuse a write that waited where others wrote since at the place that it met them, if that is not in a list."""
+        if place is None or any(type(token) is int for token in place):
+            return
+        was, is_now = get(met, place, msgspec.UNSET), get(state, place, msgspec.UNSET)
+        if not same(was, is_now):
+            found = Met(place, was, msgspec.UNSET, is_now, Set(place, None), 0, 0, "ours")
+            raise refusal(self.workflow_id, "moved", [found])
 
     async def _closed(
         self, conflict: Conflict, choice: Choice, write: Write, author: str, message: str
@@ -179,6 +160,7 @@ class Conflicts:
                 resolved_by=author,
                 resolved_at=now,
                 resolved_in=write.made or conflict.resolved_in,
+                resolved_path=_told(write) if write.made and conflict.path else conflict.resolved_path,
             )
             return [Set((conflict.id,), stored(done))]
 
@@ -186,6 +168,28 @@ class Conflicts:
         write.author, write.message, write.kind = author, why, "resolve"
         beside = Write(self._stream, closed, author=author, message=why, kind="resolve", exists=None)
         return (await self._engine.write_all([write, beside]))[0]
+
+
+def _version_of(conflict: Conflict) -> int:
+    """Return the version that a conflict was left in by the write that met it: the one its path is of."""
+    if conflict.merged is not None:
+        return int(conflict.id.split("-")[1])  # of the merge
+    return conflict.ours.version or conflict.theirs.version or 0  # of a write that left no version what it met
+
+
+def _placed(state: dict[str, Any], path: str) -> Path | None:
+    try:
+        return resolve(state, parse(path))
+    except ChangeError:
+        return None
+
+
+def _told(write: Write) -> str | None:
+    """Return where a decision was put."""
+    for step in pure(write.put):
+        if not isinstance(step, Fork):
+            return pointer((*step.path, step.index) if isinstance(step, Insert | Remove) else step.path)
+    return None
 
 
 def read(entry: Any) -> Conflict:

@@ -523,6 +523,8 @@ class _Settling:
             return "both", [self._beside(at, meeting)]
         shown = {name: copied(getattr(meeting, name)) for name in ("base", "ours", "theirs")}
         answer = cast("Callable[[Met], Any]", policy)(msgspec.structs.replace(meeting, **shown))
+        if not place and type(answer) is not dict:
+            raise Invalid(f"the policy gave {type(answer).__name__} for a whole state, which is an object")
         if answer is not ABSENT:
             return "value", [Set(place, clean(answer, path=place))]
         if meeting.theirs is ABSENT:

@@ -31,7 +31,7 @@ from quire.core.weigh import Weighed, Weight, weigh
 from quire.engine.limits import limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
-from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Record
+from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Path, Record
 
 _STANDS: tuple[Policy | None, ...] = (None, "last", "ours", "reject")
 """Policies that leave no change out: a write stands whole, or is refused."""
@@ -136,6 +136,7 @@ class Actor:
                 plan = plan(working.state)
             except MergeConflict as refused:
                 raise _carrying(refused, write) from None
+        write.put = plan
         if before is not None:
             plan = self._hooked(write, plan, working.state, before)
         changes = self._apply(working, plan, write)
@@ -356,18 +357,21 @@ class Actor:
             raise _carrying(refused, write) from None
         write.anew = write.anew or settled.by_kind
         passed = [part for parts in settled.behind for part in parts] or over
-        met = {moved.met.path: moved for each in write.passed for moved in [_moved(each, passed)]}
+        earlier: dict[Path, list[Meeting]] = {}
+        for moved in (_moved(each, passed) for each in write.passed):
+            earlier.setdefault(moved.met.path, []).append(moved)
+        met: list[Meeting] = []
         for new in settled.met:
-            before = met.get(new.path)  # met again: what they had there at last counts, and what was there at first
+            again = earlier.get(new.path)  # met again: what they had there at last counts, and what was there at first
+            before = again.pop(0) if again else None
             first = base.version if before is None else before.base
             kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
             if before is not None and same(kept.base, kept.theirs):
-                del met[new.path]  # it is again what it was at first
-                continue
+                continue  # it is again what it was at first
             # the state that it meets may be altered by what is written next
             kept = msgspec.structs.replace(kept, theirs=copied(kept.theirs), ours=copied(kept.ours))
-            met[new.path] = Meeting(kept, sources[new.other], first)
-        return settled.changes, list(met.values())
+            met.append(Meeting(kept, sources[new.other], first))
+        return settled.changes, [*(each for left in earlier.values() for each in left), *met]
 
     def _since(self, write: Write, version: int, *, pending: bool = True) -> list[Record]:
         """Return every record after a version. pending: of this batch too. Raises NeedHistory."""

@@ -79,6 +79,8 @@ class Write(msgspec.Struct, eq=False):
     """What it met on the way to its present base, where it is late."""
     met: Sequence[Meeting] = ()
     """What it met until it was last prepared."""
+    put: Sequence[Step | Fork] = ()
+    """The steps as they were last put onto what it met, before hooks were asked."""
     made: int | None = None
     """The version it makes, as it was last prepared; None for none."""
     hooked: Sequence[Change | Fork] | None = None

@@ -441,3 +441,15 @@ async def test_a_function_gives_an_object_for_a_whole_state(store):
     with pytest.raises(Invalid, match="whole state"):
         await wf.set("", {"q": 1}, base=1, on_conflict=lambda _: UNSET)
     assert await wf.state() == {"a": 2}
+
+
+async def test_an_item_of_a_list_that_was_made_anew_was_taken_by_who_removed_the_list(store):
+    wf = await store.create("w", {"g": {"l": ["a"]}})
+    with pytest.raises(MergeConflict) as refused:
+        async with wf.edit(author="ann") as mine:
+            mine["g"]["l"].pop(0)
+            await wf.delete("/g/l", author="bob")
+            async with wf.edit(author="cleo") as theirs:
+                theirs["g"].setdefault("l", []).append("b")
+    (met,) = refused.value.conflicts
+    assert (met.base, met.theirs, met.author) == ("a", UNSET, "bob")

@@ -427,6 +427,9 @@ class _Settling:
             self._result.put(number, at.parts)
             return
         last, other = _last(number, self._ways), None if at.now is None else self._ways.theirs.last(at.now)
+        then = self._ways.ours.before(at.path, number) if at.now is None else None
+        if then is not None and (taken := _way(then, self._ways.over))[0] is None:
+            other = taken[1]
         other = clash.other if other is None else other
         told = _named(self._writer, other)
         late = self._policy in ("last", "ours")
@@ -581,8 +584,12 @@ def _stale(ways: _Ways) -> dict[int, Met]:
         if not guard.holds(was, is_now) and relies not in stale:
             change = changes[relies]
             ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
-            other = None if now is None else ways.theirs.last(now)
-            other = ways.clashes[number].other if other is None else other
+            there, other = _way(then, ways.over) if any(type(token) is int for token in then) else (now, -1)
+            if there is None:
+                is_now = ABSENT  # there may be another list by now, with other items
+            else:
+                last = ways.theirs.last(there)
+                other = ways.clashes[number].other if last is None else last
             stale[relies] = Met(guard.path, was, ours, is_now, change, relies, other, "ours")
     return stale
 
@@ -641,22 +648,27 @@ def _place(step: Step) -> Path:
 
 
 def _followed(path: Path, steps: Sequence[Step]) -> Path | None:
-    """Return where changes move what is at a path; None where they take it away with what holds it.
+    """Return where changes move what is at a path; None where they take it away with what holds it."""
+    return _way(path, steps)[0]
+
+
+def _way(path: Path, steps: Sequence[Step]) -> tuple[Path | None, int]:
+    """Return where changes move what is at a path, and the number of the one that takes it away, of which it is None.
 
     A list that replaces another has other items.
     """
-    for step in steps:
+    for number, step in enumerate(steps):
         depth = len(step.path)
         if isinstance(step, Guard) or path[:depth] != step.path or depth == len(path):
             continue
         if isinstance(step, Insert | Remove):
             left, _ = merge.rebase([Read(path)], [step])
             if not left:
-                return None
+                return None, number
             path = left[0].path
         elif isinstance(step, Set | Delete) and any(type(token) is int for token in path[depth:]):
-            return None
-    return path
+            return None, number
+    return path, -1
 
 
 def _is_sum(met: Met) -> bool:

@@ -467,3 +467,18 @@ async def test_what_the_store_keeps_by_itself_is_told(tmp_path, monkeypatch):
 
 async def refused(*_):
     raise StorageUnavailable("the place is away")
+
+
+async def test_no_look_begins_while_those_under_way_are_ended():
+    store = await quire.open("memory:")
+    looks = store._looks
+    under_way = asyncio.create_task(looks.through(asyncio.sleep(1e6)))
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(looks.end())
+    await asyncio.sleep(0)
+    with pytest.raises(Closed):
+        await asyncio.wait_for(looks.through(asyncio.sleep(1e6)), 5)
+    await ending
+    with pytest.raises(Closed):
+        await under_way
+    await store.close()

@@ -222,9 +222,13 @@ class Looks:
 
     def __init__(self) -> None:
         self._ends: set[asyncio.Future[None]] = set()
+        self._ended = False
 
     async def through(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work, unless the store is closed before it is done. Raises Closed."""
+        if self._ended:
+            work.close()
+            raise Closed("the store is closed; open it again")
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
         task = loop.create_task(work)
@@ -240,6 +244,7 @@ class Looks:
 
     async def end(self) -> None:
         """End them all, and wait until whoever looks was told: a thread that waits must not wait for ever."""
+        self._ended = True
         for end in self._ends:
             if not end.done():
                 end.set_result(None)

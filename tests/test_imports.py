@@ -7,7 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "quire"
 LEVEL = {
     "errors": 0,
+    "calls": 0,
+    "threads": 0,
     "failpoints": 0,
+    "forks": 0,
     "locks": 0,
     "model": 1,
     "config": 1,
@@ -27,7 +30,7 @@ LEVEL = {
     "cli": 9,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
-SHARED = {"base", "codec", "open", "objects", "_jobs", "_urls", "_vitals", "_waiting"}
+SHARED = {"base", "codec", "open", "objects", "_inodes", "_jobs", "_urls", "_vitals", "_waiting"}
 DRIVERS = {
     "apsw": "storage",
     "asyncpg": "storage",

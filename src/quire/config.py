@@ -98,7 +98,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_writes_max: int = 100_000
     """Writes waiting at once; further writers wait for room before they queue."""
     write_bytes_max: int = 16 * MIB
-    """Bytes of one write's changes as JSON; more raises LimitExceeded."""
+    """Bytes of one write: its changes as JSON, with its author, message and kind; more raises LimitExceeded."""
+    write_steps_max: int = 1_000_000
+    """Work of one write, about a microsecond a step: each change, each 256 items of a list or object and each 8,192
+    characters of a text that are copied or moved for it; more raises LimitExceeded."""
     depth_max: int = 64
     """Nesting of a stored value; more raises InvalidState."""
     key_bytes_max: int = 512
@@ -121,7 +124,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     parallel_loads_max: int = 16
     """States being read from the store at once, each of which takes memory; more wait for their turn."""
     resident_bytes_max: int = 100 * MIB
-    """Estimated memory of the states kept ready; the least recently used are dropped and read again when asked for."""
+    """Estimated memory of the states kept ready; the least recently used are dropped and read again when asked for.
+    One state that is larger than that by itself stays besides; 0 keeps none."""
+    threads_max: int = 64
+    """Plain functions of the caller's that run in threads at once: steps, handlers of `quire.sync`, reducers; more wait
+    for a thread to be free. What these call in turn counts for itself."""
     recent_records: int = 64
     """Newest records kept per live workflow for rebasing and watching; older ones are read from the log."""
     feed_records: int = 4096
@@ -148,6 +155,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise Invalid(
                     f"{name}={value!r}: a whole number of at least 1 is needed, or None where there is no limit"
                 )
+        if type(self.threads_max) is not int or self.threads_max < 1:
+            raise Invalid(f"threads_max={self.threads_max!r}: a whole number of at least 1 is needed")
 
 
 ARCHIVING = Retention(versions=100, days=30)

@@ -24,6 +24,7 @@
      │  └ Denied (PermissionError)
      ├ StorageError                     the world
      │  ├ StorageUnavailable (ConnectionError)
+     │  │  └ FilesChanged              the store's files were removed, moved or replaced while it was open
      │  ├ StorageTimeout (TimeoutError)
      │  ├ StorageFull (OSError)
      │  ├ OutcomeUnknown                the write may or may not be there
@@ -34,6 +35,7 @@
      ├ MigrationFailed                  a migration's own code raised
      ├ ReducerFailed                    a reducer of events raised
      ├ HookFailed                       a hook that guards writes raised something unexpected
+     ├ FunctionFailed (RuntimeError)    another function raised what cannot be handed on as it is
      └ Closed (RuntimeError)
 
 Each carries a stable `code` that the command line and servers show, and `retryable`: whether the same call may
@@ -235,6 +237,7 @@ class MergeConflict(Conflict):
 
     reason: stale, read, gone, written, merge, parts or moved, see core/refusals.py.
     changes, base: the write that was refused, and the version of `workflow_id` it was made on, None where there was none.
+    head: the version that it met.
     `wf.apply(error.changes, base=error.base, on_conflict=...)` applies it after all.
     """
 
@@ -257,6 +260,7 @@ class MergeConflict(Conflict):
         self.conflicts = conflicts
         self.changes = list(changes)
         self.base = base
+        self.head = 0
 
 
 class ScriptError(RequestError):
@@ -291,6 +295,12 @@ class StorageUnavailable(StorageError, ConnectionError):
 
     code = "storage_unavailable"
     retryable = True
+
+
+class FilesChanged(StorageUnavailable):
+    """The store's files were removed, moved or replaced while it was open; nothing of the write was begun."""
+
+    code = "files_changed"
 
 
 class StorageTimeout(StorageError, TimeoutError):
@@ -390,6 +400,15 @@ class HookFailed(QuireError):
     def __init__(self, message: str, *, hook: str) -> None:
         super().__init__(message)
         self.hook = hook
+
+
+class FunctionFailed(QuireError, RuntimeError):
+    """A user function raised an exception that would end a generator, a task or the program, such as StopIteration.
+
+    That is the cause. It is raised where an ordinary exception of the function is raised as it is: see quire/calls.py.
+    """
+
+    code = "function_failed"
 
 
 class Closed(QuireError, RuntimeError):

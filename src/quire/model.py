@@ -42,6 +42,11 @@ RUN = "_run"
 """Where in a workflow's state a run keeps its books."""
 
 
+def utf8(text: str) -> int:
+    """Return the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
 class Set(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="set"):
     """Put `value` at `path`: adds or replaces an object key, replaces a list item. `()` replaces the state."""
 
@@ -153,6 +158,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     chain: bytes
     position: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs: its body, author, message and kind in UTF-8. Its name is bounded."""
+        said = self.author + self.message + self.kind
+        return len(self.body) + (len(said) if said.isascii() else utf8(said))
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -353,7 +364,8 @@ class Side(msgspec.Struct, frozen=True, omit_defaults=True):
 class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Two writes that met at one place, and what became of them.
 
-    path: a JSON Pointer into the version that the write made; an item of a list that is not there has its last index.
+    path: a JSON Pointer into `version`, the one that the write made, or met where nothing of it was written; an item of a
+    list that is not there has its last index.
     base: before either.  theirs: what stood when ours came.  ours: the write that met it; its
     version is None where nothing of it was written.  change: our change as JSON.  policy: what decided.
     status: resolved, or pending: then theirs stands until somebody resolves it.
@@ -379,4 +391,5 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resolved_in: int | None = None
     resolved_path: str | None = None
     merged: str | None = None
+    version: int = 0
     changes: list[Any] = []

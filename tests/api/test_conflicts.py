@@ -453,3 +453,96 @@ async def test_an_item_of_a_list_that_was_made_anew_was_taken_by_who_removed_the
                 theirs["g"].setdefault("l", []).append("b")
     (met,) = refused.value.conflicts
     assert (met.base, met.theirs, met.author) == ("a", UNSET, "bob")
+
+
+async def test_a_decision_on_a_write_that_a_hook_dropped_follows_the_item(store):
+    """Nothing of it became a version: the conflict is about the version that it met."""
+    wf = await store.create("w", {"l": ["a", "b"]})
+    await wf.set("/l/1", "bob's", author="bob")
+    await wf.insert("/l", 0, "first")
+    hook = store.before_change(lambda proposal: [])
+    await wf.set("/l/1", "ann's", base=1, author="ann", on_conflict="last")
+    hook.remove()
+    (met,) = await wf.conflicts()
+    assert (met.path, met.version, met.ours.version) == ("/l/2", 3, None)
+    await wf.insert("/l", 0, "zeroth")
+    await wf.resolve(met.id, "value", "decided")
+    assert await wf.get("/l") == ["zeroth", "first", "a", "decided"]
+
+
+async def test_a_step_that_is_replaced_later_is_still_guarded(store):
+    wf = await store.create("w", {"o": {"k": 1}})
+    with pytest.raises(MergeConflict, match="/o/k was read as 1"):
+        async with wf.edit() as mine:
+            mine["o"]["k"] = mine["o"]["k"] * 2
+            mine["o"] = {"k": 5}
+            await wf.set("/o/k", 7, author="bob")
+    assert await wf.get("/o/k") == 7
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs", "value"])
+@pytest.mark.parametrize("where", ["key", "item", "merge"])
+@pytest.mark.parametrize("since", [False, True])
+async def test_what_both_kept_beside_the_other_goes_when_one_is_chosen(choice, where, since):
+    """Where somebody changed the copy since, it stays."""
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"o": {"a": 1}, "l": [{"id": 1, "t": "x"}, {"id": 2, "t": "y"}]})
+        place = "/l/0/t" if where == "item" else "/o/a"
+        if where == "merge":
+            fork = await wf.fork("f")
+            await wf.set("/o/a", "theirs")
+            await fork.set("/o/a", "ours")
+            await wf.merge(fork, on_conflict="both")
+        else:
+            async with wf.edit(on_conflict="both") as state:
+                if where == "key":
+                    await wf.set("/o/a", "theirs")
+                    state["o"]["a"] = "ours"
+                else:
+                    await wf.set("/l/0", {"id": 1, "t": "theirs"})
+                    state["l"][0] = {"id": 1, "t": "ours"}
+        (conflict,) = await wf.conflicts()
+        kept = await wf.state()
+        assert (list(kept["o"]), len(kept["l"])) == ((["a"], 3) if where == "item" else (["a", "a~2"], 2))
+        sides = {"ours": conflict.ours.value, "theirs": conflict.theirs.value, "value": "new"}
+        if since and where == "item":
+            await wf.set("/l/1/t", "edited")
+            with pytest.raises(MergeConflict, match="edited"):
+                await wf.resolve(conflict.id, choice, *(["new"] if choice == "value" else []))
+            return
+        if since:
+            await wf.set("/o/a~02", "edited")
+        await wf.resolve(conflict.id, choice, *(["new"] if choice == "value" else []))
+        state = await wf.state()
+        assert await wf.get(place.removesuffix("/t")) == sides[choice]
+        if where == "item":
+            assert state["l"][1:] == [{"id": 2, "t": "y"}]
+        else:
+            assert state["o"] == {"a": sides[choice], **({"a~2": "edited"} if since else {})}
+
+
+@pytest.mark.parametrize("policy", ["queue", "theirs"])
+async def test_an_item_that_is_gone_is_told_once_whatever_ours_wrote_into_it(policy):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"jobs": [{"id": 1, "by": "", "s": ""}, {"id": 2}]})
+        async with wf.edit(author="bob", on_conflict=policy) as state:
+            state["jobs"][0]["by"] = "bob"
+            state["jobs"][0]["s"] = "done"
+            await wf.apply([Remove(("jobs",), 0, 1)], author="ann")
+        (conflict,) = await wf.conflicts()
+        await wf.resolve(conflict.id, "ours")
+        assert await wf.get("/jobs") == [{"id": 1, "by": "bob", "s": "done"}, {"id": 2}]
+
+
+@pytest.mark.parametrize("policy", ["both", "theirs", "queue"])
+async def test_a_list_that_is_replaced_after_an_item_of_it_was_taken_out_gives_way_as_a_whole(policy):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"c": [["b"]]})
+        async with wf.edit(author="bob", on_conflict=policy) as state:
+            state["c"].pop(0)
+            state["c"] = {"o": 1}
+            await wf.append("/c/0", "t", author="ann")
+        beside = {"c~2": {"o": 1}} if policy == "both" else {}
+        assert await wf.state() == {"c": [["b", "t"]], **beside}
+        (conflict,) = await wf.conflicts()
+        assert (conflict.path, conflict.ours.value, conflict.theirs.value) == ("/c", {"o": 1}, [["b", "t"]])

@@ -5,6 +5,7 @@ import hashlib
 import logging
 
 import apsw
+import msgspec
 import pytest
 
 from quire import StateManager
@@ -239,6 +240,39 @@ async def test_metrics_and_debugging(manager, caplog):  # B18 B19 B20 G4 G5 G12
     assert metrics.average_retrieval_time > 0
     assert metrics.average_persistence_time > 0
     assert metrics.average_state_size > 50
+
+
+async def test_metrics_follow_what_changed_since_they_were_asked_for(manager, monkeypatch):
+    store, read = manager.store, []
+    state_of = store.engine.state_of
+
+    async def noted(head):
+        read.append(head.stream)
+        return await state_of(head)
+
+    monkeypatch.setattr(store.engine, "state_of", noted)
+
+    async def counts():
+        read.clear()
+        found = await manager.get_state_metrics()
+        assert found.average_state_size == sum(
+            [len(msgspec.json.encode(await store.workflow(w).state())) for w in await store.workflows()]
+        ) / max(1, found.total_states)
+        return found.total_states, found.active_workflows, found.versions_created, len(read)
+
+    assert await counts() == (0, 0, 0, 0)
+    for n in range(5):
+        await store.create(f"m{n}", {"status": "running", "n": n})
+    assert await counts() == (5, 5, 5, 5)
+    await store.workflow("m1").set("/status", "completed")
+    assert await counts() == (5, 4, 6, 1)
+    await store.delete("m2")
+    await store.create("m9", {"status": "pending"})
+    assert await counts() == (5, 4, 6, 1)
+    await manager.create_state_snapshot("m9", "before")
+    await manager.subscribe_to_state_changes("m9", "ann")
+    found = await manager.get_state_metrics()
+    assert (found.snapshots_created, found.subscriptions) == (1, 1)
 
 
 def task(kind, payload, **more):

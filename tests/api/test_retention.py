@@ -277,7 +277,7 @@ async def test_a_rule_that_raises_stops_its_workflow_only():
             await counted(store, name, 4)
         done = await store.sweep()
         assert done.moved == {"a": 3, "c": 3}
-        assert done.problems == ["bad: no idea"]
+        assert done.problems == ["bad: RuntimeError: no idea"]
 
 
 async def test_other_rules_for_once():

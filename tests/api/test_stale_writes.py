@@ -111,6 +111,21 @@ def test_what_is_taken_out_or_replaced_after_reading_is_guarded(act, places):
     assert sorted(guarded(act)) == sorted(places)
 
 
+@pytest.mark.parametrize(
+    ("act", "places"),
+    [
+        (lambda s: (s["l"].pop(0), s.__setitem__("l", [])), ["/l/0", "/l"]),
+        (lambda s: (s["l"].remove(2), s["l"].append(9), s.__delitem__("l")), ["/l/1", "/l"]),
+        (lambda s: (s["rows"][0]["by"], s["rows"].clear(), s.__setitem__("rows", 1)), ["/rows/0", "/rows"]),
+        (lambda s: (s["o"]["in"].pop("x"), s.__setitem__("o", 1)), ["/o/in/x", "/o"]),
+        (lambda s: (s["l"].pop(0), s["l"].__setitem__(0, 7)), ["/l/0"]),  # another item
+        (lambda s: (s["l"].__delitem__(0), s.__setitem__("l", [])), []),  # blind
+    ],
+)
+def test_what_was_read_of_something_counts_also_where_it_was_taken_out_since(act, places):
+    assert guarded(act) == places
+
+
 def test_sums_are_recognised_and_what_is_not_one_is_a_guarded_set():
     draft = recording({**STATE, "f": 0.1, "b": True})
     draft["n"] += 2

@@ -2,6 +2,7 @@
 
 import asyncio
 from itertools import product
+from random import Random
 
 import hypothesis.strategies as st
 import pytest
@@ -17,6 +18,7 @@ from quire.engine.actor import Actor
 from quire.engine.write import Base, Write
 from quire.errors import ChangeError, HeadMoved, MergeConflict, QuireError
 from quire.model import Head, Insert, Remove, Set
+from quire.testing.servers.fixtures import PLACES
 from quire.testing.strategies import changes_for, states
 
 STEP = st.tuples(
@@ -102,12 +104,79 @@ async def test_of_many_who_write_and_read_at_once_each_reads_what_was_acknowledg
         assert await one.workflow("w").get("/n") == 120
 
 
+# what no commit checks: refusals, and writes that change nothing
+
+CALLS = {
+    "create": lambda s, w, n: s.create("w", {"n": n, "o": {}}),
+    "delete": lambda s, w, n: s.delete("w"),
+    "set": lambda s, w, n: w.set("/n", n),
+    "set on a version": lambda s, w, n: w.set("/n", n, if_version=n),
+    "inc within bounds": lambda s, w, n: w.inc("/n", n - 2, minimum=0, maximum=4),
+    "set a place": lambda s, w, n: w.set(f"/o/p{n % 2}", {}),
+    "set inside it": lambda s, w, n: w.set(f"/o/p{n % 2}/q", n),
+    "delete it": lambda s, w, n: w.delete(f"/o/p{n % 2}"),
+    "add to it once": lambda s, w, n: w.inc(f"/o/p{n % 2}/q", n, idempotency_key=f"{n}"),
+    "update": lambda s, w, n: w.update(lambda state: state.update(n=n)),
+    "restore": lambda s, w, n: w.restore(n),
+    "transact": lambda s, w, n: s.transact([each.change([quire.Set(("n",), n)]) for each in (w, s.workflow("v"))]),
+}
+"""Each is refused, or changes nothing, in one state of a workflow and is a new version in another."""
+
+
+async def answers(stores, steps):
+    """Return what calls answer, made one after the other in stores taking turns: numbers of versions, or refusals."""
+    await stores[0].create("v", {"n": 0})
+    found = []
+    for who, what, number in steps:
+        store = stores[who % len(stores)]
+        try:
+            made = await CALLS[what](store, store.workflow("w"), number)
+        except QuireError as error:
+            found.append((type(error), str(error)))
+        else:
+            found.append([getattr(each, "number", None) for each in (made if isinstance(made, list) else [made])])
+    return found, await stores[0].workflow("v").state()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("place", [name for name in PLACES if name != "rocksdb"])
+async def test_two_handles_answer_as_one_does(tmp_path, place, seed):
+    random = Random(seed)
+    steps = [(random.randrange(2), random.choice([*CALLS]), random.randrange(5)) for _ in range(250)]
+    async with quire.open("memory:") as alone:
+        expected = await answers([alone], steps)
+    url = PLACES[place](tmp_path)
+    async with quire.open(url) as one, quire.open(url) as other:
+        found = await answers([one, other], steps)
+        assert list(zip(steps, found[0], strict=True)) == list(zip(steps, expected[0], strict=True))
+        assert found[1] == expected[1]
+        assert (await one.verify()).ok
+
+
+@pytest.mark.parametrize("place", [name for name in PLACES if name != "rocksdb"])
+async def test_what_changes_nothing_is_answered_by_the_newest_version_also_behind_others(tmp_path, place):
+    """One of two writes that wait for the same commit."""
+    url = PLACES[place](tmp_path)
+    async with quire.open(url) as one, quire.open(url) as other:
+        here, there = await one.create("w", {"n": 0}), other.workflow("w")
+        for number in range(1, 20):
+            await there.set("/n", number)
+            calls = [here.set("/n", number - 1), here.set("/m", number)]
+            await asyncio.gather(*calls[:: 1 if number % 2 else -1])
+            assert await there.state() == {"n": number - 1, "m": number}
+            await here.set("/n", number)
+
+
 # late writes that are refused again and again
 
 
-async def beaten(path, rounds, ours, theirs, *, made=True, **how):
-    """Have `ours`, made on version 1, be beaten in as many rounds by `theirs`; return what became of it."""
-    async with quire.open(path) as one, quire.open(path) as other:
+async def beaten(path, rounds, ours, theirs, *, made=True, recent=64, **how):
+    """Have `ours`, made on version 1, be beaten in as many rounds by `theirs`; return what became of it.
+
+    recent: versions that need not be read again.
+    """
+    known = Settings(recent_records=recent)
+    async with quire.open(path, settings=known) as one, quire.open(path) as other:
         if made:
             await one.create("w", {"plan": "first", "n": 0, "log": [], "o": {"k": 1}})
         wf = one.workflow("w")
@@ -143,6 +212,7 @@ async def other_plan(wf, number):
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
+@pytest.mark.parametrize("recent", [64, 1])
 @pytest.mark.parametrize(
     ("policy", "plan", "status"),
     [
@@ -153,9 +223,11 @@ async def other_plan(wf, number):
         (lambda met: f"{met.base}+{met.ours}+{met.theirs}", "first+ann's+bob's {}", "resolved"),
     ],
 )
-async def test_a_write_that_is_beaten_often_ends_as_if_it_met_all_at_once(tmp_path, rounds, policy, plan, status):
-    newest = f"bob's {rounds - 1}"
-    state, met, tried = await beaten(str(tmp_path / "s.db"), rounds, plan_and_more, other_plan, on_conflict=policy)
+async def test_a_write_that_is_beaten_often_ends_as_if_it_met_all_at_once(
+    tmp_path, rounds, recent, policy, plan, status
+):
+    newest, path = f"bob's {rounds - 1}", str(tmp_path / "s.db")
+    state, met, tried = await beaten(path, rounds, plan_and_more, other_plan, recent=recent, on_conflict=policy)
     assert tried == rounds + 1
     assert state == {
         "plan": newest if plan is None else plan.format(rounds - 1),
@@ -212,6 +284,79 @@ async def test_both_stay_side_by_side_however_often_the_write_is_beaten(tmp_path
     assert len(met) == 1
 
 
+@pytest.mark.parametrize("recent", [64, 1])
+@pytest.mark.parametrize("policy", ["theirs", "queue", "reject"])
+async def test_a_write_that_meets_others_late_compares_with_all_since_its_base(tmp_path, policy, recent):
+    """For a while it meets nobody; what it read of the log then is not all that came since its base."""
+
+    async def theirs(wf, number):
+        await wf.insert("/log", 0, number, author="bob")
+        await wf.append("/log", number, author="bob")
+        if number == 3:
+            await wf.set("/plan", "bob's", author="bob")
+
+    def ours(state):
+        state["plan"] = "ann's"
+        state["log"].insert(1, "ann")
+
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await store.create("w", {"plan": "first", "log": ["a", "b"]})
+    met = beaten(path, 4, ours, theirs, made=False, recent=recent, on_conflict=policy)
+    if policy == "reject":
+        with pytest.raises(MergeConflict, match="/plan was written by others, last by bob in version 10"):
+            await met
+    else:
+        state, conflicts, tried = await met
+        assert state == {"plan": "bob's", "log": [3, 2, 1, 0, "a", "ann", "b", 0, 1, 2, 3]}
+        assert ([c.path for c in conflicts], tried) == (["/plan"], 5)
+
+
+@pytest.mark.parametrize("policy", [None, "last", "ours"])
+@pytest.mark.parametrize("new", [0, {"id": 1}, "bob's"])
+async def test_items_that_have_the_same_place_in_the_end_are_told_apart(tmp_path, policy, new):
+    """Two items that a draft takes out, each changed by others between two tries."""
+
+    async def theirs(wf, number):
+        await wf.set(*[("/l/1", "bob's"), ("/l/0", new)][number], author="bob")
+
+    def ours(state):
+        del state["l"][0]
+        del state["l"][0]
+
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await store.create("w", {"l": [9, 0, 5]})
+    state, met, tried = await beaten(path, 2, ours, theirs, made=False, on_conflict=policy)
+    assert (state, tried) == ({"l": [5]}, 3)
+    told = sorted(((c.base.value, c.theirs.value) for c in met), key=repr)
+    assert told == [(0, "bob's"), (9, new)]
+
+
+@pytest.mark.parametrize("policy", ["last", "ours"])
+@pytest.mark.parametrize("taken", range(4))
+@pytest.mark.parametrize("apart", range(1, 4))
+async def test_items_that_others_put_in_do_not_hide_that_one_was_taken(tmp_path, policy, taken, apart):
+    """A draft reads a list and clears it; others insert between its items, then take one of them."""
+
+    async def theirs(wf, number):
+        if number == 0:
+            await wf.apply([quire.Insert(("l",), apart, ["new"])], author="bob")
+        else:
+            await wf.apply([quire.Remove(("l",), taken + (taken >= apart), 1)], author="bob")
+
+    def ours(state):
+        assert state["l"].to_plain() == [0, 1, 2, 3]
+        state["l"].clear()
+
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await store.create("w", {"l": [0, 1, 2, 3]})
+    state, met, tried = await beaten(path, 2, ours, theirs, made=False, on_conflict=policy)
+    assert (state, tried) == ({"l": ["new"]}, 3)
+    assert [(c.base.value, c.theirs.value, c.theirs.author) for c in met] == [(taken, UNSET, "bob")]
+
+
 async def test_a_beaten_write_is_refused_when_its_place_is_taken_away_at_last(tmp_path):
     def ours(state):
         state["o"]["k"] = 2
@@ -241,7 +386,8 @@ async def test_each_try_meets_only_what_came_since_the_one_before(tmp_path, monk
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
-async def test_what_a_beaten_write_points_at_moves_with_what_others_insert(tmp_path, rounds):
+@pytest.mark.parametrize("recent", [64, 1])
+async def test_what_a_beaten_write_points_at_moves_with_what_others_insert(tmp_path, rounds, recent):
     """Nothing clashes, so nothing but the rebase of each try says where our items are now."""
 
     def ours(state):
@@ -254,7 +400,7 @@ async def test_what_a_beaten_write_points_at_moves_with_what_others_insert(tmp_p
     path = str(tmp_path / "s.db")
     async with quire.open(path) as store:
         await store.create("w", {"items": ["a", "b", "c"]})
-    state, met, tried = await beaten(path, rounds, ours, theirs, made=False)
+    state, met, tried = await beaten(path, rounds, ours, theirs, made=False, recent=recent)
     assert state["items"] == [*(f"theirs {n}" for n in reversed(range(rounds))), "a", "ours"]
     assert not met
     assert tried == rounds + 1

@@ -794,3 +794,24 @@ def test_closing_ends_every_thread_that_uses_the_store_and_says_nothing(url, tur
     assert len(ended) == len(uses) and all(isinstance(e, Closed | StopIteration) for e in ended), ended
     gc.collect()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda wf: wf.save([1], overwrite=True), InvalidState, "an object, not list"),
+        (lambda wf: wf.save(None, base=1), InvalidState, "an object, not NoneType"),
+        (lambda wf: wf.save({"n": 3}, base=1.5), Invalid, "1.5 is not a version"),
+        (lambda wf: wf.state(True), Invalid, "True is not a version"),
+        (lambda wf: wf.state([1]), Invalid, "is not a version"),
+        (lambda wf: wf.history("x"), Invalid, "limit='x'"),
+        (lambda wf: wf.history(order="up"), Invalid, "newest and oldest"),
+        (lambda wf: wf.inc("/n", 1, minimum=5, maximum=1), Invalid, "at least 5 and at most 1"),
+    ],
+)
+async def test_what_is_no_state_version_or_bound_is_refused_by_name(call, error, said):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"n": 1})
+        with pytest.raises(error, match=said):
+            await call(wf)
+        assert (await wf.version()).number == 1

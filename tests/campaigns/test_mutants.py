@@ -5,7 +5,7 @@ import pytest
 from quire.api import draft, draft_node, recorder
 from quire.core import guards, resolve, trail
 from quire.core.path import get
-from quire.engine import actor
+from quire.engine import actor, committer
 from quire.model import Increment, Set, Splice
 from quire.testing.edits.campaign import Campaign, run
 
@@ -91,7 +91,16 @@ def bounds_of_the_draft_only(patch):
 
 def first_of_several_named(patch):
     """A conflict names the first who wrote there, and shows what the last wrote."""
-    patch.setattr(trail.Trail, "last", lambda self, path: next(iter(self._below.get(path, ())), None))
+    patch.setattr(trail.Trail, "last", lambda self, path: next(iter(self._all.get(path, ())), None))
+
+
+def decided_on_what_a_handle_knows(patch):
+    """What changes nothing, or is refused, by a version that another handle has replaced is answered at once."""
+
+    async def behind(*_):
+        return False
+
+    patch.setattr(committer.Committer, "_behind", behind)
 
 
 def conflict_not_recorded(patch):
@@ -118,6 +127,7 @@ MUTANTS = {
     bounds_of_the_draft_only: ("serial", ["count"], EDITS),
     first_of_several_named: ("shows", ["blind"], EDITS),
     conflict_not_recorded: ("missing", ["blind"], EDITS),
+    decided_on_what_a_handle_knows: ("lost", [], ("blind",)),
 }
 """Mutant to the kind of finding, and the steps and ways that find it."""
 
@@ -126,7 +136,13 @@ async def kinds(folder, steps, ways, seeds=SEEDS):
     """Yield the kinds of what short campaigns find."""
     for seed in range(seeds):
         campaign = Campaign(
-            url="memory:mutant", seed=str(seed), handles=1, clients=6, writes=12, ways=ways, steps=tuple(steps)
+            url="memory:mutant",
+            seed=str(seed),
+            handles=2,
+            clients=6 if ways == EDITS else 3,
+            writes=12,
+            ways=ways,
+            steps=tuple(steps),
         )
         outcome = await run(campaign, folder)
         for finding in outcome.findings:
@@ -143,6 +159,9 @@ async def test_the_campaign_finds(mutant, tmp_path, monkeypatch):
     pytest.fail("nothing was found")
 
 
-@pytest.mark.parametrize("steps", sorted({tuple(steps) for _, steps, _ in MUTANTS.values()}), ids="-".join)
-async def test_without_a_mistake_it_finds_nothing(steps, tmp_path):
-    assert [found async for found in kinds(tmp_path, list(steps), EDITS)] == []
+CHOICES = sorted({(tuple(steps), ways) for _, steps, ways in MUTANTS.values()})
+
+
+@pytest.mark.parametrize(("steps", "ways"), CHOICES, ids=lambda names: "-".join(names))
+async def test_without_a_mistake_it_finds_nothing(steps, ways, tmp_path):
+    assert [found async for found in kinds(tmp_path, list(steps), ways)] == []

@@ -135,7 +135,7 @@ def test_rfc_6902_does(patch, expected):
         {"op": "move", "from": "/no", "path": "/z"},
         {"op": "move", "path": "/z"},
         {"op": "copy", "from": "/a/b/9", "path": "/z"},
-        {"op": "test", "path": "/a/b/0", "value": 1.0},
+        {"op": "test", "path": "/a/b/0", "value": 1.5},
         {"op": "test", "path": "/a/b/0", "value": True},
         {"op": "test", "path": "/no", "value": None},
         {"op": "spam", "path": "/a"},

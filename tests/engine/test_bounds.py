@@ -1,13 +1,17 @@
 """Bounds of a whole store: its size, its blobs, how much one commit holds, how many states are read at once."""
 
 import asyncio
+import threading
 from secrets import token_hex
 
+import msgspec
 import pytest
 
 import quire
 from quire import Set, Settings
 from quire.api.store import Store
+from quire.core.weigh import weigh
+from quire.engine import actor
 from quire.engine.clock import FakeClock, system_ids
 from quire.engine.engine import Engine
 from quire.errors import LimitExceeded, StorageUnavailable
@@ -24,6 +28,10 @@ class Watched(MemoryBackend):
     async def commit(self, items):
         self.sizes = [*getattr(self, "sizes", []), sum(len(item.records) for item in items)]
         return await super().commit(items)
+
+    async def keyframe(self, stream, at=None):
+        self.loads = getattr(self, "loads", 0) + 1
+        return await super().keyframe(stream, at)
 
     async def read(self, stream, **how):
         self.reading += 1
@@ -116,6 +124,60 @@ async def test_memory_stays_within_its_bound_whatever_is_read():
     found = await asyncio.gather(*(store.workflow(f"w{n}").get("/text") for n in range(100)))
     assert set(found) == {"x" * 1000}
     assert (await store.stats()).resident_bytes <= 50_000
+    await store.close()
+
+
+@pytest.mark.parametrize(("bound", "others", "reads"), [(40_000, 0, 0), (40_000, 5, 0), (0, 5, 40)])
+async def test_a_state_larger_than_the_bound_is_not_read_again_for_each_write(bound, others, reads):
+    store = await store_with(Settings(resident_bytes_max=bound))
+    small = [await store.create(f"small{n}", {"n": 0}) for n in range(others)]
+    big = await store.create("big", {"text": "x" * 20_000, "n": 0})
+    await big.inc("/n")
+    store.engine.backend.loads = 0
+    for _ in range(40):
+        await big.inc("/n")
+        for wf in small:
+            await wf.inc("/n")
+    assert store.engine.backend.loads >= reads
+    assert reads or not store.engine.backend.loads
+    assert (await store.stats()).resident_workflows == (others + 1 if bound else 0)
+    assert [await wf.get("/n") for wf in (big, *small)] == [41, *[40] * others]
+    await store.close()
+
+
+async def test_of_two_states_larger_than_the_bound_one_stays():
+    store = await store_with(Settings(resident_bytes_max=40_000))
+    for name in ("one", "two"):
+        await store.create(name, {"text": "x" * 20_000})
+    await store.workflow("one").set("/n", 1)
+    assert (await store.stats()).resident_workflows == 1
+    assert await store.workflow("two").get("/text") == "x" * 20_000
+    assert (await store.stats()).resident_workflows == 1
+    assert (await store.stats()).resident_bytes <= 40_000 + 5 * 21_000
+    await store.close()
+
+
+async def test_a_state_near_its_limit_is_weighed_off_the_loop_and_once(monkeypatch):
+    limits = Settings(state_bytes_max=100_000, state_keys_max=30_000, write_bytes_max=20_000, batch_bytes_max=10_000)
+    store = await store_with(limits)
+    threads = []
+
+    def weighing(state):
+        threads.append(threading.get_ident())
+        return weigh(state)
+
+    monkeypatch.setattr(actor, "weigh", weighing)
+    wf = await store.create("w", {"text": "x" * 15_000, "more": {}})
+    await wf.set("/n", 1)
+    assert threads == []  # far from it nothing is weighed
+    for n in range(8):
+        await wf.set(f"/more/{n}", "y" * 10_000)
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    with pytest.raises(LimitExceeded) as caught:
+        await wf.set("/more/9", "y" * 10_000)
+    there = len(msgspec.json.encode({**await wf.state(), "more": {**await wf.get("/more"), "9": "y" * 10_000}}))
+    assert (caught.value.limit, caught.value.found) == ("state_bytes_max", there)
     await store.close()
 
 

@@ -10,7 +10,7 @@ from quire.config import Settings
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.write import Base, Write
-from quire.errors import Closed, Invalid, InvalidState, OutcomeUnknown, StorageError
+from quire.errors import Closed, FunctionFailed, Invalid, InvalidState, OutcomeUnknown, StorageError
 from quire.model import Increment, Set
 from quire.storage.memory import MemoryBackend, open_memory
 
@@ -173,7 +173,7 @@ async def test_a_function_that_raises_what_ends_tasks_is_refused_and_the_others_
     await w.set("/t", "theirs")
     bad = made(base, raising(error()))
     results = await all_of(w.inc("/n"), store.engine.write(bad), w.inc("/n"), store.workflow("v").inc("/n"))
-    assert isinstance(results.pop(1), Invalid)
+    assert isinstance(results.pop(1), FunctionFailed)
     assert [r.number for r in results] == [3, 4, 2]
     assert await w.state() == {"n": 2, "t": "theirs"}
 
@@ -194,7 +194,8 @@ async def test_writers_that_wait_for_room_get_in_behind_any_failure():
 
     results = await all_of(*(one(i) for i in range(60)))
     assert sum(isinstance(r, quire.Version) for r in results) == await w.get("/n") == 20
-    assert sum(isinstance(r, Invalid) for r in results) == 40
+    assert sum(isinstance(r, FunctionFailed) for r in results) == 20
+    assert sum(isinstance(r, Invalid) for r in results) == 20
     assert (await small.verify()).ok
     await small.close()
 

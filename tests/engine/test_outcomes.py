@@ -10,7 +10,7 @@ from quire.config import Settings
 from quire.engine.clock import SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.write import Write
-from quire.errors import OutcomeUnknown, StorageFull, StorageUnavailable
+from quire.errors import CorruptRecord, OutcomeUnknown, StorageFull, StorageUnavailable
 from quire.storage.memory import MemoryBackend, open_memory
 
 
@@ -135,3 +135,37 @@ async def test_a_full_queue_makes_writers_wait_not_fail():
         wf = await small.create("w", {"n": 0})
         await asyncio.gather(*(wf.inc("/n") for _ in range(50)))
         assert await wf.get("/n") == 50
+
+
+async def test_a_feed_that_is_ahead_of_the_newest_position_is_no_loss(monkeypatch):
+    """A commit of another handle can be read before that handle, and the store, say that it is there."""
+    async with quire.open("memory:ahead") as one, quire.open("memory:ahead") as two:
+        wf = await one.create("w", {"n": 0})
+        assert await two.workflow("w").get("/n") == 0
+        backend = two.engine.backend
+        before = await backend.latest()
+        await wf.inc("/n")
+        late = [before, before]
+
+        async def behind():
+            return late.pop(0) if late else await type(backend).latest(backend)
+
+        monkeypatch.setattr(backend, "latest", behind)
+        two.engine.seen = before + 1  # as its feed said
+        assert [await two.workflow("w").exists() for _ in range(2)] == [True] * 2
+
+
+async def test_a_store_that_went_back_is_not_read_as_if_nothing_was_lost(monkeypatch):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {"n": 0})
+        await wf.inc("/n")
+        backend = store.engine.backend
+        newest = await backend.latest()
+
+        async def emptied():
+            return newest - 1
+
+        monkeypatch.setattr(backend, "latest", emptied)
+        for call in (wf.state, wf.history, wf.exists, wf.version, lambda: wf.fork("f")):
+            with pytest.raises(CorruptRecord, match="an older copy took its place"):
+                await call()

@@ -175,6 +175,62 @@ async def test_an_older_owner_cannot_commit(store):
     assert result.state["by"] == await store.workflow("r").get("/by") == "new"
 
 
+async def test_two_that_start_one_run_at_once_run_it_once(store):
+    async def count(ctx):
+        await asyncio.sleep(0.01)
+        ctx.state.increment("n")
+        return "counted"
+
+    for i in range(10):
+        twice = [run(store, step(count), id=f"r{i}", state={"n": 0}) for _ in range(2)]
+        ends = await asyncio.gather(*twice, return_exceptions=True)
+        assert sorted(type(end).__name__ for end in ends) == ["RunLost", "RunResult"]
+        assert await store.workflow(f"r{i}").get("/n") == 1
+        assert [v.message for v in await store.workflow(f"r{i}").history()].count("count done") == 1
+
+
+async def test_a_run_begins_on_a_workflow_that_is_there(store):
+    wf = await store.create("r", {"topic": "tides"}, author="ann")
+
+    async def work(ctx):
+        return f"{ctx.input} of {ctx.state['topic']}"
+
+    result = await run(store, step(work), id="r", state={"topic": "not used"}, input="a study")
+    assert result.result == "a study of tides"
+    assert (await run(store, step(work), id="r")).resumed == ["work"]
+    assert await wf.get("/topic") == "tides"
+
+
+async def test_an_agent_sees_the_state_without_the_run(store):
+    seen = []
+
+    async def work(ctx):
+        seen.append((dict(ctx.state), "_run" in ctx.state, len(ctx.state)))
+        ctx.state["n"] += 1
+        return ctx.state
+
+    team = sequence(*(step(work, name=f"s{i}") for i in range(3)))
+    result = await run(store, team, id="r", state={"n": 0})
+    assert seen == [({"n": i}, False, 1) for i in range(3)]
+    assert result.result == {"n": 3}
+    assert [entry["result"] for entry in result.state["_run"]["steps"].values()] == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+async def test_results_are_copied_when_they_are_asked_for(store):
+    async def first(ctx):
+        return {"rows": [1]}
+
+    async def second(ctx):
+        assert (list(ctx.results), len(ctx.results), repr(ctx.results)) == (["first"], 1, "{'first': {'rows': [1]}}")
+        assert "second" not in ctx.results
+        with pytest.raises(KeyError):
+            ctx.results["second"]
+        ctx.results["first"]["rows"].append(2)
+        return ctx.results["first"]
+
+    assert (await run(store, sequence(first, second), id="r")).result == {"rows": [1]}
+
+
 async def test_a_finished_run_runs_nothing_again(store):
     log = []
     topology = sequence(agent("a", log))
@@ -196,6 +252,12 @@ async def test_what_is_wrong_is_said(store):
         await resume(store, sequence(agent("a", log)), id="plain")
     with pytest.raises(Invalid, match="same|two steps"):
         await run(store, parallel(agent("a", log), agent("a", log)), id="x")
+    for same in (sequence(agent("a", log), name="x"), parallel(agent("a", log), name="x")):
+        with pytest.raises(Invalid, match="two branches of parallel 'p' have the name 'x'"):
+            await run(store, sequence(parallel(same, sequence(agent("b", log), name="x"), name="p")), id="x")
+    with pytest.raises(Invalid, match="two branches of a parallel have the name '0'"):
+        await run(store, parallel(sequence(agent("a", log)), agent("0", log)), id="x")
+    assert not await store.workflow("x").exists()
     with pytest.raises(Invalid):
         sequence()
     with pytest.raises(Invalid):
@@ -206,7 +268,7 @@ async def test_what_is_wrong_is_said(store):
         await run(store, sequence(agent("a", log)), id="y", state={"_run": 1})
 
     async def meddle(ctx):
-        ctx.state["_run"]["epoch"] = 99
+        ctx.state["_run"] = {"epoch": 99}
 
     with pytest.raises(StepFailed, match="_run"):
         await run(store, step(meddle), id="z")

@@ -1,8 +1,10 @@
 """Steps whose changes were made from what others changed meanwhile: work that was done is neither repeated nor dropped."""
 
 import asyncio
+import re
 
 import pytest
+from msgspec import UNSET
 
 import quire
 from quire.errors import ChangeError, Invalid, MergeConflict, StepFailed
@@ -41,8 +43,12 @@ async def halved(store, **how):
     return result, ran
 
 
-async def test_a_stale_step_keeps_its_result_and_all_its_changes_wait_together(store):
+async def test_a_stale_step_keeps_its_result_and_all_its_changes_wait_together(store, caplog):
     result, ran = await halved(store)
+    (logged,) = [record.getMessage() for record in caplog.records if "wait in" in record.getMessage()]
+    assert re.search(
+        r"its changes wait in conflict-\w+: /budget was read as 100 and is 50 now, by p/\w+ in version \d+$", logged
+    )
     assert result.result == ["ann is done", "bob is done"]
     assert sorted(ran) == ["ann", "bob"]  # nothing ran twice
     (conflict,) = result.conflicts
@@ -260,3 +266,104 @@ async def test_what_waits_overwrites_nothing_that_was_written_since(store):
     assert await wf.get("/n") == 9
     await wf.resolve(conflict.id, "ours", overwrite=True)
     assert await wf.get("/n") == 2
+
+
+SINCE = {  # what a step does beside its stale write, what others write while that waits, and where it is refused
+    "a key": (lambda s: s.update(a=2), lambda wf: wf.set("/a", 5, author="dan"), "/a is 5 now, by dan in version"),
+    "an item": (
+        lambda s: s["l"].__setitem__(1, "ours"),
+        lambda wf: wf.set("/l/1", "dan's", author="dan"),
+        '/l/1 is "dan\'s" now, by dan in version',
+    ),
+    "inside an item": (
+        lambda s: s["jobs"][0].update(by="step"),
+        lambda wf: wf.set("/jobs/0/by", "dan", author="dan"),
+        "/jobs/0/by is 'dan' now, by dan",
+    ),
+    "an item that moved": (
+        lambda s: s["l"].__setitem__(1, "ours"),
+        lambda wf: wf.apply([quire.Insert(("l",), 0, ["new"]), quire.Set(("l", 2), "dan's")], author="dan"),
+        '/l/2 is "dan\'s" now, by dan',
+    ),
+    "a removed item": (
+        lambda s: s["jobs"].pop(0),
+        lambda wf: wf.set("/jobs/0/by", "dan", author="dan"),
+        "/jobs/0",
+    ),
+    "an item that both took": (
+        lambda s: s.update(a=s["jobs"].pop(0)),
+        lambda wf: wf.apply([quire.Remove(("jobs",), 0, 1)], author="dan"),
+        "/jobs/0 is nothing now, by dan",
+    ),
+    "a text": (lambda s: s.update(t="ours"), lambda wf: wf.set("/t", "dan's", author="dan"), "/t is"),
+}
+
+
+@pytest.mark.parametrize("where", SINCE)
+async def test_nor_at_other_places_than_the_one_that_is_told(store, where):
+    beside, others, told = SINCE[where]
+
+    async def work(ctx):
+        ctx.state["n"] = ctx.state["n"] * 2
+        beside(ctx.state)
+        await store.workflow("r").set("/n", 7)
+
+    start = {"n": 1, "a": 1, "l": ["a", "b"], "jobs": [{"by": ""}], "t": "x"}
+    result = await run(store, step(work), id="r", state=start)
+    wf, (conflict,) = store.workflow("r"), result.conflicts
+    await others(wf)
+    before = await wf.state()
+    with pytest.raises(MergeConflict, match=re.escape(told)) as refused:
+        await wf.resolve(conflict.id, "ours")
+    assert refused.value.reason == "unseen"
+    assert await wf.state() == before
+    await wf.resolve(conflict.id, "ours", overwrite=True)
+    assert (await wf.get("/n"), await wf.conflicts(status="pending")) == (2, [])
+
+
+@pytest.mark.parametrize("blind", [True, False])
+async def test_all_that_it_overrules_is_recorded_when_it_is_let_in(store, blind):
+    """A conflict that waits tells of one place; what others wrote at another was there as well when they met."""
+
+    async def work(ctx):
+        ctx.state["n"] = ctx.state["n"] * 2
+        ctx.state["m"] = "step's" if blind else ctx.state["m"].replace("start", "step's")
+        job = ctx.state["jobs"].pop(0)
+        await store.workflow("r").set("/m", "dan's", author="dan")
+        await store.workflow("r").apply([quire.Remove(("jobs",), 0, 1)], author="dan")
+        await store.workflow("r").set("/n", 7, author="eve")
+        return job
+
+    result = await run(store, step(work), id="r", state={"n": 1, "m": "start", "jobs": ["a", "b"]})
+    wf, (conflict,) = store.workflow("r"), result.conflicts
+    assert conflict.path == "/n"
+    done = await wf.resolve(conflict.id, "ours", author="me")
+    state = await wf.state()
+    assert [state[key] for key in ("n", "m", "jobs")] == [2, "step's", ["b"]]
+    told = {
+        c.path: (c.status, c.base.value, c.theirs.value, c.theirs.author, c.ours.value, c.resolved_in or c.ours.version)
+        for c in await wf.conflicts()
+    }
+    assert told == {
+        "/n": ("resolved", 1, 7, "eve", 2, done.number),
+        "/m": ("resolved", "start", "dan's", "dan", "step's", done.number),
+        "/jobs/0": ("resolved", "a", UNSET, "dan", UNSET, done.number),
+    }
+
+
+async def test_what_others_wrote_elsewhere_since_is_kept(store):
+    async def work(ctx):
+        ctx.state["n"] = ctx.state["n"] * 2
+        ctx.state["l"][1] = "ours"
+        ctx.state["log"].append("step")
+        await store.workflow("r").set("/n", 7)
+
+    result = await run(store, step(work), id="r", state={"n": 1, "l": ["a", "b"], "log": []})
+    wf, (conflict,) = store.workflow("r"), result.conflicts
+    await wf.insert("/l", 0, "new")
+    await wf.append("/log", "dan")
+    await wf.set("/m", 1)
+    await wf.resolve(conflict.id, "ours")
+    state = await wf.state()
+    assert [state[key] for key in ("n", "l", "m")] == [2, ["new", "a", "ours"], 1]
+    assert sorted(state["log"]) == ["dan", "step"]

@@ -501,9 +501,11 @@ async def test_values_of_steps_end_by_the_clock_of_the_backend(machines):
 async def test_what_is_carried_ends_by_the_clock_of_the_backend(machines):
     _, late = await machines.open()
     await late.set("t", 1, ttl_s=10)
-    for store in machines.stores:
+    for values, store in enumerate(machines.stores, 1):
         manager = WorkflowStateManager(store)
-        assert await manager.copy_scope(late.scope, StateScope.user("u")) == 1
+        assert (
+            await manager.copy_scope(late.scope, StateScope.user("u")) == values
+        )  # the second sees what the first put in
         await manager.update({StateScope.tool("x"): {"k": 1}, late.scope: {"t2": 2}}, ttl_s=10)
     await machines.wind(10)
     for store in machines.stores:

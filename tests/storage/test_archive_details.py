@@ -773,6 +773,29 @@ async def test_what_stays_begins_with_a_keyframe_whoever_thins_them_out(tmp_path
         assert (await store.verify()).ok
 
 
+async def killed(self, stream, upto):
+    raise StorageUnavailable("killed here")
+
+
+async def test_a_shorter_cut_finds_its_keyframe_where_another_process_stored_more_and_died(tmp_path, monkeypatch):
+    path, place = str(tmp_path / "s.db"), str(tmp_path / "old")
+    async with quire.open(path, archive=place, retention=RULES) as store:
+        w = await grown(store)
+        before = await states(w)
+        with monkeypatch.context() as patch:
+            patch.setattr(_moving.Mover, "_remove", killed)
+            assert (await store.sweep()).problems
+        assert (await store.archived()).versions == 10
+        assert len(await store.engine.archive.inner.read("workflows/w")) == 12
+        done = await store.sweep(retention=Retention(versions=6))
+        assert not done.problems
+        assert done.moved == {"w": 6}
+        assert [r.version for r in await store.engine.archive.inner.read("workflows/w")] == [7, 8, 9, 10, 11, 12]
+        assert 7 in await store.engine.archive.inner.keyframes("workflows/w")
+        assert await states(w) == before
+        assert (await store.verify()).ok
+
+
 async def test_thinning_spares_what_a_sweep_elsewhere_made_the_beginning(tmp_path, monkeypatch):
     settings = Settings(keyframe_changes_min=1, keyframe_bytes_min=0, keyframe_ratio=0)
     path, place = str(tmp_path / "s.db"), str(tmp_path / "old")

@@ -15,6 +15,7 @@ from quire.errors import (
     Denied,
     IncompatibleFormat,
     LimitExceeded,
+    OutcomeUnknown,
     StorageError,
     StorageFull,
     StorageTimeout,
@@ -101,6 +102,46 @@ async def test_durability_is_claimed_only_where_the_url_says_that_the_servers_sy
         assert backend.capabilities.durability == "process"
         assert "may lose acknowledged writes" in backend.capabilities.note
         assert "sync=always" in backend.capabilities.note
+
+
+@pytest.mark.parametrize(
+    ("setting", "durability", "said"),
+    [
+        ({"max_age": 3600 * 10**9}, "none", "max_age=3600s"),
+        ({"max_msgs": 1000, "discard": "old"}, "none", "max_msgs=1000"),
+        ({"max_bytes": 10**6, "discard": "old"}, "none", "max_bytes=1000000"),
+        ({"max_msgs_per_subject": 5, "discard": "old"}, "none", "max_msgs_per_subject=5"),
+        ({"max_msgs_per_subject": 5, "discard": "new", "discard_new_per_subject": True}, "power", ""),
+        ({"max_msgs": 1000, "max_bytes": 10**6}, "power", ""),  # then it is full, and says so
+    ],
+)
+@pytest.mark.parametrize("of", ["", "-side"])
+async def test_a_limit_by_which_the_server_removes_messages_ends_durability(url, setting, durability, said, of):
+    async with opened(url) as backend:
+        name = name_of(url) + of
+        config = (await backend._shelf._wire.api(f"STREAM.INFO.{name}"))["config"]
+        config["metadata"] = {"quire": "1"}
+        await backend._shelf._wire.api(f"STREAM.UPDATE.{name}", config | setting)
+        vitals = await backend.vitals(timeout_s=5)
+        async with opened(url) as another:
+            for found in (another.capabilities, vitals.promises):
+                assert found.durability == durability
+                assert said in found.note
+                assert ("may lose" in found.note) == bool(said)
+
+
+async def test_what_an_admin_purged_is_named_at_once(url):
+    async with quire.open(url) as store, behind(url) as stream:
+        wf = await store.create("w", {"n": 0})
+        await wf.set("/n", 1)
+        assert await stream.purge_stream(name_of(url))
+        with pytest.raises((CorruptRecord, OutcomeUnknown)):
+            await wf.set("/n", 2)
+        with pytest.raises(CorruptRecord, match="purged"):
+            await store.engine.backend.heads(["workflows/w"])
+        assert any("were purged" in each for each in (await store.engine.backend.vitals(timeout_s=5)).warnings)
+        with pytest.raises(CorruptRecord, match="messages 1 to [0-9]+ of [0-9]+ were purged"):
+            await open_backend(url, namespace="default")
 
 
 # what is refused at the door
@@ -322,6 +363,25 @@ async def test_answers_of_others_do_not_wait_for_one_that_never_comes(url):
         await wire.ask("silence")
 
 
+async def test_what_may_be_asked_twice_is_asked_again_where_nobody_answers(url):
+    """A cluster that is choosing a leader drops questions."""
+    wire = Wire(Address([f"127.0.0.1:{shared(NatsServer).port}"], None, None), 2)
+    await wire.open()
+    heard = []
+
+    async def answer_the_second(message):
+        heard.append(message.data)
+        if len(heard) == 2:
+            await message.respond(b"here")
+
+    await wire.client.subscribe("hard.of.hearing", cb=answer_the_second)
+    assert (await wire.ask("hard.of.hearing", b"hello", repeatable=True))[0].data == b"here"
+    with pytest.raises(StorageTimeout):
+        await wire.ask("hard.of.hearing", b"once")
+    assert heard == [b"hello", b"hello", b"once"]
+    await wire.close()
+
+
 async def test_heads_remembered_wrongly_do_no_harm(url):
     async with opened(url) as backend, opened(url) as other:
         await backend.commit([begun("s/1", b"1"), begun("s/2", b"1")])
@@ -487,7 +547,11 @@ async def test_heads_of_large_records_come_in_several_answers(url):
         assert await backend.heads(streams) == [Head(s, 1, chain(s, 1), "change") for s in streams[:-1]] + [
             Head("s/99")
         ]
-        assert len(await backend.feed()) == 12
+        found = await backend.feed()
+        assert 4 <= len(found) < 12, "a page is bounded in bytes"
+        while page := await backend.feed(found[-1].position):
+            found += page
+        assert len(found) == 12
 
 
 async def test_many_streams_in_one_call(url):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import sha1
 from itertools import count
 
 import pytest
@@ -15,6 +16,7 @@ from quire.errors import (
     IncompatibleFormat,
     InvalidKey,
     LimitExceeded,
+    OutcomeUnknown,
     StorageError,
     StorageFull,
     StorageTimeout,
@@ -500,6 +502,73 @@ async def test_damaged_values_are_never_answered(place):
                 await call()
         taken = [Item(cells=(CellWrite("c", None, b"2"),)), Item(cells=(CellWrite("c", b"1", b"2"),))]
         assert await backend.commit(taken) == [Refused((), ("c",))] * 2
+
+
+LOSSES = {
+    "the whole store": lambda c: c.delete(*c.keys(c.prefix + ":*")),
+    "records of workflows/w: 0 of 6": lambda c: c.delete(c.space + "r:workflows/w"),
+    "records of workflows/w: 5 of 6": lambda c: c.hdel(c.space + "r:workflows/w", 2),
+    "the head of workflows/w": lambda c: c.delete(c.space + "heads"),
+    "the heads of streams or their list": lambda c: c.delete(c.space + "streams"),
+    "the feed": lambda c: c.delete(c.space + "feed"),
+    "the newest position": lambda c: c.delete(c.prefix + ":position"),
+    "cells or their list": lambda c: c.delete(c.space + "cells"),
+}
+
+
+async def written(store):
+    """Return a workflow of six versions, with a key that is kept in a cell."""
+    wf = await store.create("w", {"n": 0})
+    for n in range(1, 6):
+        await wf.set("/n", n, idempotency_key=f"key {n}")
+    return wf
+
+
+@pytest.mark.parametrize("what", LOSSES)
+async def test_no_write_is_acknowledged_after_the_server_lost_a_key(place, what):
+    url, client = place
+    async with quire.open(url) as store:
+        wf, other = await written(store), await store.create("other", {})
+        LOSSES[what](client)
+        for n in (6, 7):
+            with pytest.raises((CorruptRecord, OutcomeUnknown)) as caught:
+                await wf.set("/n", n)
+            reasons = f"{caught.value} {caught.value.__cause__}"
+            assert any(said in reasons for said in (what, "an older copy took its place", "it is not there"))
+        if what.startswith("records of"):
+            await other.set("/n", 1)  # what is whole goes on
+    if what not in ("the whole store", "the newest position"):
+        async with quire.open(url) as store:
+            assert not (await store.verify()).ok
+
+
+async def test_without_the_check_a_write_is_acknowledged_onto_nothing(place, monkeypatch):
+    url, client = place
+    script = backend_file._COMMIT.replace("if there ~= wanted", "if false")
+    assert script != backend_file._COMMIT
+    monkeypatch.setattr(backend_file, "_COMMIT", script)
+    monkeypatch.setattr(backend_file, "_COMMIT_SHA", sha1(script.encode(), usedforsecurity=False).hexdigest())
+    async with quire.open(url) as store:
+        wf = await written(store)
+        LOSSES["records of workflows/w: 0 of 6"](client)
+        assert (await wf.set("/n", 6)).number == 7
+    async with quire.open(url) as store:
+        assert not (await store.verify()).ok
+
+
+async def test_what_was_trimmed_dropped_or_expired_is_not_lost(place):
+    url, _ = place
+    async with quire.open(url) as store:
+        wf, backend = await written(store), store.engine.backend
+        await store.engine.frame("workflows/w", 4)
+        assert await backend.trim("workflows/w", 3) == 3
+        await wf.set("/n", 6)
+        await store.create("gone", {})
+        await backend.drop("workflows/gone")
+        await wf.set("/n", 7, idempotency_key="another")
+        await backend.drop("workflows/w")
+        assert (await store.create("new", {})).id == "new"
+        assert (await store.verify()).ok
 
 
 async def test_a_key_that_is_something_else_is_damage(place):

@@ -166,7 +166,7 @@ async def test_a_file_that_was_removed_under_the_store_is_told(tmp_path):
         await asyncio.gather(store.health(), store.health())  # so that all connections are open
         (tmp_path / "s.db").unlink()
         health = await store.health()
-        assert any("is not there any more" in reason for reason in health.reasons)
+        assert any("was removed or moved away" in reason for reason in health.reasons)
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/s.db?compression=zstd&encryption_key_env=QUIRE_TEST_KEY"])

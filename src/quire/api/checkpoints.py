@@ -17,9 +17,24 @@ from quire.core.record import canonical
 from quire.engine.engine import Engine
 from quire.engine.write import Write
 from quire.errors import AlreadyExists, CheckpointNotFound, CorruptRecord, InvalidKey
-from quire.model import CHECKPOINTS, WORKFLOWS, Change, Checkpoint, Delete, Set
+from quire.model import CHECKPOINTS, WORKFLOWS, Change, Checkpoint, Delete, Record, Set
 
 SNAPSHOT = "snapshot"
+
+
+def label_of(
+    version: Record, now_ms: int, author: str, kind: str, description: str, tags: Sequence[str]
+) -> dict[str, Any]:
+    """Return what is kept of a checkpoint under its name."""
+    return {
+        "version": version.version,
+        "created_at": now_ms,
+        "author": author,
+        "kind": kind,
+        "description": description,
+        "tags": list(tags),
+        "checksum": version.chain.hex(),
+    }
 
 
 class Checkpoints:
@@ -36,15 +51,7 @@ class Checkpoints:
         """Label a version. Raises AlreadyExists for a name in use."""
         engine = self._engine
         origin = await engine.record(WORKFLOWS + self.workflow_id, version)
-        label: dict[str, Any] = {
-            "version": version,
-            "created_at": engine.clock.now_ms(),
-            "author": author,
-            "kind": kind,
-            "description": description,
-            "tags": list(tags),
-            "checksum": origin.chain.hex(),
-        }
+        label = label_of(origin, engine.clock.now_ms(), author, kind, description, tags)
         if kind == SNAPSHOT:
             whole = canonical(await engine.state_at(WORKFLOWS + self.workflow_id, version))
             label["blob"], label["size_bytes"] = blake3(whole).hexdigest(), len(whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, cast
@@ -9,16 +11,15 @@ from typing import Any, Literal, cast
 import msgspec
 
 from quire.core.diff import diff
-from quire.core.fold import copied
 from quire.core.guards import Within, pure, reliant
 from quire.core.path import format as pointer
 from quire.core.path import get, parse, resolve
 from quire.core.refusals import refusal
 from quire.core.resolve import Met, Policy
-from quire.core.values import same
-from quire.engine.conflicts import CONFLICTS, stored
+from quire.core.values import copied, same
+from quire.engine.conflicts import CONFLICTS, of_meeting, stored
 from quire.engine.engine import Engine
-from quire.engine.write import Base, Write
+from quire.engine.write import Base, Meeting, Write
 from quire.errors import ChangeError, ConflictNotFound, Invalid, MergeConflict
 from quire.model import WORKFLOWS, Change, Conflict, Delete, Fork, Insert, Path, Remove, Set, Side, Version
 
@@ -61,14 +62,22 @@ class Conflicts:
         new, gone = sides[choice].value, standing != "value" and sides.get(standing, Side(None)).value is msgspec.UNSET
         if choice == standing != "value":
             return await self._closed(conflict, choice, Write(stream, []), author, message)  # or what was written since
-        made = conflict.resolved_in or _version_of(conflict)
+        made = conflict.resolved_in or conflict.version
         left, version, whole = await self._engine.state_at(stream, made), sides[choice].version, None
         if not tokens and new is msgspec.UNSET and version:
             whole = await self._engine.state_at(stream, version)
         place = _placed(left, conflict.path if conflict.resolved_path is None else conflict.resolved_path)
         gone = gone and bool(place) and type(place[-1:][0]) is int
+        kept = _copied_to(left, place, conflict.ours.value) if standing == "both" and place else None
 
         def decided(state: dict[str, Any]) -> list[Change]:
+            changes = placed(state)
+            if kept is not None and same(get(state, kept, msgspec.UNSET), conflict.ours.value):
+                key = kept[-1]
+                changes.append(Remove(kept[:-1], key, 1) if isinstance(key, int) else Delete(kept))
+            return changes
+
+        def placed(state: dict[str, Any]) -> list[Change]:
             if place is None or (place and get(state, place[:-1], msgspec.UNSET) is msgspec.UNSET):
                 raise ChangeError(f"there is no {conflict.path}", path=conflict.path)
             was, is_now = get(left, place, msgspec.UNSET), get(state, place, msgspec.UNSET)
@@ -119,14 +128,15 @@ class Conflicts:
         if choice == "ours":
             changes = msgspec.convert(conflict.changes, list[Change | Within])
         base = Base(number, await self._engine.state_at(stream, number) if number else {})
-        write = Write(stream, changes, base=base, policy="ours", unrecorded=True)
-        if changes and conflict.theirs.version and not overwrite:
-            met = await self._engine.state_at(stream, conflict.theirs.version)
+        write = Write(stream, reliant(changes), base=base, policy="ours", unrecorded=True)  # noted beside this one
+        if changes and not overwrite:
+            met = await self._engine.state_at(stream, conflict.version)
             write.guard = partial(self._as_met, met, _placed(met, conflict.path))
+            write.seen = conflict.version
         try:
             return await self._closed(conflict, choice, write, author, message)
         except MergeConflict as refused:
-            if refused.reason == "moved":
+            if refused.reason in ("moved", "unseen"):
                 raise
             place = pointer(refused.conflicts[-1].path)
             raise ChangeError(
@@ -152,7 +162,8 @@ class Conflicts:
         def closed(entries: dict[str, Any]) -> list[Change]:
             if not same(entries.get(conflict.id), stored(conflict)):
                 raise Invalid(f"{self.workflow_id}: {conflict.id} was resolved meanwhile; look at it again")
-            now = datetime.fromtimestamp(self._engine.clock.now_ms() / 1000, UTC)
+            now_ms = self._engine.clock.now_ms()
+            now = datetime.fromtimestamp(now_ms / 1000, UTC)
             done = msgspec.structs.replace(
                 conflict,
                 status="resolved",
@@ -162,7 +173,11 @@ class Conflicts:
                 resolved_in=write.made or conflict.resolved_in,
                 resolved_path=_told(write) if write.made and conflict.path else conflict.resolved_path,
             )
-            return [Set((conflict.id,), stored(done))]
+            overruled = _also_met(conflict, write.met) if conflict.changes else []
+            found = [
+                of_meeting(f"{conflict.id}-{n}", write, each, write.made, now_ms) for n, each in enumerate(overruled, 1)
+            ]
+            return [Set((each.id,), stored(each)) for each in [done, *found]]
 
         why = message or f"resolved {conflict.id}: {choice}"
         write.author, write.message, write.kind = author, why, "resolve"
@@ -170,11 +185,15 @@ class Conflicts:
         return (await self._engine.write_all([write, beside]))[0]
 
 
-def _version_of(conflict: Conflict) -> int:
-    """Return the version that a conflict was left in by the write that met it: the one its path is of."""
-    if conflict.merged is not None:
-        return int(conflict.id.split("-")[1])  # of the merge
-    return conflict.ours.version or conflict.theirs.version or 0  # of a write that left no version what it met
+def _copied_to(state: dict[str, Any], place: Path, ours: Any) -> Path | None:
+    """Return where "both" put ours beside theirs, as the next item or under a key like `plan~2`; None if it is not there."""
+    *parent, key = place
+    if isinstance(key, int):
+        names: list[str | int] = [key + 1]
+    else:
+        names = [name for name in get(state, parent, {}) if re.fullmatch(re.escape(key) + r"~[0-9]+", name)]
+    there = [path for name in names if same(get(state, path := (*parent, name), msgspec.UNSET), ours)]
+    return there[-1] if there else None
 
 
 def _placed(state: dict[str, Any], path: str) -> Path | None:
@@ -182,6 +201,20 @@ def _placed(state: dict[str, Any], path: str) -> Path | None:
         return resolve(state, parse(path))
     except ChangeError:
         return None
+
+
+def _also_met(conflict: Conflict, met: Sequence[Meeting]) -> list[Meeting]:
+    """Return the meetings of a write that waited but for the one that its conflict tells of."""
+    told = conflict.theirs
+    return [
+        each
+        for each in met
+        if not (
+            each.theirs.version == told.version
+            and same(each.met.theirs, told.value)
+            and same(each.met.base, conflict.base.value)
+        )
+    ]
 
 
 def _told(write: Write) -> str | None:

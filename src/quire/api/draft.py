@@ -30,11 +30,11 @@ from typing import Any, SupportsIndex, cast, overload
 
 import msgspec
 
-from quire.api.draft_node import ABSENT, DRAFTS, PRESENCE, READ, Node
+from quire.api.draft_node import ABSENT, DRAFTS, OWN, PRESENCE, READ, Node
 from quire.api.recorder import Recorder
+from quire.api.writes import Bounds
 from quire.core.diff import diff
-from quire.core.fold import copied
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.model import Append, Delete, Ensure, Insert, Path, Remove, Set
 
 _MARKS_MAX = 1000
@@ -454,10 +454,13 @@ class ListDraft(Node, MutableSequence[Any]):
     def _remove(self, at: int, count: int) -> None:
         path = self._path()
         self._recorder.record(Remove(path, at, count), [p for i in range(count) for p in self._guarded(path, at + i)])
-        for key in [k for k in self._kids if at <= cast("int", k) < at + count]:
+        taken = range(at, at + count)
+        self._taken = self._taken or any(mark != OWN for key, mark in self._marks.items() if key in taken)
+        for key in [k for k in self._kids if k in taken]:
+            self._taken = self._taken or self._kids[key]._was_read()
             self._forget(key)
         for known in (self._marks, self._sites):
-            for key in [k for k in known if at <= cast("int", k) < at + count]:
+            for key in [k for k in known if k in taken]:
                 del known[key]
         self._shift(at + count, -count)
 
@@ -489,18 +492,24 @@ class ListDraft(Node, MutableSequence[Any]):
 
 
 def recording(
-    state: dict[str, Any], *, depth_max: int = 64, key_bytes_max: int = 512, strict: bool = False
+    state: dict[str, Any],
+    *,
+    depth_max: int = 64,
+    key_bytes_max: int = 512,
+    bytes_max: int | None = None,
+    strict: bool = False,
 ) -> DictDraft:
     """Return a draft over a published state, which is never altered.
 
-    depth_max, key_bytes_max: what values put in are held to.  strict: every read is guarded, see `Recorder`.
+    depth_max, key_bytes_max: what values put in are held to.  bytes_max: of all changes together.  strict: every read is guarded, see `Recorder`.
 
     >>> draft = recording({"notes": []})
     >>> draft["notes"].append("spring tide")
     >>> draft.changes
     [Append(path=('notes',), values=['spring tide'])]
     """
-    return DictDraft(Recorder(state, depth_max=depth_max, key_bytes_max=key_bytes_max, strict=strict), None, "")
+    bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max, "bytes_max": bytes_max}
+    return DictDraft(Recorder(state, **bounds, strict=strict), None, "")
 
 
 DRAFTS.update({dict: DictDraft, list: ListDraft})

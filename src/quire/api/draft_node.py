@@ -15,11 +15,10 @@ from typing import Any, cast
 from quire.api import augmented
 from quire.api.recorder import Recorder
 from quire.api.writes import bounded
-from quire.core.fold import copied
 from quire.core.guards import Step, places
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.errors import ChangeError
 from quire.model import Append, Change, Increment, Path, Set, Splice
 
@@ -50,6 +49,7 @@ class Node:
         "_recorder",
         "_sites",
         "_sum",
+        "_taken",
         "_touched",
         "_whole",
     )
@@ -70,6 +70,8 @@ class Node:
         """The newest result of `list + [...]`."""
         self._whole = False
         self._listed = False
+        self._taken = False
+        """Whether an item was read that this draft then took out: no mark of its own is left."""
         self._touched = False
         """Whether anything was read here or below."""
 
@@ -232,7 +234,7 @@ class Node:
     def _was_read(self) -> bool:
         if not self._touched:
             return False
-        if self._whole or self._listed or any(mark != OWN for mark in self._marks.values()):
+        if self._whole or self._listed or self._taken or any(mark != OWN for mark in self._marks.values()):
             return True
         return any(kid._was_read() for kid in self._kids.values())
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import threading
@@ -23,13 +22,14 @@ import msgspec
 from quire.api import writes
 from quire.api.reading import Pointer
 from quire.api.writes import Changes
+from quire.calls import call, in_words, name_of, raised
 from quire.core import record
 from quire.core.changes import apply
-from quire.core.fold import copied
 from quire.core.guards import pure
 from quire.core.history import touches
 from quire.core.names import check_id
 from quire.core.path import get, parse
+from quire.core.values import copied
 from quire.engine.actor import DELETED
 from quire.engine.correlation import CAUSE, Cause, split
 from quire.engine.engine import Engine
@@ -40,9 +40,6 @@ from quire.model import WORKFLOWS, Change, Fork, Path
 log = logging.getLogger("quire.hooks")
 
 Plan = Sequence[Change | Fork]
-
-_ERROR_MAX = 1000
-"""Characters of an error that are kept."""
 
 
 class Proposed(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -117,11 +114,7 @@ class Hook:
     def failed(self, error: BaseException) -> str:
         """Count a failure; return it in words that can be stored and shown."""
         self.failures += 1
-        try:
-            said = str(error).encode(errors="backslashreplace").decode()[:_ERROR_MAX]
-        except Exception:  # noqa: BLE001 - also an exception that cannot say what it is must not get out
-            said = "(it cannot be shown)"
-        self.last_error = f"{type(error).__name__}: {said}"
+        self.last_error = in_words(error)
         return self.last_error
 
     def _bind(self, fn: Callable[..., Any]) -> None:
@@ -170,7 +163,6 @@ class BeforeHooks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._bounds = writes.limits(engine.settings)
         self._hooks: tuple[BeforeHook, ...] = ()
         self._lock = threading.Lock()
 
@@ -209,14 +201,14 @@ class BeforeHooks:
         # this runs in the task of whoever wrote first: what a hook starts is to be ascribed to this write
         token = CAUSE.set(Cause(given))
         try:
-            answer = hook(proposed)
-            return plan if answer is None else self._checked(answer, workflow_id, write, state)
+            answer = call(hook, proposed)
+            return plan if answer is None else call(self._checked, answer, workflow_id, write, state)
         except Denied:
             raise
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a user's code: contained, named, counted
+        except Exception as error:  # noqa: BLE001 - a user's code: contained, named, counted
             if not self._fits(workflow_id, state, plan):
                 return plan  # it fails by itself, with an error that is its caller's
-            said, cause = hook.failed(error), error
+            said, cause = hook.failed(error), raised(error)
         finally:
             CAUSE.reset(token)
         what = "the guard" if hook.guard else "the hook"
@@ -241,7 +233,7 @@ class BeforeHooks:
         if inspect.iscoroutine(answer):
             answer.close()
             raise Invalid("it returned a coroutine; a hook before changes must not wait")
-        planned = writes.plan_of(cast("Changes", answer), self._bounds)
+        planned = writes.plan_of(cast("Changes", answer), self._engine.settings, workflow_id)
         changes = pure(planned(state) if callable(planned) else planned)
         if write.start is not None or write.kind == DELETED:
             raise Invalid("a fork and a deletion can be refused, not altered")
@@ -256,12 +248,6 @@ class BeforeHooks:
                 found=size,
             )
         return changes
-
-
-def name_of(fn: Any) -> str:
-    """Return how a function is called in messages."""
-    named = getattr(fn, "__qualname__", None)
-    return f"{fn.__module__}.{named}" if isinstance(named, str) else type(fn).__qualname__
 
 
 def _plain(plan: Plan) -> list[Change]:

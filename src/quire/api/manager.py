@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import msgspec
 
@@ -36,25 +35,49 @@ from quire.api.store import open as open_store
 from quire.api.tasks import TaskResult, Tasks
 from quire.api.whole_states import UPDATED_AT, WholeStates
 from quire.api.workflow import Workflow
+from quire.calls import call, call_async, end
 from quire.core import record
 from quire.core.changes import apply
 from quire.core.diff import diff
-from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.updated_at import Tail, UpdatedAt, following
-from quire.core.values import clean
+from quire.core.values import clean, copied
 from quire.engine.updated_at import of_version
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, InvalidKey, InvalidState, NotFound, QuireError, VersionNotFound
-from quire.model import SUBSCRIPTIONS, WORKFLOWS, Change, Checkpoint, Fork, Record, Set, Version
+from quire.model import (
+    CHECKPOINTS,
+    DELETED,
+    SUBSCRIPTIONS,
+    WORKFLOWS,
+    Change,
+    Checkpoint,
+    Fork,
+    Head,
+    Record,
+    Set,
+    Version,
+)
 
 log = logging.getLogger("quire.manager")
 
 _TYPES = {"tasks": "task-update", "agents": "agent-status", "metadata": "metadata-update"}
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any] | Any]
+
+
+_LOOKS_MAX = 16
+"""States that metrics read at once."""
+
+
+class _Seen(NamedTuple):
+    """A workflow's head, when metrics looked. size: bytes of its state as JSON."""
+
+    version: int
+    size: int
+    active: bool
 
 
 class StateManager:
@@ -71,6 +94,8 @@ class StateManager:
         self._handlers: dict[str, Handler] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._times: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        self._seen: dict[str, _Seen] = {}
+        """What metrics tell of each workflow, as it was when they were last asked for."""
         self._tasks = Tasks(self)
         self._whole: WholeStates | None = None
         self.set_debug_mode(str(self._env["STATE_MANAGER_DEBUG"]).lower() == "true")
@@ -94,7 +119,7 @@ class StateManager:
         tasks = list(self._deliveries.values())
         self._deliveries.clear()
         for task in tasks:
-            task.cancel()
+            end(task)
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._store is not None and not isinstance(self._storage, Store):
             await self._store.close()
@@ -130,7 +155,7 @@ class StateManager:
         started = time.perf_counter()
         validate(state)
         workflow = self.store.workflow(workflow_id)
-        whole = cast("dict[str, Any]", clean(dict(state), **workflow.bounds))
+        whole = cast("dict[str, Any]", clean(dict(state), **writes.limits_of_wholes(self.store.engine.settings)))
         how = {"author": author, "message": change_description, "allow_empty": True}
         states = self._states()
         made, since = await states.write(workflow.stream, whole, how)
@@ -236,9 +261,7 @@ class StateManager:
         async def handle(found: Record) -> None:
             for change in await self._changes(found):
                 message = {"type": "data", "payload": {"type": "state-change", "change": msgspec.to_builtins(change)}}
-                result = self._handlers[agent_id](message)
-                if inspect.isawaitable(result):
-                    await result
+                await call_async(self._handlers[agent_id], message)
 
         self._deliveries[(workflow_id, agent_id)] = asyncio.get_running_loop().create_task(
             deliver(
@@ -344,26 +367,54 @@ class StateManager:
     # metrics, tasks
 
     async def get_state_metrics(self) -> StateMetrics:
-        """Return counts and average times."""
-        stats = await self.store.stats()
-        states = [(await self.store.engine.current(WORKFLOWS + w)).state for w in await self.store.workflows()]
+        """Return counts and average times.
+
+        Cost: a head for each workflow; reads each state that changed since it was last asked here, at first all.
+        """
+        stats, backend = await self.store.stats(), self.store.engine.backend
+        tally = await backend.tally(WORKFLOWS, but=DELETED)
+        await self._look_at_states()
         known = await self.list_conflicts()
-        snapshots = [await self.store.workflow(w).checkpoints(kind="snapshot") for w in await self.store.workflows()]
-        subscribed = [await self.subscribers(w) for w in await self.store.workflows()]
+        labels = [label async for stream in self._each(CHECKPOINTS) for label in stream.values()]
+        subscribed = [len(stream) async for stream in self._each(SUBSCRIPTIONS)]
         return StateMetrics(
-            total_states=stats.workflows,
-            active_workflows=sum(s.get("status") in ("pending", "running") for s in states),
-            versions_created=sum(
-                [(await self.store.workflow(w).version()).number for w in await self.store.workflows()]
-            ),
+            total_states=tally.streams,
+            active_workflows=sum(seen.active for seen in self._seen.values()),
+            versions_created=tally.versions,
             conflicts_resolved=sum(c.status == "resolved" for c in known),
-            snapshots_created=sum(map(len, snapshots)),
-            subscriptions=sum(map(len, subscribed)),
-            average_state_size=sum(len(msgspec.json.encode(s)) for s in states) / max(1, len(states)),
+            snapshots_created=sum(label["kind"] == "snapshot" for label in labels),
+            subscriptions=sum(subscribed),
+            average_state_size=sum(seen.size for seen in self._seen.values()) / max(1, len(self._seen)),
             average_retrieval_time=self._average("get"),
             average_persistence_time=self._average("persist"),
             resident_bytes=stats.resident_bytes,
         )
+
+    async def _look_at_states(self) -> None:
+        """Have `_seen` tell of all workflows as they are."""
+        engine, there = self.store.engine, set[str]()
+        turns = asyncio.Semaphore(_LOOKS_MAX)
+
+        async def look(head: Head) -> None:
+            with suppress(NotFound):  # removed meanwhile
+                async with turns:
+                    state = await engine.state_of(head)
+                active = state.get("status") in ("pending", "running")
+                self._seen[head.stream] = _Seen(head.version, len(msgspec.json.encode(state)), active)
+
+        async for heads in engine.heads(WORKFLOWS):
+            alive = [head for head in heads if head.kind != DELETED]
+            there.update(head.stream for head in alive)
+            changed = [h for h in alive if h.stream not in self._seen or self._seen[h.stream].version != h.version]
+            await asyncio.gather(*map(look, changed))
+        for gone in self._seen.keys() - there:
+            del self._seen[gone]
+
+    async def _each(self, prefix: str) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the states of the streams whose names begin so."""
+        async for heads in self.store.engine.heads(prefix):
+            for head in heads:
+                yield await self.store.engine.state_of(head)
 
     def log_metrics(self, name: str, values: Mapping[str, Any]) -> None:
         """Record a metric of your own: {"duration": ms, "success": 1}. It goes to the analytics sink, if there is one."""
@@ -371,7 +422,7 @@ class StateManager:
         log.debug("%s %s", name, dict(values))
         if sink is not None:
             try:
-                sink({"name": name, **values})
+                call(sink, {"name": name, **values})
             except Exception:
                 log.exception("the analytics sink failed; the operation itself is not affected")
 

@@ -20,7 +20,7 @@ from quire.engine.engine import Engine
 from quire.engine.telling import typed
 from quire.errors import Closed, CorruptRecord, Invalid, QuireError, StorageTimeout
 from quire.model import WORKFLOWS, Cell
-from quire.storage.base import Backend, CellWrite, Durability, Vitals
+from quire.storage.base import Backend, CellWrite, Durability, Vitals, more_may_follow
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ async def _behind_positions(backend: Backend, stands: dict[str, int], most: int)
         while len(after) <= most:
             page = await backend.feed(last, limit=_PAGE)
             after += [r.position for r in page if r.stream.startswith(WORKFLOWS)]
-            if len(page) < _PAGE:  # all that there is: it holds for everybody who stands later
+            if not more_may_follow(page, _PAGE):  # all that there is: it holds for everybody who stands later
                 for at in stands.values():
                     if at >= start:
                         counted[at] = (sum(position > at for position in after), False)

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -123,7 +123,8 @@ async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> 
     where = f"merging {theirs} into {ours}"
     # states that are published are never altered, so another thread may look at them
     kinds, policy = engine.schemas.kinds(us.state), write.policy or "last"
-    merged = await asyncio.to_thread(three_way, start, us.branch(), them.branch(), policy, where=where, kinds=kinds)
+    decide = partial(three_way, where=where, kinds=kinds)
+    merged = await engine.threads.call(decide, start, us.branch(), them.branch(), policy)
     return MergeResult(
         version=at,
         base=base,
@@ -206,6 +207,7 @@ def _conflicts(engine: Engine, us: _Side, them: _Side, base: Point, merged: Merg
             policy=policy,
             now_ms=engine.clock.now_ms(),
             merged=them.point.workflow_id,
+            version=into,
         )
         for number, met in enumerate(merged.met, 1)
     ]

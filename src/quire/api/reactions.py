@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine
@@ -22,17 +21,19 @@ from quire.api import views
 from quire.api.hooks import Hook
 from quire.api.reading import Pointer
 from quire.api.views import Event
+from quire.calls import call_async, end
 from quire.core import record
 from quire.core.changes import apply
-from quire.core.fold import copied
 from quire.core.names import check_id
 from quire.core.path import format as pointer
 from quire.core.path import get, parse
+from quire.core.values import copied
 from quire.engine.correlation import CAUSE, Cause, correlation_of
 from quire.engine.engine import Engine
 from quire.engine.watch import deliver, store_records
 from quire.errors import ChangeError, Closed, StorageError
 from quire.model import WORKFLOWS, Change, Fork, Path, Record
+from quire.threads import Threads
 
 log = logging.getLogger("quire.hooks")
 
@@ -130,21 +131,14 @@ class Lens:
         return await self._engine.state_at(found.stream, found.version)
 
 
-async def tell(fn: Teller, event: Changed, *, threaded: bool, author: str | None = None) -> None:
+async def tell(fn: Teller, event: Changed, *, threads: Threads | None, author: str | None = None) -> None:
     """Call a function; what it writes carries the event's correlation id, and is by `author` if it names nobody.
 
-    threaded: in a thread of its own, so that it may wait; what it returns is awaited on the loop if that can be.
+    threads: where it is called, so that it may wait; what it returns is awaited on the loop if that can be.
     """
     token = CAUSE.set(Cause(event.correlation_id, author))
     try:
-        result = await asyncio.to_thread(fn, event) if threaded else fn(event)
-        if inspect.isawaitable(result):
-            await result
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise RuntimeError("it was cancelled from within") from error  # a failure like others, not our own end
+        await (call_async(fn, event) if threads is None else threads.call(fn, event))
     finally:
         CAUSE.reset(token)
 
@@ -173,7 +167,7 @@ class Listener(Hook):
 
     def _stop(self, _: Hook) -> None:
         if self._task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._loop.call_soon_threadsafe(end, self._task)
 
     async def _run(self) -> None:
         clock, backoff_s = self._engine.clock, self._engine.settings.delivery_backoff_s
@@ -192,7 +186,7 @@ class Listener(Hook):
         if event is not None:
             self.calls += 1
             try:
-                await tell(self, event, threaded=self._reactions.threaded)
+                await tell(self, event, threads=self._reactions.threads)
             except Exception as error:
                 log.warning("%s failed on %s: %s", self.name, event.id, self.failed(error))
                 raise
@@ -204,8 +198,8 @@ class Reactions:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.threaded = False
-        """Whether functions are called in threads, where they may wait."""
+        self.threads: Threads | None = None
+        """Where functions are called that may wait; None for the event loop."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.named: dict[str, asyncio.Task[None]] = {}
         """Those of which there is only one of a name."""
@@ -244,7 +238,7 @@ class Reactions:
         """End every task, but not the one that asks for it."""
         tasks = [t for t in self.tasks if t is not asyncio.current_task()]
         for task in tasks:
-            task.cancel()
+            end(task)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
@@ -14,13 +13,14 @@ from quire.api import revisions, views
 from quire.api.checkpoints import Checkpoints
 from quire.api.revisions import Revision
 from quire.api.views import BlameLine, Diff, Event, Order
+from quire.calls import call, call_async
 from quire.core import history, record
 from quire.core.diff import diff
-from quire.core.fold import copied
 from quire.core.names import check_id
 from quire.core.path import get as get_path
 from quire.core.path import parse, resolve
 from quire.core.schema import typed
+from quire.core.values import copied
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.lineage import Node, graph
@@ -28,6 +28,7 @@ from quire.engine.starts import Start
 from quire.engine.write import Base
 from quire.errors import ChangeError, Invalid, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Path, Point, Record, Version
+from quire.threads import Threads
 
 if TYPE_CHECKING:
     from quire.api.workflow import Workflow
@@ -49,6 +50,8 @@ class Reader:
     def __init__(self, engine: Engine, workflow_id: str) -> None:
         self.id = check_id(workflow_id, "workflow id")
         self.stream = WORKFLOWS + workflow_id
+        self.threads: Threads = engine.threads
+        """Where plain functions run that may take long. For the inside."""
         self._engine = engine
         self._checkpoints = Checkpoints(engine, workflow_id)
 
@@ -153,15 +156,13 @@ class Reader:
     ) -> int:
         """Call a function with every version from `first` to `last` (None: the head) and the state it left behind.
 
-        callback: plain or async; what it raises ends the replay. The state is its own to keep.
+        callback: plain or async; what it raises ends the replay, see quire/calls.py. The state is its own to keep.
         Returns how many versions there were. Cost: folds the range once, and copies a state for each version.
         """
         start, end = await self._number(first), await self._number(last)
         count = 0
         async for version, state in views.states(self._engine, self.stream, start, end):
-            found = callback(version, copied(state))
-            if isawaitable(found):
-                await found
+            await call_async(callback, version, copied(state))
             count += 1
         return count
 
@@ -176,8 +177,7 @@ class Reader:
         """
 
         async def holds(number: int) -> bool:
-            found = predicate(copied(await self._engine.state_at(self.stream, number)))
-            return bool(await found if isawaitable(found) else found)
+            return call(bool, await call_async(predicate, copied(await self._engine.state_at(self.stream, number))))
 
         low, high = await self._number(good), await self._number(bad)
         if low >= high or await holds(low) or not await holds(high):
@@ -262,6 +262,8 @@ class Reader:
     async def _number(self, version: Revision) -> int:
         if version is None:
             return (await self._live()).head.version
+        if type(version) is int and self._engine.is_past(self.stream, version):
+            return version
         actor = await self._past()
         return await revisions.resolve(self._engine, actor, version, self._checkpoints)
 

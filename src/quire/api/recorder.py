@@ -17,9 +17,11 @@ import msgspec
 from quire.api.writes import Bounds
 from quire.core import values
 from quire.core.changes import Working, coalesce
-from quire.core.fold import copied
 from quire.core.guards import Read, Step, Within
+from quire.core.meter import too_large
 from quire.core.path import get
+from quire.core.values import copied
+from quire.core.weigh import size_of
 from quire.errors import Closed
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set
 
@@ -32,10 +34,31 @@ class Recorder:
     up at an earlier one may have moved.
     """
 
-    __slots__ = ("_steps", "_tails", "_working", "_zeros", "bounds", "closed", "moment", "strict", "touched", "wholes")
+    __slots__ = (
+        "_size_bytes",
+        "_steps",
+        "_tails",
+        "_working",
+        "_zeros",
+        "bounds",
+        "closed",
+        "moment",
+        "strict",
+        "touched",
+        "wholes",
+    )
 
-    def __init__(self, state: dict[str, Any], *, depth_max: int, key_bytes_max: int, strict: bool = False) -> None:
-        self.bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max}
+    def __init__(
+        self,
+        state: dict[str, Any],
+        *,
+        depth_max: int,
+        key_bytes_max: int,
+        bytes_max: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.bounds: Bounds = {"depth_max": depth_max, "key_bytes_max": key_bytes_max, "bytes_max": bytes_max}
+        self._size_bytes = 0
         self._working = Working(state)
         self._steps: list[Step] = []
         self._tails: dict[Path, int] = {}
@@ -82,9 +105,11 @@ class Recorder:
     def record(self, change: Change, reads: Sequence[Path] = (), within: Sequence[Within] = ()) -> bool:
         """Make a change and write it down; return False, with nothing written, where it alters nothing.
 
-        reads: places that it relies on.  within: bounds that hold after it. Raises ChangeError, with nothing altered.
+        reads: places that it relies on.  within: bounds that hold after it. Raises ChangeError, with nothing altered, and
+        LimitExceeded where all that was changed by now is more than one write may be.
         """
         self.check_open()
+        self._weigh(change)
         before: Any = get(self.state, change.path)
         kind = cast("type[Any]", type(before))
         length = len(before) if kind is list else 0
@@ -118,6 +143,20 @@ class Recorder:
             tails = self._tails.items()
             self._tails = dict(moved for tail in tails for moved in _followed(tail, change))
         return True
+
+    def _weigh(self, change: Change) -> None:
+        """Count what a change puts. What was written over since is no part of the write: so it is counted anew first."""
+        most = self.bounds["bytes_max"]
+        if most is None:
+            return
+        size = size_of(change)
+        self._size_bytes += size
+        if self._size_bytes > most:
+            self._size_bytes = size_of(self.steps()) + size
+            if self._size_bytes > most:
+                found = self._size_bytes
+                self._size_bytes -= size
+                raise too_large("what this edit changes", found, most)
 
     def begin_number(self, path: Path, zero: int | float) -> None:
         """Put a number at 0 where nothing is, see rule 3."""

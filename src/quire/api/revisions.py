@@ -7,13 +7,15 @@ not after it). Checkpoint names that could be mistaken for another form are refu
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 from quire.api.checkpoints import Checkpoints
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
+from quire.engine.moving.paging import backwards
 from quire.errors import Invalid, VersionNotFound
-from quire.model import Record, Version
+from quire.model import Version
 
 Revision = int | str | datetime | Version | None
 """How a caller names a version; None is the head."""
@@ -36,12 +38,12 @@ async def resolve(engine: Engine, actor: Actor, revision: Revision, checkpoints:
         return head.version
     if isinstance(revision, Version):
         revision = revision.id
-    if isinstance(revision, bool):
-        raise Invalid(f"{revision!r} is not a version: give a number, '~3', an id, a checkpoint's name or a datetime")
-    if isinstance(revision, int):
+    if isinstance(revision, int) and not isinstance(revision, bool):
         return _known(checkpoints.workflow_id, revision, head.version)
     if isinstance(revision, datetime):
         return await _as_of(engine, actor, revision, checkpoints.workflow_id)
+    if not isinstance(revision, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's
+        raise Invalid(f"{revision!r} is not a version: give a number, '~3', an id, a checkpoint's name or a datetime")
     if revision.isdigit() and revision.isascii():
         return _known(checkpoints.workflow_id, int(revision[:20]), head.version)
     if back := _BACK.fullmatch(revision):
@@ -83,11 +85,9 @@ def _known(workflow_id: str, number: int, newest: int) -> int:
 async def _as_of(engine: Engine, actor: Actor, at: datetime, workflow_id: str) -> int:
     """Return the last version not after a moment. Clocks may step back, so it looks from the newest on."""
     limit = at.timestamp() * 1000
-    top = actor.head.version
-    while top > 0:
-        page: list[Record] = await engine.backend.read(actor.head.stream, after=max(0, top - _PAGE), upto=top)
-        for record in reversed(page):
+    read = backwards(engine.backend, actor.head.stream, actor.head.version, limit=_PAGE)
+    async with aclosing(read) as records:
+        async for record in records:
             if record.time <= limit:
                 return record.version
-        top -= _PAGE
     raise VersionNotFound(workflow_id, at.isoformat())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -15,6 +16,7 @@ from quire.api import backups, measuring, moving, tables, trigger_desk, triggers
 from quire.api.backups import Backup
 from quire.api.health import Health, HealthLimits
 from quire.api.hooks import BeforeHooks, Hook, Proposed
+from quire.api.imports import import_workflow
 from quire.api.judging import Upkeep
 from quire.api.keeping import Keeper
 from quire.api.migrating import Migrated, migrated
@@ -25,6 +27,7 @@ from quire.api.triggers import Trigger
 from quire.api.views import Event
 from quire.api.workflow import Workflow
 from quire.api.writes import Changes
+from quire.calls import end
 from quire.config import Backups, Compression, Retention, Settings
 from quire.core.names import check_id
 from quire.core.resolve import Policy, check_policy
@@ -223,6 +226,19 @@ class Store:
         await self.engine.write(writes.creation(workflow.stream, first, author, message, bounds))
         return workflow
 
+    async def import_workflow(
+        self, lines: Iterable[Mapping[str, Any]], *, workflow_id: str | None = None, what: str = "the export"
+    ) -> Version:
+        """Make a workflow of what `quire export` wrote, all of it or nothing; return its newest version.
+
+        lines: the export's lines as JSON objects, read beside the event loop.  workflow_id: another id than the one it was
+        exported under.  what: how errors call it. Changes, authors, messages, kinds and checkpoints are the same, times are
+        new. Hooks are not asked. A process that is killed meanwhile leaves no part of the workflow.
+        Raises InvalidState naming the line for what is damaged, LimitExceeded, AlreadyExists for an id that is or was in use.
+        Cost: the whole history in memory, once; one commit.
+        """
+        return await import_workflow(self.engine, lines, workflow_id=workflow_id, what=what)
+
     def workflow(self, workflow_id: str) -> Workflow:
         """Return a handle on a workflow, whether it exists or not. No I/O. Raises InvalidKey."""
         return Workflow(self.engine, workflow_id)
@@ -231,14 +247,15 @@ class Store:
         """Return the ids of existing workflows that start with `prefix`, sorted, greater than `after`."""
         found: list[str] = []
         last = WORKFLOWS + after if after else ""
+        page = _PAGE if limit is None else min(limit, _PAGE)
         while limit is None or len(found) < limit:
-            names = await self.engine.backend.streams(WORKFLOWS + prefix, after=last, limit=_PAGE)
+            names = await self.engine.backend.streams(WORKFLOWS + prefix, after=last, limit=page)
             heads = await self.engine.backend.heads(names)
             found += [h.stream.removeprefix(WORKFLOWS) for h in heads if h.version and h.kind != DELETED]
-            if len(names) < _PAGE:
+            if len(names) < page:
                 break
-            last = names[-1]
-        return found if limit is None else found[:limit]
+            last, page = names[-1], min(4 * page, _PAGE)  # one that was deleted has a name still
+        return found[:limit]
 
     async def delete(self, workflow_id: str, *, author: str = "system", message: str = "deleted") -> Version:
         """End a workflow: it counts as absent, its history stays and its numbers are never reused.
@@ -371,7 +388,7 @@ class Store:
         await trigger_desk.Desk(self.engine, name).drop()
         running = self.reactions.named.get(name)
         if running is not None:
-            running.cancel()
+            end(running)
 
     async def put_blob(self, data: bytes) -> str:
         """Keep bytes beside the log and return their name (blake3 in hex), to be put into a state. Raises LimitExceeded."""
@@ -528,7 +545,7 @@ class Store:
             backend=promises.backend,
             durability=promises.durability,
             note=promises.note,
-            workflows=len(await self.workflows()),
+            workflows=(await backend.tally(WORKFLOWS, but=DELETED)).streams,
             versions=found.records,
             keyframes=found.keyframes,
             blobs=found.blobs,
@@ -587,7 +604,9 @@ class Store:
         return Upkeep(overdue) if keeper is None else Upkeep(overdue, True, keeper.newest, keeper.last_error)
 
     async def close(self) -> None:
-        """Finish queued writes and release everything. Idempotent."""
+        """Finish queued writes and release everything. Idempotent. In the child of a fork it does nothing."""
+        if os.getpid() != self.engine.pid:
+            return
         await self._looks.end()
         await self.reactions.close()
         if self.keeper is not None:

@@ -7,8 +7,10 @@ held equal to the async ones by tests/test_parity.py.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from datetime import datetime
@@ -18,6 +20,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import msgspec
 
+from quire import forks
 from quire.api import store as _store
 from quire.api import workflow as _workflow
 from quire.api.backups import Backup
@@ -53,6 +56,8 @@ from quire.storage.base import Capabilities, Durability
 
 T = TypeVar("T")
 
+log = logging.getLogger("quire.sync")
+
 
 class _Loop:
     """One event loop in one daemon thread. Whoever waits for it when it stops, or comes later, gets Closed."""
@@ -60,9 +65,23 @@ class _Loop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._stopping = False
+        self._pid = os.getpid()
         self._door = threading.Lock()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-sync", daemon=True)
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, name="quire-sync", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        """Run the loop until `stop`. A task of the user's that raises SystemExit would end it, and leave callers waiting."""
+        while not self._ended:
+            try:
+                self._loop.run_forever()
+            except BaseException:
+                log.exception("a task on the loop of a quire.sync store raised what ends loops; it goes on")
+
+    def _end(self) -> None:
+        self._ended = True
+        self._loop.stop()
 
     def call(self, work: Callable[[], T]) -> T:
         async def called() -> T:
@@ -71,6 +90,9 @@ class _Loop:
         return self.run(called())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if os.getpid() != self._pid:
+            work.close()
+            forks.check(self._pid)
         if threading.current_thread() is self._thread:
             work.close()
             raise Invalid(
@@ -106,13 +128,15 @@ class _Loop:
                 self.run(events.aclose())  # type: ignore[arg-type]
 
     def stop(self) -> None:
+        if os.getpid() != self._pid:
+            return
         with self._door:
             if self._stopping:
                 return
             self._stopping = True
             ended = asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
         ended.result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end)
         self._thread.join()
         self._loop.close()
 
@@ -173,7 +197,8 @@ class Store:
         self._store = store
         self.namespace = store.namespace
         self.keeper = store.keeper
-        store.reactions.threaded = True  # what is called after changes may use this store, and wait for it
+        # what is called after changes may use this store, and wait for it
+        store.reactions.threads = store.engine.threads
 
     def __enter__(self) -> Self:
         return self
@@ -198,6 +223,11 @@ class Store:
     ) -> Workflow:
         self._loop.run(self._store.create(workflow_id, state, schema=schema, author=author, message=message))
         return self.workflow(workflow_id)
+
+    def import_workflow(
+        self, lines: Iterable[Mapping[str, Any]], *, workflow_id: str | None = None, what: str = "the export"
+    ) -> Version:
+        return self._loop.run(self._store.import_workflow(lines, workflow_id=workflow_id, what=what))
 
     def workflow(self, workflow_id: str) -> Workflow:
         return Workflow(self._loop, self._store.workflow(workflow_id))
@@ -531,12 +561,16 @@ class Workflow:
         first: Revision = 1,
         last: Revision = None,
     ) -> int:
-        return self._loop.run(self._workflow.replay(partial(asyncio.to_thread, callback), first=first, last=last))
+        return self._loop.run(self._workflow.replay(self._threaded(callback), first=first, last=last))
 
     def bisect(
         self, predicate: Callable[[dict[str, Any]], Any], *, good: Revision = 1, bad: Revision = None
     ) -> Version:
-        return self._loop.run(self._workflow.bisect(partial(asyncio.to_thread, predicate), good=good, bad=bad))
+        return self._loop.run(self._workflow.bisect(self._threaded(predicate), good=good, bad=bad))
+
+    def _threaded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Have a function called in a thread: it may use this store, and wait for it."""
+        return partial(self._workflow.threads.call, fn)
 
     def blame(self, path: Pointer = "", *, version: Revision = None) -> list[BlameLine]:
         return self._loop.run(self._workflow.blame(path, version=version))

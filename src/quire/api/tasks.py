@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from quire.calls import call_async, in_words
 from quire.errors import QuireError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Tasks:
         most = task.get("maxRetries", _RETRIES)
         while True:
             try:
-                result = await self._once(task)
+                result = await call_async(self._once, task)
                 status, error = "success", None
                 break
             except QuireError as caught:
@@ -81,6 +82,9 @@ class Tasks:
             except (KeyError, TypeError, ValueError, AttributeError) as caught:
                 said = f"missing {caught}" if isinstance(caught, KeyError) else str(caught)
                 result, status, error, errors = None, "failure", f"bad task: {said}", errors + 1
+                break
+            except Exception as caught:  # noqa: BLE001 - of the task's own values, or a mistake: whoever waits is told
+                result, status, error, errors = None, "failure", in_words(caught), errors + 1
                 break
         metrics = {
             "executionTimeMs": (time.perf_counter() - started) * 1000,

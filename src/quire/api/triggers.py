@@ -19,6 +19,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from quire.api.hooks import Hook
 from quire.api.reactions import Changed, Lens, Reactions, Teller, tell
 from quire.api.trigger_desk import Desk
+from quire.calls import call, check_end, end
 from quire.engine.committer import CellMoved
 from quire.engine.correlation import CAUSE
 from quire.engine.engine import Engine
@@ -81,7 +82,7 @@ class Trigger(Hook):
 
     def _stop(self, _: Hook) -> None:
         if self.task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.task.cancel)
+            self._loop.call_soon_threadsafe(end, self.task)
 
     async def run(self) -> None:
         """Wait for the lease, work while it is held, and again, until the trigger or the store is gone."""
@@ -149,7 +150,7 @@ class Trigger(Hook):
         finally:
             ended = [task for task in (work, beat) if task.done()]
             for task in (work, beat):
-                task.cancel()
+                end(task)
             await asyncio.gather(work, beat, return_exceptions=True)
         for task in ended:
             task.result()
@@ -202,6 +203,7 @@ class Trigger(Hook):
                 if passed >= _PASSED_MAX:
                     await self._move(found.position)
                     passed = 0
+                check_end()
 
     async def _call(self, found: Record, event: Changed) -> bool | None:
         """Call the function until it succeeds: True. False where `when` keeps the event out, None when it was parked."""
@@ -209,13 +211,14 @@ class Trigger(Hook):
         pause, longest = engine.settings.delivery_backoff_s
         for attempt in range(1, self._attempts_max + 1):
             try:
-                if self._when is not None and not self._when(event):
+                if self._when is not None and not call(self._when, event):
                     return False
                 self.calls += 1
-                await tell(self, event, threaded=self._reactions.threaded, author=self.author)
+                await tell(self, event, threads=self._reactions.threads, author=self.author)
             except Exception as error:  # noqa: BLE001 - a user's code: contained, named, counted, tried again
                 said = self.failed(error)
                 log.warning("trigger %s failed on %s, attempt %d: %s", self.name, event.id, attempt, said)
+                check_end()
                 if attempt < self._attempts_max:
                     await engine.clock.sleep(pause)
                     pause = min(pause * 2, longest)

@@ -12,14 +12,15 @@ import msgspec
 
 from quire.core import history, record
 from quire.core.changes import Working
-from quire.core.fold import copied
 from quire.core.path import format as pointer
 from quire.core.path import get as get_path
 from quire.core.path import parse
+from quire.core.values import copied
 from quire.engine.engine import Engine
 from quire.engine.lineage import merges, named, point_of, sources
+from quire.engine.moving.paging import backwards, pages
 from quire.engine.watch import Cursor, store_records, stream_records
-from quire.errors import Closed, Invalid, NotFound
+from quire.errors import Closed, CorruptRecord, Invalid, NotFound
 from quire.model import (
     WORKFLOWS,
     Append,
@@ -211,38 +212,46 @@ def _position(found: Record) -> int:
 async def scan(
     engine: Engine, stream: str, top: int, order: Order, matches: Callable[[Record], bool], limit: int | None
 ) -> list[Version]:
-    """Return the versions up to `top` that match, in the order asked, at most `limit`."""
+    """Return the versions up to `top` that match, in the order asked, at most `limit`. Raises Invalid."""
+    if limit is not None and type(limit) is not int:
+        raise Invalid(f"limit={limit!r} is not a number of versions")
+    if order not in ("newest", "oldest"):
+        raise Invalid(f"order={order!r}; there are newest and oldest")
     found: list[Version] = []
     step = _PAGE if limit is None else max(1, min(limit, _PAGE))
-    lows = range(0, top, step) if order == "oldest" else range(top - step, -step, -step)
-    for low in lows:
-        page = await engine.backend.read(stream, after=max(0, low), upto=min(low + step, top))
-        for entry in page if order == "oldest" else reversed(page):
+    read = pages(engine.backend, stream, 0, top, limit=step)
+    if order == "newest":
+        read = backwards(engine.backend, stream, top, limit=step)
+    async with aclosing(read) as records:
+        async for entry in records:
             if matches(entry):
                 found.append(Version(entry))
                 if len(found) == limit:
-                    return found
+                    break
     return found
 
 
 async def states(engine: Engine, stream: str, first: int, last: int) -> AsyncGenerator[tuple[Version, dict[str, Any]]]:
     """Yield each version of a range with the state it left behind, which is not to be altered."""
     working = Working(await engine.state_at(stream, first - 1) if first > 1 else {})
-    for low in range(first - 1, last, _PAGE):
-        for entry in await engine.backend.read(stream, after=low, upto=min(low + _PAGE, last)):
-            for change in record.decode(entry):
-                if isinstance(change, Fork):
-                    working = Working(await engine.state_at(WORKFLOWS + change.workflow_id, change.version))
-                else:
-                    working.apply(change)
-            yield Version(entry), working.state
-            working = Working(working.state)  # what was yielded stays as it is
+    async for entry in pages(engine.backend, stream, first - 1, last, limit=_PAGE):
+        for change in record.decode(entry):
+            if isinstance(change, Fork):
+                working = Working(await engine.state_at(WORKFLOWS + change.workflow_id, change.version))
+            else:
+                working.apply(change)
+        yield Version(entry), working.state
+        working = Working(working.state)  # what was yielded stays as it is
 
 
 async def log(engine: Engine, stream: str, upto: int) -> list[Record]:
     """Return the records of a stream up to a version, those of the logs it was forked from first."""
     records = await engine.backend.read(stream, upto=upto)
-    if records and records[0].kind == "fork":
+    if not records or records[0].version != 1:
+        raise CorruptRecord(
+            f"{stream.removeprefix(WORKFLOWS)}: its first version is not there; run `quire verify`", at=stream
+        )
+    if records[0].kind == "fork":
         origin = record.decode(records[0])[0]
         if isinstance(origin, Fork):
             return [*await log(engine, WORKFLOWS + origin.workflow_id, origin.version), *records[1:]]

@@ -16,7 +16,8 @@ from quire.api.merging import MergeResult, merge
 from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
 from quire.api.writes import BasedWriting, Changes, Writing
-from quire.core.changes import invert, taken
+from quire.calls import call
+from quire.core.changes import apply, invert, taken
 from quire.core.diff import diff
 from quire.core.guards import Read, Step, pure, reliant
 from quire.core.names import check_id
@@ -30,7 +31,7 @@ from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
 from quire.engine.redaction import Redaction, forget, redact
 from quire.engine.write import Base, Plan, Write
-from quire.errors import AlreadyExists, Invalid, InvalidKey, MergeConflict, StorageTimeout
+from quire.errors import AlreadyExists, HeadMoved, Invalid, InvalidKey, MergeConflict, StorageTimeout
 from quire.model import (
     RUN,
     Append,
@@ -49,6 +50,9 @@ from quire.model import (
     Version,
 )
 
+_ITEMS_UNCHECKED = 1000
+"""Items that one change takes out of a list before it is looked whether they are there."""
+
 Isolation = Literal["default", "serializable"]
 Draft = Callable[[DictDraft], object]
 """A quick function that changes a draft, for `update`."""
@@ -58,12 +62,13 @@ class _Inside(TypedDict, total=False):
     """What a write of ours says beside the options of its caller.
 
     on: the base of a plan that has its guards.  newest: it is made on the newest state, there is no option `base`.
-    restored: the version it brings back.
+    restored: the version it brings back.  heavy: it is large, and prepared beside the event loop.
     """
 
     on: Base
     newest: bool
     restored: int
+    heavy: bool
 
 
 class Edit:
@@ -139,7 +144,8 @@ class Workflow(Reader):
 
         fn: plain, quick, and free of side effects: it is called with a draft of the state that the write meets, while
         other writers of this process wait, and again whenever another process was first. What it raises is raised here,
-        with nothing written. Raises StorageTimeout, saying how often it ran, when others were first for `retry_seconds`.
+        with nothing written; FunctionFailed for StopIteration and its like, see quire/calls.py. Raises
+        StorageTimeout, saying how often it ran, when others were first for `retry_seconds`.
         """
         ran = 0
 
@@ -148,7 +154,7 @@ class Workflow(Reader):
             ran += 1
             draft = recording(state, **self.bounds)
             try:
-                answer = fn(draft)
+                answer: object = call(fn, draft)
                 if isawaitable(answer) or isgenerator(answer) or isasyncgen(answer):
                     if iscoroutine(answer) or isgenerator(answer):
                         answer.close()
@@ -170,7 +176,7 @@ class Workflow(Reader):
         "" replaces the state.
         """
         tokens = writes.place(path, self.bounds)
-        value = clean(value, path=tokens, **self.bounds)
+        value, heavy = await self._private(value, tokens)
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:
             where = resolve(state, tokens)
@@ -178,7 +184,7 @@ class Workflow(Reader):
                 return [Append(where[:-1], [value])]
             return [Set(where, value)]
 
-        return await self._write(plan, ["set", tokens, value], how)
+        return await self._write(plan, ["set", tokens, value], how, heavy=heavy)
 
     async def delete(self, path: Pointer, **how: Unpack[BasedWriting]) -> Version:
         """Remove an object key, or a list item."""
@@ -195,15 +201,17 @@ class Workflow(Reader):
     async def append(self, path: Pointer, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Add values at the end of a list."""
         tokens = writes.place(path, self.bounds)
-        new = self._values(values, tokens)
-        return await self._write(lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how)
+        new, heavy = await self._private(list(values), tokens)
+        return await self._write(
+            lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how, heavy=heavy
+        )
 
     async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Insert values into a list before `index` (0 to its length)."""
         tokens = writes.place(path, self.bounds)
-        new = self._values(values, tokens)
+        new, heavy = await self._private(list(values), tokens)
         return await self._write(
-            lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how
+            lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how, heavy=heavy
         )
 
     async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[BasedWriting]) -> Version:
@@ -255,13 +263,14 @@ class Workflow(Reader):
         All of them or none: a JSON Patch `test` that fails raises ChangeError and nothing is written.
         Source: RFC 6902, RFC 7396.
         """
-        return await self._write(writes.plan_of(changes, self.bounds), changes, how)
+        plan, heavy = await writes.planned(changes, self._engine.settings, self.id)
+        return await self._write(plan, changes, how, heavy=heavy)
 
     def change(self, changes: Changes, **how: Unpack[BasedWriting]) -> Write:
         """Return a write that is not done yet, for `store.transact`. Takes what `apply` takes, but no key."""
         made_from = how.pop("base", None)
         options = {"on_conflict": self._engine.policy, **how}
-        write, key = writes.write(self.stream, writes.plan_of(changes, self.bounds), options)
+        write, key = writes.write(self.stream, writes.plan_of(changes, self._engine.settings, self.id), options)
         write.made_from = made_from
         if key is not None:
             raise InvalidKey("a transaction takes no idempotency key; give `if_version` to its parts instead")
@@ -288,18 +297,18 @@ class Workflow(Reader):
                 "base=version (`state_and_version()` returns both), or overwrite=True"
             )
         await self._live()
-        plain = writes.plain(state)
+        plain, bounds = writes.plain(state), writes.limits_of_wholes(self._engine.settings)
         # what Quire keeps in a state has no place in a type, and is easily left out of a dict made anew
         ours = (KEY, RUN) if isinstance(state, msgspec.Struct) else (KEY,)
 
         def plan(before: dict[str, Any]) -> Sequence[Step]:
-            changes = diff(before, {**{k: before[k] for k in ours if k in before}, **plain})
+            changes = diff(before, {**{k: before[k] for k in ours if k in before}, **plain}, **bounds)
             if overwrite:
                 return changes
             # a text that both sides edited is one place that both changed
             return [step for c in changes for step in ([Read(c.path), c] if isinstance(c, Splice) else [c])]
 
-        content = plain if how.get("idempotency_key") is None else clean(dict(plain), **self.bounds)
+        content = plain if how.get("idempotency_key") is None else clean(dict(plain), **bounds)
         return await self._write(plan, ["save", content], {**how, "base": base})
 
     async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version | None:
@@ -366,13 +375,14 @@ class Workflow(Reader):
         number = await self._number(at)
         origin = await self._engine.record(self.stream, number)
         start, size = await self._engine.start_at(self.stream, number)
-        if (await self._engine.current(fork.stream)).head.version:
-            raise AlreadyExists(f"{new_id} exists, or existed: a fork needs an id that was never used")
         how = {"author": author, "message": f"forked from {self.id}@{number}" if message is None else message}
         plan = [Fork(self.id, number, origin.chain.hex())]
         write, _ = writes.write(fork.stream, plan, how, kind="fork", exists=False, start=start, allow_empty=True)
         write.if_version, write.start_bytes, write.not_before_ms = 0, size, origin.time + 1
-        await self._engine.write(write)
+        try:
+            await self._engine.write(write)
+        except (AlreadyExists, HeadMoved):
+            raise AlreadyExists(f"{new_id} exists, or existed: a fork needs an id that was never used") from None
         return fork
 
     async def merge(
@@ -496,7 +506,8 @@ class Workflow(Reader):
     ) -> Version:
         """Decide a conflict: "ours" or "theirs" stands, or with "value" what is given. Returns the version, or the head.
 
-        It is a write like any other and can be undone. It never makes a new conflict.
+        It is a write like any other and can be undone. It makes no new conflict, but where a step that waited as a whole
+        is let in: then one for each other place at which it overrules what others wrote before.
         overwrite: also where others wrote since the two met.
         Raises ConflictNotFound, Invalid for another choice, ChangeError where the place is gone, MergeConflict where it is
         not as the conflict left it.
@@ -514,8 +525,10 @@ class Workflow(Reader):
 
     # inside
 
-    def _values(self, values: tuple[Any, ...], path: Path) -> list[Any]:
-        return cast("list[Any]", clean(list(values), path=path, **self.bounds))
+    async def _private(self, value: Any, path: Path) -> tuple[Any, bool]:
+        """Return a private copy of a value that will be at a path, and whether it is large."""
+        settings = self._engine.settings
+        return await writes.in_time(lambda meter: clean(value, path=path, **self.bounds, meter=meter), settings)
 
     async def _write(
         self, plan: Sequence[Step | Fork] | Plan, content: Any, how: Mapping[str, Any], **inside: Unpack[_Inside]
@@ -534,7 +547,9 @@ class Workflow(Reader):
         options = {"on_conflict": self._engine.policy, **how}
         on = inside.get("on")
         made_from = None if inside.get("newest") or on is not None else options.pop("base", None)
-        write, key = writes.write(self.stream, plan, options, base=on, restored=inside.get("restored"))
+        write, key = writes.write(
+            self.stream, plan, options, base=on, restored=inside.get("restored"), heavy=inside.get("heavy", False)
+        )
         if made_from is not None:
             write.made_from = made_from
             await self.read_base(write)
@@ -546,4 +561,7 @@ class Workflow(Reader):
         """Read the version that a write was made from, and guard what it replaces there. For the inside."""
         write.base = await self.snapshot(write.made_from)
         plan = write.plan(write.base.state) if callable(write.plan) else write.plan
-        write.plan, write.made_from = reliant(step for step in plan if not isinstance(step, Fork)), None
+        steps = [step for step in plan if not isinstance(step, Fork)]
+        if any(isinstance(step, Remove) and step.count > _ITEMS_UNCHECKED for step in steps):
+            apply(write.base.state, steps)  # each item has a guard: so they have to be there
+        write.plan, write.made_from = reliant(steps), None

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import msgspec
 
 from quire.api.revisions import Revision
+from quire.calls import call
 from quire.config import Settings
 from quire.core import patch
 from quire.core.guards import Step, Within
+from quire.core.meter import Meter
 from quire.core.path import parse
 from quire.core.resolve import Policy, check_policy
 from quire.core.values import clean
 from quire.engine.actor import DELETED
 from quire.engine.limits import REDACT
 from quire.engine.write import Plan, Write
-from quire.errors import Invalid, InvalidState
+from quire.errors import Invalid, InvalidState, LimitExceeded
 from quire.model import Append, Change, Delete, Ensure, Fork, Increment, Insert, Path, Remove, Set, Splice
 
+T = TypeVar("T")
+
+_QUICK_STEPS = 10_000
+"""What is done on the event loop; more is done in a thread: see core/meter.py."""
 _NAME_MAX = 200
 _POINTERS_MAX, _POINTER_MAX = 4096, 256
 """How many checked pointers are remembered, and up to which length: agents write to the same few places."""
@@ -70,11 +77,25 @@ class Bounds(TypedDict):
 
     depth_max: int
     key_bytes_max: int
+    bytes_max: int | None
 
 
 def limits(settings: Settings) -> Bounds:
-    """Return the bounds that `clean` enforces."""
-    return {"depth_max": settings.depth_max, "key_bytes_max": settings.key_bytes_max}
+    """Return the bounds that `clean` enforces on what one write puts."""
+    return {
+        "depth_max": settings.depth_max,
+        "key_bytes_max": settings.key_bytes_max,
+        "bytes_max": settings.write_bytes_max,
+    }
+
+
+def limits_of_wholes(settings: Settings) -> Bounds:
+    """Return the bounds of a whole state of which only the difference is written.
+
+    A state may be over its limit, as long as it is made smaller: so twice that is where reading it ends.
+    """
+    most = settings.state_bytes_max
+    return {**limits(settings), "bytes_max": None if most is None else max(2 * most, settings.write_bytes_max)}
 
 
 def write(
@@ -95,10 +116,35 @@ def write(
     return Write(stream, plan, **options), key
 
 
-def plan_of(changes: Any, bounds: Bounds) -> Sequence[Step | Fork] | Plan:
-    """Return the plan for any of the three forms of change. Raises Invalid for anything else."""
+async def planned(changes: Any, settings: Settings, where: str = "") -> tuple[Sequence[Step | Fork] | Plan, bool]:
+    """Return what `plan_of` does, made in a thread where it takes long; and whether it did."""
+    return await in_time(lambda meter: plan_of(changes, settings, where, meter), settings)
+
+
+async def in_time(work: Callable[[Meter], T], settings: Settings) -> tuple[T, bool]:
+    """Do some work; in a thread, from its beginning, where it takes more than a few milliseconds. Return whether it did.
+
+    work: charges the meter that it is given, and alters nothing.
+    """
+    try:
+        return call(work, Meter(settings.write_bytes_max, _QUICK_STEPS)), False
+    except LimitExceeded as error:
+        if error.limit != "write_steps_max":
+            raise
+    return await asyncio.to_thread(call, work, Meter(settings.write_bytes_max)), True
+
+
+def plan_of(
+    changes: Any, settings: Settings, where: str = "", meter: Meter | None = None
+) -> Sequence[Step | Fork] | Plan:
+    """Return the plan for any of the three forms of change. where: the workflow, for errors.  meter: charged with it.
+
+    Raises Invalid for anything else, LimitExceeded for what is larger than one write may be: as it is, or as it is
+    found to be while the plan is made.
+    """
+    bounds, meter = limits(settings), meter or Meter(settings.write_bytes_max)
     if isinstance(changes, Mapping):
-        merge = cast("dict[str, Any]", clean(dict(cast("Mapping[str, Any]", changes)), **bounds))
+        merge = cast("dict[str, Any]", clean(dict(cast("Mapping[str, Any]", changes)), **bounds, meter=meter))
         return lambda state: patch.from_merge_patch(state, merge)
     if not isinstance(changes, Sequence) or isinstance(changes, str | bytes):
         raise Invalid(
@@ -107,12 +153,20 @@ def plan_of(changes: Any, bounds: Bounds) -> Sequence[Step | Fork] | Plan:
         )
     items = list(cast("Sequence[Any]", changes))
     if items and all(isinstance(c, Mapping) for c in items):
-        operations = cast("list[dict[str, Any]]", clean([dict(c) for c in items], **bounds))
+        operations = cast("list[dict[str, Any]]", clean([dict(c) for c in items], **bounds, meter=meter))
+        meter.add_steps(len(items))
         for operation in operations:
             if type(operation.get("path")) is str and operation["path"][:1] in ("", "/"):
                 place(operation["path"], bounds)
-        return lambda state: patch.from_json_patch(state, operations)
-    return [_cleaned(c, bounds) for c in items]
+        most_bytes, most_steps = settings.write_bytes_max, settings.write_steps_max
+        return lambda state: patch.from_json_patch(state, operations, Meter(most_bytes, most_steps, where))
+    return _all_cleaned(items, bounds, meter)
+
+
+def _all_cleaned(changes: Sequence[Any], bounds: Bounds, meter: Meter) -> list[Step]:
+    """Return changes with private values. Together they are held to the bytes of one write as they are copied."""
+    meter.add_steps(4 * len(changes))
+    return [_cleaned(change, bounds, meter) for change in changes]
 
 
 def bounded(path: Path, minimum: Any, maximum: Any, bounds: Bounds) -> list[Within]:
@@ -121,6 +175,8 @@ def bounded(path: Path, minimum: Any, maximum: Any, bounds: Bounds) -> list[With
         if bound is not None and type(bound) not in (int, float):
             raise Invalid(f"a bound is a number, not {bound!r}")
     low, high = clean([minimum, maximum], path=path, **bounds)
+    if low is not None and high is not None and low > high:
+        raise Invalid(f"no number is at least {low} and at most {high}")
     return [] if low is None and high is None else [Within(path, low, high)]
 
 
@@ -133,10 +189,19 @@ def place(pointer: Any, bounds: Bounds) -> Path:
 
 @lru_cache(_POINTERS_MAX)
 def _remembered(pointer: str, depth_max: int, key_bytes_max: int) -> Path:
-    return _checked(pointer, {"depth_max": depth_max, "key_bytes_max": key_bytes_max})
+    return _checked(pointer, {"depth_max": depth_max, "key_bytes_max": key_bytes_max, "bytes_max": None})
 
 
 def _checked(pointer: Any, bounds: Bounds) -> Path:
+    longest = (bounds["depth_max"] + 1) * (2 * bounds["key_bytes_max"] + 1)  # "/" is written "~1"
+    if isinstance(pointer, str) and len(pointer) > longest:
+        raise LimitExceeded(
+            f"a path of {len(pointer):,} characters, none is longer than {longest:,}: keys have {bounds['key_bytes_max']} "
+            f"bytes (key_bytes_max), {bounds['depth_max']} of them (depth_max); put what is long into a value",
+            limit="key_bytes_max",
+            allowed=longest,
+            found=len(pointer),
+        )
     tokens = parse(pointer)
     for depth, token in enumerate(tokens):
         if type(token) is str:
@@ -144,16 +209,17 @@ def _checked(pointer: Any, bounds: Bounds) -> Path:
     return tokens
 
 
-def plain(state: Any) -> Any:
-    """Return a state as plain JSON: what msgspec makes of a Struct, anything else as it is."""
-    return msgspec.to_builtins(state) if isinstance(state, msgspec.Struct) else state
+def plain(state: Any) -> Mapping[str, Any]:
+    """Return a state as plain JSON: what msgspec makes of a Struct, any other mapping as it is. Raises InvalidState."""
+    made = msgspec.to_builtins(state) if isinstance(state, msgspec.Struct) else state
+    if not isinstance(made, Mapping):
+        raise InvalidState(f"a workflow's state is an object, not {type(made).__name__}")
+    return cast("Mapping[str, Any]", made)
 
 
 def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: Bounds) -> Write:
     """Return the write that starts a workflow."""
-    if not isinstance(state, Mapping):
-        raise InvalidState(f"a workflow's state is an object, not {type(state).__name__}")
-    whole = cast("dict[str, Any]", clean(dict(state), **bounds))
+    whole = cast("dict[str, Any]", clean(dict(plain(state)), **bounds))
     how = {"author": author, "message": message}
     return write(stream, [Set((), whole)], how, kind="create", exists=False, allow_empty=True)[0]
 
@@ -207,23 +273,23 @@ def text(value: Any) -> str:
     return value
 
 
-def _cleaned(change: Any, bounds: Bounds) -> Step:
+def _cleaned(change: Any, bounds: Bounds, meter: Meter) -> Step:
     if isinstance(change, Change):
         place(change.path, bounds)
     match change:
         case Set(path, value):
-            return Set(path, clean(value, path=path, **bounds))
+            return Set(path, clean(value, path=path, **bounds, meter=meter))
         case Append(path, values):
-            return Append(path, clean(values, path=path, **bounds))
+            return Append(path, clean(values, path=path, **bounds, meter=meter))
         case Insert(path, index, values):
-            return Insert(path, index, clean(values, path=path, **bounds))
+            return Insert(path, index, clean(values, path=path, **bounds, meter=meter))
         case Within(path, minimum, maximum):
             place(path, bounds)
             return bounded(path, minimum, maximum, bounds)[0] if (minimum, maximum) != (None, None) else change
         case Ensure(_, value) if type(value) not in (dict, list) or value:
             raise Invalid(f"{change!r}: what is ensured is an empty object or list")
         case _ if isinstance(change, _ATOMS):
-            clean([list(change.path), *msgspec.to_builtins(change)[2:]], **bounds)
+            clean([list(change.path), *msgspec.to_builtins(change)[2:]], **bounds, meter=meter)
             return change
         case _:
             raise Invalid(

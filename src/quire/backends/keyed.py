@@ -92,7 +92,7 @@ class StorageBackend(AsyncFace):
         stream = WORKFLOWS + check_id(key, "key")
         if not isinstance(data, Mapping):
             raise InvalidState(f"{key}: an object is stored under a key, not {type(data).__name__}")
-        whole = cast("dict[str, Any]", clean(dict(data), **writes.limits(self.store.engine.settings)))
+        whole = cast("dict[str, Any]", clean(dict(data), **writes.limits_of_wholes(self.store.engine.settings)))
         how: dict[str, Any] = {"author": author, "message": message, "allow_empty": True}
         if not base:
             if base is not None:

@@ -156,7 +156,8 @@ class AsyncCentralizedStateStore(AsyncFace):
         Cost: O(state), and reading the version that the text names, if there is one.
         """
         text = _parsed(snapshot)
-        values = cast("dict[str, Any]", clean(text.state, path=(_VALUES,), **self.workflow.bounds))
+        bounds = writes.limits_of_wholes(self.store.engine.settings)
+        values = cast("dict[str, Any]", clean(text.state, path=(_VALUES,), **bounds))
         times = {k: _ms(t) for k, t in text.timestamps.items()}
         how = {"message": f"restored a snapshot of version {text.version}", **how}
         return await self._replace(values, times, how, restored=await self._version_of(text.version, values, times))

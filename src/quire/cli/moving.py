@@ -1,23 +1,25 @@
 """From store to store: `export` and `import`, as JSON lines that any program can read.
 
 1. An export replaces a file only whole, and only when told to; never a store.
-2. An import is folded before it is written: a damaged file makes no workflow.
+2. An import is all or nothing: see api/imports.py.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from quire.api.imports import check_head
 from quire.cli.base import file_of, given, name_argument, opened, strict
 from quire.cli.lines import SCHEMA, plain, say, told
-from quire.errors import AlreadyExists, Denied, Invalid, InvalidState, NotFound
-from quire.model import Change
+from quire.errors import AlreadyExists, Denied, Invalid, NotFound
+from quire.model import Version
 
 if TYPE_CHECKING:
     from quire.api.sync import Workflow
@@ -49,9 +51,14 @@ def _exported(wf: Workflow) -> list[dict[str, Any]]:
     if (first := wf.version(1)).kind == "fork":  # an export stands alone: what a fork began with goes into it
         lines.append({**plain(first), "changes": [["set", [], wf.state(1)]]})
     start = len(lines) - 1
-    lines += [plain(v) for v in wf.history(order="oldest")[start:]]
+    lines += [_exported_version(v) for v in wf.history(order="oldest")[start:]]
     lines += [{"checkpoint": plain(c)} for c in wf.checkpoints()]
     return lines
+
+
+def _exported_version(version: Version) -> dict[str, Any]:
+    back = version.restored
+    return plain(version) if back is None else {**plain(version), "restored": back}
 
 
 def _check_target(file: str, store: str | None, *, force: bool) -> None:
@@ -95,75 +102,14 @@ def import_(ctx: click.Context, file: str, name: str | None) -> None:
     Same changes, authors, messages and checkpoints; new times.
     """
     what = "standard input" if file == "-" else file
-    lines = [strict(line, f"{what} line {i}") for i, line in enumerate(given(file).splitlines(), 1)]
-    if not lines or not all(isinstance(line, dict) for line in lines) or lines[0].get("quire") != "export":
-        raise InvalidState(f"{what} is not an export of Quire; `quire export` writes one")
-    if lines[0].get("schema") != SCHEMA:
-        raise InvalidState(f"{what} has schema {lines[0].get('schema')}, this Quire reads {SCHEMA}: upgrade quire")
-    versions, marks, state = _read(lines[1:], what)
+    data = given(file)
+    check_head(next(_lines(data, what), None), what)  # before a store is made for it
     with opened(ctx, make=True) as store:
-        wf = store.workflow(name or str(lines[0].get("workflow")))
-        first, *others = versions
-        store.create(wf.id, state, author=first.author, message=first.message)
-        for version in others:
-            wf.apply(
-                version.changes, author=version.author, message=version.message, kind=version.kind, allow_empty=True
-            )
-        for mark in marks:
-            wf.checkpoint(
-                mark.name,
-                version=mark.version,
-                tags=mark.tags,
-                description=mark.description,
-                author=mark.author,
-                kind=mark.kind,
-            )
-        told(wf.version())
+        told(store.import_workflow(_lines(data, what), workflow_id=name, what=what))
 
 
-class _Version(msgspec.Struct):
-    """A version as exported."""
-
-    version: int
-    changes: list[Change]
-    author: str
-    message: str
-    kind: str
-
-
-class _Mark(msgspec.Struct):
-    """A checkpoint as exported."""
-
-    name: str
-    version: int
-    tags: list[str]
-    description: str
-    author: str
-    kind: str
-
-
-def _read(lines: list[dict[str, Any]], what: str) -> tuple[list[_Version], list[_Mark], dict[str, Any]]:
-    """Return versions, checkpoints and the state of version 1. Raises InvalidState for what `export` does not write."""
-    from quire.core.changes import apply
-    from quire.errors import ChangeError
-
-    versions: list[_Version] = []
-    marks: list[_Mark] = []
-    first: dict[str, Any] = {}
-    state: dict[str, Any] = {}
-    for number, line in enumerate(lines, 2):
-        try:
-            if "checkpoint" in line:
-                marks.append(msgspec.convert(line["checkpoint"], _Mark))
-                continue
-            found = msgspec.convert(line, _Version)
-            if found.version != len(versions) + 1:
-                raise InvalidState(f"{what} line {number}: version {found.version} where {len(versions) + 1} belongs")
-            state = apply(state, found.changes)
-            first = first if versions else state
-            versions.append(found)
-        except (msgspec.ValidationError, ChangeError) as cause:
-            raise InvalidState(f"{what} line {number} is damaged: {cause}") from None
-    if not versions:
-        raise InvalidState(f"{what} holds no versions: it was cut off")
-    return versions, marks, first
+def _lines(data: bytes, what: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of an export. Raises InvalidState for one that is not JSON."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            yield strict(line, f"{what} line {number}")

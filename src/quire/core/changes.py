@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from quire.core.guards import Guard, Read, Step, Within, places
+from quire.core.meter import CHARACTERS_PER_STEP, ITEMS_PER_STEP, Meter
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.errors import ChangeError
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
@@ -26,15 +27,18 @@ class Gone(Delete, frozen=True, gc=False, array_like=True, tag="del"):
 class Working:
     """A state being changed. Containers of the state it began with are copied before their first change, once each.
 
-    Values that come in with a change are never altered either: they belong to whoever made the change.
+    Values that come in with a change are never altered either: they belong to whoever made the change. One that was
+    taken from this very state, and copied here, is copied again: no container is ever in two places and ours.
     `Working.owning(state)` copies nothing: for folding into a state, with changes that were effective and that nobody
     else holds. One change is all or nothing.
+    meter: charged with what each change does, where it is set.
     """
 
-    __slots__ = ("_fresh", "state")
+    __slots__ = ("_fresh", "meter", "state")
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any], meter: Meter | None = None) -> None:
         self.state = state
+        self.meter = meter
         # containers made here, by id; the references keep the ids from being used again
         self._fresh: dict[int, Any] | None = {}
 
@@ -49,9 +53,46 @@ class Working:
         """Apply one change; tell whether it altered anything. Raises ChangeError, with nothing altered.
 
         A guard alters nothing; bounds are checked and raise OutOfBounds. Whoever owns the state replays a log, which holds no idle changes: there a Set is not compared.
-        Cost: O(depth + width of what is copied).
+        Raises LimitExceeded where the meter says that it is too much. Cost: O(depth + width of what is copied).
         """
+        if self.meter is not None:
+            self.meter.add_steps()
+        if self._fresh:
+            change = self.private(change)
         return _APPLY[type(change)](self, change)
+
+    def private(self, change: Step) -> Step:
+        """Return the change with values that nothing done here alters later: for whoever keeps it, or writes it down.
+
+        It is the same change, unless a value in it holds a container of this state that was copied here.
+        Cost: while nothing was copied here, nothing; else a look at each container in its values.
+        """
+        if self._fresh:
+            if isinstance(change, Set):
+                if self._holds_ours(change.value):
+                    return Set(change.path, self._copied(change.value))
+            elif isinstance(change, Append):
+                if self._holds_ours(change.values):
+                    return Append(change.path, self._copied(change.values))
+            elif isinstance(change, Insert) and self._holds_ours(change.values):
+                return Insert(change.path, change.index, self._copied(change.values))
+        return change
+
+    def _copied(self, value: Any) -> Any:
+        return copied(value) if self.meter is None else self.meter.copied(value)
+
+    def _holds_ours(self, value: Any) -> bool:
+        """Tell whether a container in a value is one that may be altered here."""
+        fresh = self._fresh
+        if not fresh or (type(value) is not dict and type(value) is not list):
+            return False
+        todo: list[Any] = [value]
+        for node in todo:
+            if id(node) in fresh:
+                return True
+            inside: Any = cast("dict[str, Any]", node).values() if type(node) is dict else node
+            todo += [child for child in inside if type(child) is dict or type(child) is list]
+        return False
 
     def _set(self, change: Set) -> bool:
         path, value = change.path, change.value
@@ -112,6 +153,7 @@ class Working:
     def _insert(self, change: Insert) -> bool:
         items = self._list(change.path)
         at = _position(change.index, len(items), change.path, len(items))
+        self._moves(len(items) - at)
         items[at:at] = change.values
         return bool(change.values)
 
@@ -122,6 +164,7 @@ class Working:
                 change.path,
                 f"cannot remove {change.count} items from {change.index} on, the list has {len(items)}",
             )
+        self._moves(len(items) - change.index)
         del items[change.index : change.index + change.count]
         return change.count != 0
 
@@ -137,6 +180,8 @@ class Working:
             raise _misfit(path, f"cannot splice {gone} of {len(text)} characters at {at}; positions count code points")
         if text[at : at + gone] == change.insert:
             return False
+        if self.meter is not None:
+            self.meter.add_steps(len(text) // CHARACTERS_PER_STEP)
         self._put(path, text[:at] + change.insert + text[at + gone :])
         return True
 
@@ -165,6 +210,10 @@ class Working:
     def _put(self, path: Path, value: Any) -> None:
         self._reach(path[:-1], path)[path[-1]] = value
 
+    def _moves(self, items: int) -> None:
+        if self.meter is not None:
+            self.meter.add_steps(items // ITEMS_PER_STEP)
+
     def _list(self, path: Path) -> list[Any]:
         node = self._reach(path, path)
         if type(node) is not list:
@@ -176,6 +225,7 @@ class Working:
         fresh = self._fresh
         node: Any = self.state
         if fresh is not None and id(node) not in fresh:
+            self._moves(len(node))
             self.state = node = dict(node)
             fresh[id(node)] = node
         for depth, token in enumerate(path):
@@ -191,6 +241,7 @@ class Working:
                 found = "nothing" if child is _MISSING else describe(child)
                 raise _misfit(whole, f"{place} holds {found}")
             if fresh is not None and id(child) not in fresh:
+                self._moves(len(child))
                 child = child.copy()
                 fresh[id(child)] = child
                 cast("Any", node)[token] = child

@@ -6,24 +6,12 @@ Everything that reads an old version goes through `fold`; the engine's live stat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from quire.core import record as records
 from quire.core.changes import Working
 from quire.errors import ChangeError, CorruptRecord
 from quire.model import Fork, Record
-
-_LEAVES = frozenset((str, int, float, bool, type(None)))
-
-
-def copied(value: Any) -> Any:
-    """Return a plain deep copy of a JSON value: what is handed to a caller never aliases a stored state."""
-    kind: type[Any] = type(value)
-    if kind is dict:
-        return {k: v if type(v) in _LEAVES else copied(v) for k, v in cast("dict[str, Any]", value).items()}
-    if kind is list:
-        return [v if type(v) in _LEAVES else copied(v) for v in cast("list[Any]", value)]
-    return value
 
 
 def fold(state: dict[str, Any], log: Iterable[Record]) -> dict[str, Any]:

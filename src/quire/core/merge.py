@@ -22,10 +22,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from quire.core.changes import Gone, Working
-from quire.core.guards import Guard, Read, Step
+from quire.core.guards import Guard, Step
 from quire.core.path import get
+from quire.core.trail import moved
 from quire.core.values import same
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
@@ -89,6 +91,10 @@ class _Replaced(Set, frozen=True, array_like=True, tag="set"):
     held: Held = ()
 
 
+class _Meant(_Replaced, frozen=True, array_like=True, tag="set"):
+    """Their value put where ours has put the same: there is nothing left to do, but it is what they meant."""
+
+
 class _AtEnd(Splice, frozen=True, array_like=True, tag="splice"):
     """What is put behind a text: behind whatever text is there."""
 
@@ -100,11 +106,13 @@ class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
 Moving = TypeVar("Moving", Change, Guard)
 
 
-class _Theirs(NamedTuple):
-    """One of their changes as it reads by now, and which of them it was."""
+_Theirs = tuple[int, Change]
+"""Which of their changes it was, and how it reads by now."""
 
-    number: int
-    change: Change
+
+_MOVING = (Insert, Remove)
+_GROWING = (Insert, _Placed)
+_TAKING = (Set, Delete, _Somewhere)
 
 
 class _Rules(NamedTuple):
@@ -113,6 +121,10 @@ class _Rules(NamedTuple):
     wins: Callable[[int], bool] | None
     ahead: Callable[[int], bool] | None
     twin: Callable[[int], bool] | None
+
+
+_OURS = _Rules(None, None, None)
+"""Ours wins and comes second."""
 
 
 class _Swap(NamedTuple):
@@ -154,8 +166,8 @@ def both(
     changes of both sides are one and the same, done once; where it is given, two branches are merged as equals: a number
     that one sets and the other adds to gets both, whoever is moved.
     """
-    moved = {c.path for side in (changes, over) for c in side if isinstance(c, Insert | Remove)}
-    ourplaces, theirplaces = [_fixed(c.path, moved) for c in changes], [_fixed(c.path, moved) for c in over]
+    lists = {c.path for side in (changes, over) for c in side if isinstance(c, Insert | Remove)}
+    ourplaces, theirplaces = [_fixed(c.path, lists) for c in changes], [_fixed(c.path, lists) for c in over]
     roots = _roots(ourplaces, theirplaces)
     shared = {roots[p] for p in ourplaces} & {roots[p] for p in theirplaces}
     if not shared:
@@ -164,7 +176,7 @@ def both(
     ours, others = _parts(changes, base), cast("list[list[Change]]", _parts(over, base, holding=ensured))
     waiting: dict[Path, list[_Theirs]] = {}
     for number, parts in enumerate(others):
-        waiting.setdefault(roots[theirplaces[number]], []).extend(_Theirs(number, part) for part in parts)
+        waiting.setdefault(roots[theirplaces[number]], []).extend((number, part) for part in parts)
     result: list[list[Step]] = []
     clashes: list[Clash] = []
     lost: set[Path] = set()
@@ -190,34 +202,46 @@ def both(
         )
         written = cast("list[Change]", parts)
         if back:
-            written, back = _past(written, back, {}, _Rules(None, None, None))
+            written, back = _past(written, back, {}, _OURS)
         theirs = waiting.get(root, [])
-        moved, waiting[root] = _past(written, theirs, met, rules)
+        now, waiting[root] = _past(written, theirs, met, rules)
         if lost and isinstance(change, Insert | Remove):
-            own = [_Theirs(-1, change)]
-            lost = {guard.path for gone in lost for guard in _followed(Read(gone), own, {})}
+            lost = {there for gone in lost if (there := moved(gone, change)) is not None}
         if stands is not None and any(met.values()):
-            if isinstance(change, Remove) and change.count == len(written) == 1 and not moved:
+            if isinstance(change, Remove) and change.count == len(written) == 1 and not now:
                 waiting[root] = theirs  # it stays: they are what they were
-                back.append(_Theirs(-1, Insert(path, cast("Remove", written[0]).index, [None])))
+                back.append((-1, Insert(path, cast("Remove", written[0]).index, [None])))
             else:
                 lost.add(path)
-        elif lost and isinstance(change, Set | Delete) and moved:
+        elif lost and isinstance(change, Set | Delete) and now:
             lost = {gone for gone in lost if gone[: len(path)] != path}
-        result.append(cast("list[Step]", _joined(moved)))
+        result.append(cast("list[Step]", _joined(now)))
         clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
     left: list[list[Change]] = [[] for _ in over]
     for run in waiting.values():
-        for other in run:
-            left[other.number].append(other.change)
+        for number, other in run:
+            left[number].append(other)
     return Rebased(result, [_joined(parts) for parts in left], clashes)
 
 
-def _fixed(path: Path, moved: set[Path]) -> Path:
+def past(changes: Sequence[Step], moves: Sequence[Insert | Remove]) -> tuple[list[Step], list[Insert | Remove]]:
+    """Return few changes as they apply after moves of items, and those after them: as `both` does, at less cost."""
+    ours: list[Step] = []
+    theirs: list[_Theirs] = list(enumerate(moves))
+    for change, parts in zip(changes, _parts(changes, None), strict=True):
+        if isinstance(change, Guard):
+            ours += _followed(change, theirs, {})
+        else:
+            now, theirs = _past(cast("list[Change]", parts), theirs, {}, _OURS)
+            ours += _joined(now)
+    return ours, [cast("Insert | Remove", move) for _, move in theirs]
+
+
+def _fixed(path: Path, lists: set[Path]) -> Path:
     """Return the part of a path that no change can move: up to the first index into a list whose items are moved."""
-    if not moved:
+    if not lists:
         return path
-    return next((path[:i] for i, token in enumerate(path) if type(token) is int and path[:i] in moved), path)
+    return next((path[:i] for i, token in enumerate(path) if type(token) is int and path[:i] in lists), path)
 
 
 def _roots(*sides: Iterable[Path]) -> dict[Path, Path]:
@@ -264,6 +288,8 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
         match part, last:
             case _Placed(path, values) | _Somewhere(path, values), _:
                 result.append(Append(path, values))
+            case _Meant(), _:
+                pass
             case _Taken(path), _:
                 result.append(Delete(path))
             case _Replaced(path, value), _:
@@ -279,19 +305,26 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
 
 def _followed(guard: Guard, theirs: Sequence[_Theirs], met: dict[int, bool]) -> list[Step]:
     """Return a guard as it reads after theirs, nothing where its place is gone; note in `met` what touched it."""
+    mine = guard.path
+    depth = len(mine)
     for number, change in theirs:
-        mine, other = guard.path, change.path
-        if other[: len(mine)] == mine:
+        other = change.path
+        if other[:depth] != mine[: len(other)]:
+            continue
+        if len(other) >= depth:
             met[number] = False
-        elif mine[: len(other)] == other and isinstance(change, Insert | Remove | _Somewhere):
-            moved = _inside(guard, change)
-            if not moved:
+        elif isinstance(change, _MOVING):
+            there = moved(mine, change)
+            if there is None:
                 met[number] = True
                 return []
-            guard = moved[0]
-        elif mine[: len(other)] == other and isinstance(change, Set | Delete):
+            mine = there
+        elif isinstance(change, _Somewhere):
+            met[number] = True
+            return []
+        elif isinstance(change, Set | Delete):
             met[number] = False  # it may have put there what was there
-    return [guard]
+    return [_at(guard, mine)]
 
 
 def _past(
@@ -300,27 +333,60 @@ def _past(
     """Move runs of changes past each other; note in `met` which of theirs clashed, and how."""
     done: list[Change] = []
     for change in ours:
-        parts: list[Change] = [change]
-        behind: list[_Theirs] = []
-        for other in theirs:
-            if len(parts) == 1:
-                if rules.twin is not None and rules.twin(other.number) and _alike(parts[0], other.change):
-                    parts = []
-                    continue
-                ahead = rules.ahead is not None and rules.ahead(other.number)
-                swap = _swap(parts[0], other.change, ahead=ahead, late=rules.twin is None)
-                if swap.dropped is False and rules.wins is not None and not rules.wins(other.number):
-                    swap = _Swap([], [other.change], True)
-                parts = swap.ours
-                behind.extend(_Theirs(other.number, part) for part in swap.theirs)
-                if swap.dropped is not None:
-                    met[other.number] = swap.dropped
-            else:  # ours was split by an earlier one of theirs, or is gone
-                parts, rest = _past(parts, [other], met, rules)
-                behind += rest
+        parts, theirs = _one_past(change, theirs, met, rules)
         done += parts
-        theirs = behind
     return done, theirs
+
+
+def _one_past(
+    ours: Change, theirs: list[_Theirs], met: dict[int, bool], rules: _Rules
+) -> tuple[list[Change], list[_Theirs]]:
+    """Move one change past a run of theirs. What stays as it is on either side is not made anew."""
+    behind: list[_Theirs] = []
+    mine, twin = ours.path, rules.twin
+    depth = len(mine)
+    for place, each in enumerate(theirs):
+        number, change = each
+        other = change.path
+        if twin is not None and twin(number) and _alike(ours, change):
+            return [], [*behind, *theirs[place + 1 :]]
+        if other[:depth] != mine[: len(other)]:
+            behind.append(each)
+            continue
+        if len(other) < depth:
+            there = _inside(mine, change)
+            if there is not None:
+                mine = there
+                behind.append((number, _holding(change, _at(ours, mine))) if isinstance(change, _Meant) else each)
+                continue
+            swap = _Swap([], [_holding(change, _at(ours, mine))], True)
+        else:
+            if mine is not ours.path:
+                ours = replace(ours, path=mine)
+            if len(other) > depth:
+                there = _inside(other, ours)
+                if there is not None:
+                    behind.append(each if there is other else (number, replace(change, path=there)))
+                    continue
+                swap = _Swap([ours], [], False)
+            else:
+                ahead = rules.ahead is not None and rules.ahead(number)
+                swap = _same_place(ours, change, ahead=ahead, late=twin is None)
+        if swap.dropped is False and rules.wins is not None and not rules.wins(number):
+            swap = _Swap([], [change], True)
+        if swap.dropped is not None:
+            met[number] = swap.dropped
+        behind += [(number, part) for part in swap.theirs]
+        if len(swap.ours) != 1:  # it is gone, or was split
+            parts = swap.ours
+            for at in range(place + 1, len(theirs)):
+                if not parts:
+                    return [], behind + theirs[at:]
+                parts, rest = _past(parts, [theirs[at]], met, rules)
+                behind += rest
+            return parts, behind
+        ours = swap.ours[0]
+    return [_at(ours, mine)], behind
 
 
 def _alike(ours: Change, theirs: Change) -> bool:
@@ -340,40 +406,15 @@ def _alike(ours: Change, theirs: Change) -> bool:
             return type(ours) is type(theirs)
 
 
-def _swap(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
-    mine, other = ours.path, theirs.path
-    if mine == other:
-        return _same_place(ours, theirs, ahead=ahead, late=late)
-    if mine[: len(other)] == other:
-        kept = _inside(ours, theirs)
-        return _Swap(kept, [theirs if kept else _holding(theirs, ours)], None if kept else True)
-    if other[: len(mine)] == mine:
-        kept = _inside(theirs, ours)
-        return _Swap([ours], kept, None if kept else False)
-    return _Swap([ours], [theirs])
+def _inside(path: Path, around: Change) -> Path | None:
+    """Return where a place inside what a change alters is then; None if it is gone."""
+    if isinstance(around, _MOVING):
+        return moved(path, around)
+    return None if isinstance(around, _TAKING) and not isinstance(around, _Meant) else path
 
 
-def _inside(change: Moving, around: Change) -> list[Moving]:
-    """Return `change`, made inside what `around` alters, as it reads then; nothing if its place is gone."""
-    depth = len(around.path)
-    token = change.path[depth]
-    if isinstance(around, Set | Delete | _Somewhere):
-        return []
-    if not isinstance(around, Insert | Remove):
-        return [change]
-    if type(token) is not int:
-        return []  # one side has a list here, the other an object since a change of its own gave way
-    match around:
-        case Insert(_, index, values) if token >= index:
-            shift = len(values)
-        case Remove(_, index, count) if token >= index:
-            if token < index + count:
-                return []
-            shift = -count
-        case _:
-            return [change]
-    path = (*change.path[:depth], token + shift, *change.path[depth + 1 :])
-    return [msgspec.structs.replace(change, path=path)]
+def _at(change: Moving, path: Path) -> Moving:
+    return change if path is change.path else replace(change, path=path)
 
 
 def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Swap:
@@ -381,6 +422,10 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
 
     late: ours is a write that knew nothing of theirs and means what it sets; else the sides are equals.
     """
+    if isinstance(theirs, _Meant) and not isinstance(ours, Set | Delete | Ensure):
+        return _Swap([ours], [_holding(theirs, ours)])  # it goes on with what ours has put there
+    if (a := _span(ours)) and (b := _span(theirs)):
+        return _spans(ours, theirs, a, b, ahead=ahead)
     match ours, theirs:
         case Set(path, value), Increment(_, amount) if not late and _countable(value, amount):
             return _Swap([Set(path, value + amount)], [theirs])
@@ -401,9 +446,9 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
             return _Swap([ours], [theirs])
         case Increment() | Splice(), Ensure(path, other):
             return _Swap([], [Set(path, other)], True)
-        case Set(_, a), Set(_, b):
+        case Set(path, a), Set(_, b):
             # what is the same stays on both sides: whatever follows on one of them meets what the other meant
-            return _Swap([ours], [_holding(theirs, ours)]) if same(a, b) else _Swap([ours], [], False)
+            return _Swap([ours], [_Meant(path, b, _held(a))]) if same(a, b) else _Swap([ours], [], False)
         case Delete(), Delete():
             return _Swap([Gone(ours.path)] if late else [], [])
         case Set() | Delete(), _:
@@ -417,13 +462,15 @@ def _same_place(ours: Change, theirs: Change, *, ahead: bool, late: bool) -> _Sw
         case Append(_, values), Set(path, value) if type(value) is list:
             there = cast("list[Any]", value)
             mine = _Placed(path, values, len(there)) if isinstance(ours, _Placed) else ours
-            return _Swap([mine], [msgspec.structs.replace(_holding(theirs, ours), value=there + values)])
+            return _Swap([mine], [replace(_holding(theirs, ours), value=there + values)])
         case _, Set() | Delete():
             return _Swap([], [_holding(theirs, ours)], True)
         case Insert() | Remove(), _Somewhere():
             return _Swap([], [theirs], True)
-        case _:
-            return _spans(ours, theirs, ahead=ahead)
+        case Append(), Append() if type(ours) is type(theirs) is Append:
+            return _Swap([ours], [_Somewhere(theirs.path, theirs.values)])
+        case _:  # numbers add up, and an append is behind everything that has a place
+            return _Swap([ours], [theirs])
 
 
 def _held(value: Any) -> Held:
@@ -449,7 +496,7 @@ def _holding(theirs: Change, ours: Change) -> Change:
         key = cast("str", ours.path[-1])
         held = tuple(k for k in held if k != key)
         held += () if isinstance(ours, Delete) else (key,)
-    return msgspec.structs.replace(theirs, held=held)
+    return replace(theirs, held=held)
 
 
 def _emptied(theirs: Change, empty: Any) -> list[Change]:
@@ -487,47 +534,40 @@ class _Span(NamedTuple):
 
 
 def _span(change: Change) -> _Span | None:
-    match change:
-        case Insert(_, at, values):
-            return _Span(at, len(values), True)
-        case _Placed():
-            return _Span(change.index, len(change.values), True)
-        case Remove(_, at, count):
-            return _Span(at, count, False)
-        case Splice(_, at, gone, text):
-            return _Span(at, len(text) if text else gone, bool(text))
-        case _:
-            return None
+    if isinstance(change, _GROWING):
+        return _Span(change.index, len(change.values), True)
+    if isinstance(change, Remove):
+        return _Span(change.index, change.count, False)
+    if isinstance(change, Splice):
+        return _Span(change.position, len(change.insert) or change.delete, bool(change.insert))
+    return None
 
 
 def _laid(change: Change, span: _Span) -> list[Change]:
     """Return the change with another stretch; nothing where there is nothing left to take out."""
     match change:
         case Insert() | _Placed():
-            return [msgspec.structs.replace(change, index=span.at)]
+            return [replace(change, index=span.at)]
         case Remove(path):
             return [Remove(path, span.at, span.size)] if span.size else []
         case Splice(_, _, _, text) if text:
-            return [msgspec.structs.replace(change, position=span.at)]
+            return [replace(change, position=span.at)]
         case Splice(path):
             return [Splice(path, span.at, span.size, "")] if span.size else []
         case _:
             return [change]
 
 
-def _spans(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
-    """Return the swap of two changes inside the same list or text."""
-    a, b = _span(ours), _span(theirs)
-    if a is None or b is None:  # numbers add up, and an append is behind everything that has a place
-        if type(ours) is Append and type(theirs) is Append:
-            return _Swap([ours], [_Somewhere(theirs.path, theirs.values)])
-        return _Swap([ours], [theirs])
-    if a.grows and b.grows:
-        if b.at > a.at or (ahead and b.at == a.at):
-            before = Insert(ours.path, a.at, ours.values) if isinstance(ours, _Placed) else ours
-            return _Swap([before], _laid(theirs, b._replace(at=b.at + a.size)))
-        behind = Insert(theirs.path, b.at, theirs.values) if isinstance(theirs, _Placed) else theirs
-        return _Swap(_laid(ours, a._replace(at=a.at + b.size)), [behind])
+def _spans(ours: Change, theirs: Change, a: _Span, b: _Span, *, ahead: bool) -> _Swap:
+    """Return the swap of two changes inside the same list or text. a, b: where they are."""
+    both_grow = a.grows and b.grows
+    if both_grow or (a.size and b.size):  # one may be before the other
+        if a.at + (0 if a.grows else a.size) <= b.at and (ahead or not both_grow or a.at < b.at):
+            shifted = _shifted(theirs, a.size if a.grows else -a.size)
+            return _Swap([_in_place(ours) if both_grow else ours], [shifted])
+        if b.at + (0 if b.grows else b.size) <= a.at:
+            shifted = _shifted(ours, b.size if b.grows else -b.size)
+            return _Swap([shifted], [_in_place(theirs) if both_grow else theirs])
     if a.grows:
         put, taken = _put_and_take(a, b)
         return _Swap(_laid(ours, put), [p for span in taken for p in _laid(theirs, span)])
@@ -535,6 +575,18 @@ def _spans(ours: Change, theirs: Change, *, ahead: bool) -> _Swap:
         put, taken = _put_and_take(b, a)
         return _Swap([p for span in taken for p in _laid(ours, span)], _laid(theirs, put))
     return _Swap(_laid(ours, _without(a, b)), _laid(theirs, _without(b, a)))
+
+
+def _in_place(change: Change) -> Change:
+    """Return an addition that is not at the end any more."""
+    return Insert(change.path, change.index, change.values) if isinstance(change, _Placed) else change
+
+
+def _shifted(change: Change, by: int) -> Change:
+    """Return a change of a stretch that lies further on."""
+    if isinstance(change, Splice):
+        return replace(change, position=change.position + by)
+    return replace(change, index=cast("Insert", change).index + by)
 
 
 def _put_and_take(put: _Span, take: _Span) -> tuple[_Span, list[_Span]]:

@@ -7,29 +7,34 @@ from typing import Any, cast
 
 from quire.core.changes import Working
 from quire.core.guards import Read, Step
+from quire.core.meter import Meter
 from quire.core.path import describe, get, parse, resolve
 from quire.core.path import format as pointer
-from quire.core.values import same
+from quire.core.values import copied, equal, same
 from quire.errors import ChangeError, InvalidKey
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
 
 
-def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -> list[Step]:
+def from_json_patch(
+    state: dict[str, Any], patch: Sequence[Mapping[str, Any]], meter: Meter | None = None
+) -> list[Step]:
     """Return the changes that a JSON Patch makes to a state: all of them, or ChangeError naming the operation.
 
-    A `test` leaves a strict guard: it has to hold on the state that the changes are rebased onto.
-    state: not modified.  patch: cleaned operations. Numbers in `test` compare as Quire compares: 1 and 1.0 differ.
-    Source: RFC 6902.
+    A `test` leaves a strict guard: it has to hold on the state that the changes are rebased onto. It compares numbers by
+    value, as RFC 6902 section 4.6 says: 1 equals 1.0, though Quire keeps them apart.
+    state: not modified.  patch: cleaned operations.  meter: charged with each operation, and with what `copy` copies
+    before it is copied; raises LimitExceeded. Source: RFC 6902.
     """
-    working = Working(state)
+    working = Working(state, meter)
     changes: list[Step] = []
     for number, operation in enumerate(patch):
         try:
-            for change in _operation(working.state, operation):
-                working.apply(change)
-                changes.append(change)
+            for change in _operation(working, operation):
+                kept = working.private(change)
+                working.apply(kept)
+                changes.append(kept)
         except (ChangeError, InvalidKey) as error:
             raise ChangeError(
                 f"JSON Patch operation {number} ({operation.get('op')!r}): {error}",
@@ -38,12 +43,12 @@ def from_json_patch(state: dict[str, Any], patch: Sequence[Mapping[str, Any]]) -
     return changes
 
 
-def _operation(state: dict[str, Any], operation: Mapping[str, Any]) -> list[Step]:
+def _operation(working: Working, operation: Mapping[str, Any]) -> list[Step]:
     name = operation.get("op")
     make = _OPERATIONS.get(name) if isinstance(name, str) else None
     if make is None:
         raise ChangeError(f"unknown op {name!r}; RFC 6902 has {', '.join(_OPERATIONS)}")
-    return make(state, _place(state, operation, "path"), operation)
+    return make(working, _place(working.state, operation, "path"), operation)
 
 
 def _place(state: dict[str, Any], operation: Mapping[str, Any], member: str) -> Path:
@@ -82,45 +87,46 @@ def _take(path: Path) -> list[Step]:
     return [Remove(path[:-1], path[-1], 1)] if isinstance(path[-1], int) else [Delete(path)]
 
 
-def _add(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
-    return _put(state, path, _value(operation))
+def _add(working: Working, path: Path, operation: Mapping[str, Any]) -> list[Step]:
+    return _put(working.state, path, _value(operation))
 
 
-def _remove(state: dict[str, Any], path: Path, _: Mapping[str, Any]) -> list[Step]:
-    _existing(state, path)
+def _remove(working: Working, path: Path, _: Mapping[str, Any]) -> list[Step]:
+    _existing(working.state, path)
     return _take(path)
 
 
-def _replace(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
-    _existing(state, path)
+def _replace(working: Working, path: Path, operation: Mapping[str, Any]) -> list[Step]:
+    _existing(working.state, path)
     return [Set(path, _value(operation))]
 
 
-def _move(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
-    source = _place(state, operation, "from")
-    value = _existing(state, source)
+def _move(working: Working, path: Path, operation: Mapping[str, Any]) -> list[Step]:
+    source = _place(working.state, operation, "from")
+    value = _existing(working.state, source)
     if source == path:
         return []
     if path[: len(source)] == source:
         raise ChangeError(f"cannot move {pointer(source)} into itself")
-    after = Working(state)
+    after = Working(working.state, working.meter)
     taken = _take(source)
     after.apply(taken[0])
     # the target is meant as it reads once the source is gone
     return [*taken, *_put(after.state, resolve(after.state, parse(operation["path"])), value)]
 
 
-def _copy(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
-    return _put(state, path, _existing(state, _place(state, operation, "from")))
+def _copy(working: Working, path: Path, operation: Mapping[str, Any]) -> list[Step]:
+    value = _existing(working.state, _place(working.state, operation, "from"))
+    return _put(working.state, path, copied(value) if working.meter is None else working.meter.copied(value))
 
 
-def _test(state: dict[str, Any], path: Path, operation: Mapping[str, Any]) -> list[Step]:
-    if not same(_existing(state, path), _value(operation)):
+def _test(working: Working, path: Path, operation: Mapping[str, Any]) -> list[Step]:
+    if not equal(_existing(working.state, path), _value(operation)):
         raise ChangeError(f"{pointer(path) or 'the state'} is not what the test expects")
     return [Read(path, strict=True)]
 
 
-_OPERATIONS: dict[str, Callable[[dict[str, Any], Path, Mapping[str, Any]], list[Step]]] = {
+_OPERATIONS: dict[str, Callable[[Working, Path, Mapping[str, Any]], list[Step]]] = {
     "add": _add,
     "remove": _remove,
     "replace": _replace,

@@ -3,7 +3,8 @@
 The reasons: "stale", what the write replaces was read and has changed; "read", a serializable write read something that has
 changed; "gone", the place is not there any more; "written", others wrote there and the policy is "reject"; "merge", both
 sides of a merge wrote there and the policy is "reject"; "parts", two parts of one transaction contradict each other;
-"moved", a conflict is decided at a place that others wrote since.
+"moved", a conflict is decided at a place that others wrote since; "unseen", a write that waited would overwrite what others
+wrote while it did.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import UNSET, structs
 
-from quire.core.fold import copied
 from quire.core.path import format as pointer
+from quire.core.values import copied
 from quire.errors import MergeConflict
 
 if TYPE_CHECKING:
     from quire.core.resolve import Met
 
-Reason = Literal["stale", "read", "gone", "written", "merge", "parts", "moved"]
+Reason = Literal["stale", "read", "gone", "written", "merge", "parts", "moved", "unseen"]
 
 _SHOWN_MAX = 60
 """Characters of a value in a message."""
@@ -30,6 +31,7 @@ _REMEDIES: dict[Reason, str] = {
     "written": "read the state again and decide, or choose another `on_conflict`",
     "merge": "change one of them first, or choose another `on_conflict`",
     "moved": "look at both, then `resolve` it with `overwrite=True`",
+    "unseen": "look at both, then `resolve` it with `overwrite=True`",
     "parts": "make one part of the changes of one workflow, or give an `on_conflict`",
 }
 
@@ -40,8 +42,8 @@ def refusal(where: str, reason: Reason, met: list[Met]) -> MergeConflict:
     met = [structs.replace(m, **{name: copied(getattr(m, name)) for name in ("base", "ours", "theirs")}) for m in met]
     meeting = met[-1]
     more = f" (and {len(met) - 1} more)" if len(met) > 1 and reason in ("stale", "read") else ""
-    said = f"{where}: {_said(reason, meeting)}{more}; nothing was written: {_REMEDIES[reason]}"
-    return MergeConflict(said, conflicts=met, reason=reason)
+    message = f"{where}: {said(reason, meeting)}{more}; nothing was written: {_REMEDIES[reason]}"
+    return MergeConflict(message, conflicts=met, reason=reason)
 
 
 def between_parts(refused: MergeConflict, upto: int) -> MergeConflict:
@@ -61,7 +63,8 @@ def between_parts(refused: MergeConflict, upto: int) -> MergeConflict:
     return error
 
 
-def _said(reason: Reason, met: Met) -> str:
+def said(reason: Reason, met: Met) -> str:
+    """Return in words where a write met another, and what is there."""
     at = pointer(met.path) or "the whole state"
     by = f" by {met.author} in version {met.version}" if met.version is not None else ""
     match reason:
@@ -77,6 +80,8 @@ def _said(reason: Reason, met: Met) -> str:
             return f"both sides changed {at}"
         case "moved":
             return f"{at} was {_shown(met.base)} when they met and is {_shown(met.theirs)} now{',' if by else ''}{by}"
+        case "unseen":
+            return f"{at} is {_shown(met.theirs)} now{',' if by else ''}{by}, written while this write was waiting"
         case "parts":
             return f"two parts of one transaction contradict each other at {at}"
 

@@ -21,14 +21,14 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from quire.calls import call
 from quire.core import merge
-from quire.core.changes import Working, apply
-from quire.core.fold import copied
+from quire.core.changes import Gone, Working, apply
 from quire.core.guards import Guard, Read, Step, pure, reliant, sought
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
-from quire.core.trail import Trail
-from quire.core.values import clean, same
+from quire.core.trail import Trail, moved
+from quire.core.values import clean, copied, same
 from quire.errors import Invalid
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
@@ -137,14 +137,17 @@ def settle(
     merging: how two workflows are merged, None for a write that comes late.  writer: of theirs, for messages.
     whole: ours is a whole state (rule 5).
     Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored.
-    Cost: that of merge.both, plus applying ours to `base` where something clashed, and comparing what was read.
+    Cost: that of merge.both, twice where the policy yields; where something clashed also applying ours to `base`, comparing
+    what was read, and following each place that clashed (see Trail).
     """
     yields = policy in ("theirs", "queue")
     rules = merging or _LATE
     both = partial(merge.both, changes, over, base=base, ahead=rules.ahead, twins=rules.twins)
-    ways = _Ways(changes, over, both(stands=None if yields else rules.stands), base, head)
-    alike = _unchanged(ways) if merging is None else set[int]()
-    if yields and ways.clashes:
+    late = merging is None
+    stands = rules.stands if late or not yields else partial(_among, set[int]())
+    ways = _Ways(changes, over, both(stands=stands), base, head)
+    alike = _unchanged(ways) if late else set[int]()
+    if yields and late and ways.clashes:
         ways = _Ways(changes, over, both(stands=partial(_among, alike)), base, head)
     stale = _stale(ways)
     refused = [
@@ -159,20 +162,26 @@ def settle(
     settled = {n for n in (*ways.clashes, *stale) if not isinstance(changes[n], Guard) and n not in alike}
     lists = {path[:depth] for path in (_place(changes[n]) for n in settled) for depth in range(len(path))}
     if any(isinstance(change, Remove) and change.count > 1 and change.path in lists for change in changes):
-        numbers, apart = _apart(changes)
-        done = settle(
-            apart,
-            over,
-            base=base,
-            head=head,
-            policy=policy,
-            where=where,
-            merging=None if merging is None else merging.numbered(numbers.__getitem__, int),
-            writer=writer,
-            whole=whole,
-        )
-        return done.numbered(numbers)
-    return _Settling(ways, stale, settled, policy, where, merging, writer or _unnamed, whole=whole).done()
+        numbers, instead = _apart(changes)
+    else:
+        settling = _Settling(ways, stale, settled, policy, where, merging, writer or _unnamed, whole=whole)
+        done = settling.done()
+        vain = _in_vain(settling.yielded, ways)
+        if not vain:
+            return done
+        numbers, instead = _lasting(vain, ways)
+    done = settle(
+        instead,
+        over,
+        base=base,
+        head=head,
+        policy=policy,
+        where=where,
+        merging=None if merging is None else merging.numbered(numbers.__getitem__, int),
+        writer=writer,
+        whole=whole,
+    )
+    return done.numbered(numbers)
 
 
 class _Ways:
@@ -192,6 +201,11 @@ class _Ways:
         self.base = base
         self.head = head
         self.clashes = {clash.number: clash for clash in found.clashes}
+
+    @cached_property
+    def mine(self) -> dict[str, Any]:
+        """Our whole state: not to be altered."""
+        return apply(self.base, self.changes)
 
     @cached_property
     def ours(self) -> Trail:
@@ -227,14 +241,29 @@ class _Ways:
         if not any(type(token) is int for token in path):
             return path, path
         then = self.ours.before(path, number)
-        now = then and _followed(then, self.over)
-        before = [step for steps in self.found.ours[:number] for step in steps]
-        return now, (now and _followed(now, before)) or path
+        now = then and self.theirs.after(then)[0]
+        ahead, starts = self._ahead
+        return now, (now and ahead.after(now, end=starts[number])[0]) or path
+
+    @cached_property
+    def inside(self) -> dict[Path, list[int]]:
+        """Which of ours are at and below a place; of what ours moves, where that was in the base."""
+        found: dict[Path, list[int]] = {}
+        for number, step in enumerate(self.changes):
+            if isinstance(step, Guard):
+                continue
+            place = step.path
+            if self.moves(place):  # or what holds it, where ours put it there
+                prefixes = (place[:depth] for depth in range(len(place), -1, -1))
+                place = next(then for path in prefixes if (then := self.ours.before(path, number)) is not None)
+            for depth in range(len(place) + 1):
+                found.setdefault(place[:depth], []).append(number)
+        return found
 
     def left(self, number: int) -> Path | None:
         """Return where the place of one of ours is after all of ours; None where ours took it away with what holds it."""
         path = _place(self.changes[number])
-        return _followed(path, self.changes[number + 1 :]) if self.moves(path) else path
+        return self.ours.after(path, number + 1)[0] if self.moves(path) else path
 
 
 class _Result:
@@ -242,10 +271,11 @@ class _Result:
 
     def __init__(self, head: dict[str, Any]) -> None:
         self.steps: list[tuple[int | None, Step]] = []
+        self.trail = Trail()
         self._working = Working(head)
         self._worked = 0
         self._guards: list[tuple[int, Sequence[Step]]] = []
-        self._beside: list[Change] = []
+        self._beside: list[Insert | Remove] = []
         """From the list as it would be if all of ours stood, and nothing else, to the list as it is."""
 
     def guard(self, number: int, steps: Sequence[Step]) -> None:
@@ -256,23 +286,39 @@ class _Result:
         """Leave out the guards of what does not stand."""
         self._guards.clear()
 
-    def changes(self, start: int, end: int) -> list[Step]:
-        """Return some of the steps that were put."""
-        return [step for _, step in self.steps[start:end]]
-
     def put(self, number: int | None, steps: Sequence[Step]) -> list[Step]:
         """Put steps and the guards of theirs; return the steps as they were put."""
-        moved: list[Step] = []
-        for guard, parts in [*self._guards, (number, steps)]:
-            moved = self._moved(parts)
-            self.steps.extend((guard, step) for step in moved)
-        self._guards.clear()
-        return moved
+        put: list[Step] = []
+        for step in steps[:-1]:
+            self._put_guards(step)
+            put += self._put(number, [step])
+        self._put_guards(None)
+        put += self._put(number, steps[-1:])
+        return put
+
+    def _put_guards(self, removal: Step | None) -> None:
+        """Put the guards of what a removal takes out, and move the others past it; of anything else, put all."""
+        left: list[tuple[int, Sequence[Step]]] = []
+        for guard, parts in self._guards:
+            there = [moved(part.path, removal) for part in parts] if isinstance(removal, Remove) else [None]
+            if None in there:
+                self._put(guard, parts)
+            else:
+                moves = zip(parts, cast("list[Path]", there), strict=True)
+                left.append((guard, [msgspec.structs.replace(part, path=path) for part, path in moves]))
+        self._guards = left
+
+    def _put(self, number: int | None, steps: Sequence[Step]) -> list[Step]:
+        put = self._moved(steps)
+        self.steps.extend((number, step) for step in put)
+        self.trail.extend(put)
+        return put
 
     def state(self) -> dict[str, Any]:
         """Return what all that was put leads to: not to be altered, nor kept."""
-        for change in pure(self.changes(self._worked, len(self.steps))):
-            self._working.apply(cast("Change", change))
+        for _, step in self.steps[self._worked :]:
+            if not isinstance(step, Guard):
+                self._working.apply(step)
         self._worked = len(self.steps)
         return self._working.state
 
@@ -283,18 +329,20 @@ class _Result:
 
     def place(self, path: Path) -> Path:
         """Return where a place of ours is beside what was put there."""
-        return (_followed(path, self._beside) if self._beside else None) or path
+        there: Path | None = path
+        for step in self._beside:
+            there = there and moved(there, step)
+        return there or path
 
     def keep(self, place: Path) -> None:
         """Note that an item is there that ours took out: items that come after it are where they were."""
         self._beside.insert(0, Insert(place[:-1], cast("int", place[-1]), [None]))
 
     def _moved(self, steps: Sequence[Step]) -> list[Step]:
-        if not self._beside:
+        if not self._beside or not steps:
             return list(steps)
-        found = merge.both(steps, self._beside)
-        self._beside = [change for parts in found.theirs for change in parts]
-        return [step for parts in found.ours for step in parts]
+        put, self._beside = merge.past(steps, self._beside)
+        return put
 
 
 class _At(msgspec.Struct, frozen=True):
@@ -343,11 +391,8 @@ class _Settling:
         """With the number of the step it is about, and of those that were put before it."""
         self._closed: set[Path] = set()
         """Places where something else stands than ours: what ours does below them is part of that."""
-
-    @cached_property
-    def _mine(self) -> dict[str, Any]:
-        """Our whole state."""
-        return apply(self._ways.base, self._ways.changes)
+        self._keeping: set[Path] = set()
+        """Lists of which ours took out items that stay."""
 
     def done(self) -> Settled:
         """Settle all."""
@@ -361,15 +406,36 @@ class _Settling:
                 self._settle(number, step, parts)
             else:
                 self._result.put(number, parts)
-            if self._closed and isinstance(step, Insert | Remove):
-                self._closed = {moved for path in self._closed if (moved := _followed(path, [step])) is not None}
+            if isinstance(step, Insert | Remove):
+                self._closed, self._keeping = _moved_all(self._closed, step), _moved_all(self._keeping, step)
         steps = self._result.steps
         changes = [change for _, change in steps]
-        met = [self._told(each, number, before, changes) for each, number, before in self._met]
+        met = self._once([(self._told(each, number, before), number) for each, number, before in self._met])
         if any(_is_sum(each) for each in met):
             state = apply(self._ways.head, cast("list[Change]", pure(changes)))
             met = [msgspec.structs.replace(m, ours=get(state, m.path, ABSENT)) if _is_sum(m) else m for m in met]
         return Settled(changes, [n for n, _ in steps], met, self._ways.found.theirs)
+
+    @property
+    def yielded(self) -> set[int]:
+        """The numbers of ours that gave way to theirs: of those that met them, and of those that made the values told."""
+        told = [(met.number, number) for met, number, _ in self._met if met.outcome in ("theirs", "pending", "both")]
+        return {number for numbers in told for number in numbers}
+
+    def _once(self, told: Sequence[tuple[Met, int]]) -> list[Met]:
+        """Return the meetings, of one place not the same twice. told: each with the number of the step it is about."""
+        if len(told) < 2:
+            return [met for met, _ in told]
+        found: list[Met] = []
+        places: dict[Path, list[Met]] = {}
+        for met, number in told:
+            place = self._ways.places(number)[0]
+            # of an item that is gone the whole item is told
+            known = [] if place is None else places.setdefault(place[: len(met.path)], [])
+            if not any(_alike(met, other) for other in known):
+                known.append(met)
+                found.append(met)
+        return found
 
     def _is_settled_above(self, step: Step, parts: Sequence[Step]) -> bool:
         if not self._closed:
@@ -380,35 +446,36 @@ class _Settling:
 
     def _is_around(self, step: Step) -> bool:
         """Tell whether it would replace what was settled: that clash is behind it, and counts for it too."""
-        if not self._closed or not self._decides or not isinstance(step, Set | Delete | Remove):
+        settled = self._closed | self._keeping
+        if not settled or not self._decides or not isinstance(step, Set | Delete | Remove):
             return False
         place = _place(step)
-        return any(len(path) >= len(place) and path[: len(place)] == place for path in self._closed)
+        return any(len(path) >= len(place) and path[: len(place)] == place for path in settled)
 
-    def _told(self, met: Met, number: int, before: int, changes: Sequence[Step]) -> Met:
+    def _told(self, met: Met, number: int, before: int) -> Met:
         """Return what was met as it is told: where it is in the result, and of an item that is gone the whole item."""
         own = _place(self._ways.changes[number])
         depths = [depth + 1 for depth, token in enumerate(own) if type(token) is int]
         if not depths or len(own) != len(met.path):
             return met
-        over = self._ways.over
+        ways, trail = self._ways, self._result.trail
         for depth in depths:
-            then = self._ways.ours.before(own[:depth], number)
+            then = ways.ours.before(own[:depth], number)
             if then is None:  # one of ours that is new
                 break
-            now = _followed(then, over)
-            if now is not None and _followed(now, changes) is not None:
+            now, _ = ways.theirs.after(then)
+            if now is not None and trail.after(now)[0] is not None:
                 continue
-            gap = now or _gap(then, over)
-            path = (gap and _gap(gap, changes)) or met.path[:depth]
+            gap = now or ways.theirs.after(then, gap=True)[0]
+            path = (gap and trail.after(gap, gap=True)[0]) or met.path[:depth]
             if depth == len(own):
                 return msgspec.structs.replace(met, path=path)
-            base = get(self._ways.base, then, ABSENT)
-            theirs = ABSENT if now is None else get(self._ways.head, now, ABSENT)
-            mine = _followed(own[:depth], self._ways.changes[number + 1 :])
-            ours = ABSENT if mine is None else get(self._mine, mine, ABSENT)
+            base = get(ways.base, then, ABSENT)
+            theirs = ABSENT if now is None else get(ways.head, now, ABSENT)
+            mine, _ = ways.ours.after(own[:depth], number + 1)
+            ours = ABSENT if mine is None else get(ways.mine, mine, ABSENT)
             return msgspec.structs.replace(met, path=path, base=base, theirs=theirs, ours=ours)
-        return msgspec.structs.replace(met, path=_followed(met.path, changes[before:]) or met.path)
+        return msgspec.structs.replace(met, path=trail.after(met.path, before)[0] or met.path)
 
     def _settle(self, number: int, step: Step, parts: Sequence[Step]) -> None:
         """Settle one of ours: it stands where both sides agree, else a policy says what does."""
@@ -428,8 +495,8 @@ class _Settling:
             return
         last, other = _last(number, self._ways), None if at.now is None else self._ways.theirs.last(at.now)
         then = self._ways.ours.before(at.path, number) if at.now is None else None
-        if then is not None and (taken := _way(then, self._ways.over))[0] is None:
-            other = taken[1]
+        if then is not None and (taken := self._ways.theirs.after(then)[1]) >= 0:
+            other = taken
         other = clash.other if other is None else other
         told = _named(self._writer, other)
         late = self._policy in ("last", "ours")
@@ -459,7 +526,9 @@ class _Settling:
         """Return what has our whole state at a place that was taken away, or whose text both changed (rule 5)."""
         if clash.dropped:
             place = _missing(at.path, self._ways.head)
-            base, ours, theirs = (get(side, place, ABSENT) for side in (self._ways.base, self._mine, self._ways.head))
+            base, ours, theirs = (
+                get(side, place, ABSENT) for side in (self._ways.base, self._ways.mine, self._ways.head)
+            )
             at = _At(place, place, place, base, ours, theirs, ())
         self._result.unguard()
         self._closed.add(at.path)
@@ -497,13 +566,14 @@ class _Settling:
             self._result.put(number if outcome == "ours" else None, instead)
         if isinstance(step, Remove) and parts and not taken and outcome != "ours":
             self._result.keep(at.place)
+            self._keeping.add(at.path[:-1])
             self._closed = {path for path in self._closed if path[: len(at.path)] != at.path}
         if at.path in self._closed and not self._whole:  # a later one of ours stands where an earlier one did not
             self._closed.discard(at.path)
             self._met = [
                 (met, of, n)
                 for met, of, n in self._met
-                if (_followed(met.path, self._result.changes(n, before)) or met.path) != meeting.path
+                if (self._result.trail.after(met.path, n, before)[0] or met.path) != meeting.path
             ]
         if instead is not parts and not isinstance(step, Remove):  # of an item that ours took out nothing is below
             self._closed.add(at.path)
@@ -525,7 +595,7 @@ class _Settling:
                 return "ours", parts or [Set(place, meeting.ours)]
             return "both", [self._beside(at, meeting)]
         shown = {name: copied(getattr(meeting, name)) for name in ("base", "ours", "theirs")}
-        answer = cast("Callable[[Met], Any]", policy)(msgspec.structs.replace(meeting, **shown))
+        answer = call(cast("Callable[[Met], Any]", policy), msgspec.structs.replace(meeting, **shown))
         if not place and type(answer) is not dict:
             raise Invalid(f"the policy gave {type(answer).__name__} for a whole state, which is an object")
         if answer is not ABSENT:
@@ -539,12 +609,52 @@ class _Settling:
         *_, key = at.place
         if isinstance(key, int):
             return Insert(at.place[:-1], key + 1, [meeting.ours])
-        sides = ((self._result.state(), meeting.path), (self._mine, at.path))
-        taken = {name for side, path in sides for name in cast("dict[str, Any]", get(side, path[:-1], {}))}
+        sides = ((self._result.state(), meeting.path), (self._ways.mine, at.path))
+        taken = [cast("dict[str, Any]", get(side, path[:-1], {})) for side, path in sides]
         number = 2
-        while f"{key}~{number}" in taken:
+        while any(f"{key}~{number}" in names for names in taken):
             number += 1
         return Set((*at.place[:-1], f"{key}~{number}"), meeting.ours)
+
+
+def _moved_all(places: set[Path], step: Insert | Remove) -> set[Path]:
+    return {there for path in places if (there := moved(path, step)) is not None}
+
+
+def _in_vain(yielded: Collection[int], ways: _Ways) -> dict[int, int]:
+    """Return the numbers of ours whose place a later one replaces that gave way to theirs, each with that of the later one.
+
+    Else a part of ours would stand that was not to be there in the end.
+    """
+    changes = ways.changes
+    vain: dict[int, int] = {}
+    for number in sorted(yielded):
+        step = changes[number]
+        if isinstance(step, Set | Delete) or (isinstance(step, Remove) and step.count):
+            path = _place(step)
+            place = ways.ours.before(path, number) if ways.moves(path) else path
+            inside = [] if place is None else ways.inside.get(place, [])
+            vain |= {earlier: number for earlier in inside if earlier < number}
+    return vain
+
+
+def _lasting(vain: dict[int, int], ways: _Ways) -> tuple[list[int], list[Step]]:
+    """Return the numbers of the steps of ours that are left, and these; what the others relied on, the later ones do."""
+    changes = ways.changes
+    guarded = dict(sought(changes))
+    carried: dict[int, list[tuple[int, Step]]] = {}
+    numbers: list[int] = []
+    steps: list[Step] = []
+    for number, step in enumerate(changes):
+        later = vain.get(guarded.get(number, number))
+        if later is None:
+            count = [*carried.get(number, ()), (number, step)]
+            numbers += [n for n, _ in count]
+            # a step that does not count may have put there the value that this one deletes
+            steps += [Gone(each.path) if type(each) is Delete else each for _, each in count]
+        elif number in guarded and (path := ways.ours.after(step.path, number, later)[0]) is not None:
+            carried.setdefault(later, []).append((number, msgspec.structs.replace(step, path=path)))
+    return numbers, steps
 
 
 def _unchanged(ways: _Ways) -> set[int]:
@@ -584,7 +694,7 @@ def _stale(ways: _Ways) -> dict[int, Met]:
         if not guard.holds(was, is_now) and relies not in stale:
             change = changes[relies]
             ours = change.value if isinstance(change, Set) and change.path == guard.path else ABSENT
-            there, other = _way(then, ways.over) if any(type(token) is int for token in then) else (now, -1)
+            there, other = ways.theirs.after(then) if any(type(token) is int for token in then) else (now, -1)
             if there is None:
                 is_now = ABSENT  # there may be another list by now, with other items
             else:
@@ -636,9 +746,16 @@ def _united(place: Path, ours: Any, theirs: Any) -> tuple[list[Change], list[tup
     return changes, both
 
 
+def _alike(a: Met, b: Met) -> bool:
+    """Tell whether two meetings at one place tell the same."""
+    return a.outcome == b.outcome and all(
+        same(getattr(a, side), getattr(b, side)) for side in ("base", "ours", "theirs")
+    )
+
+
 def _last(number: int, ways: _Ways) -> int:
     """Return which of ours made the value that is told of a change: the last one at its place, see `_wanted`."""
-    path = ways.changes[number].path
+    path = _place(ways.changes[number])
     return number if ways.moves(path) else max(number, ways.ours.touched(path) or 0)
 
 
@@ -647,38 +764,8 @@ def _place(step: Step) -> Path:
     return (*step.path, step.index) if isinstance(step, Remove) else step.path
 
 
-def _followed(path: Path, steps: Sequence[Step]) -> Path | None:
-    """Return where changes move what is at a path; None where they take it away with what holds it."""
-    return _way(path, steps)[0]
-
-
-def _way(path: Path, steps: Sequence[Step]) -> tuple[Path | None, int]:
-    """Return where changes move what is at a path, and the number of the one that takes it away, of which it is None.
-
-    A list that replaces another has other items.
-    """
-    for number, step in enumerate(steps):
-        depth = len(step.path)
-        if isinstance(step, Guard) or path[:depth] != step.path or depth == len(path):
-            continue
-        if isinstance(step, Insert | Remove):
-            left, _ = merge.rebase([Read(path)], [step])
-            if not left:
-                return None, number
-            path = left[0].path
-        elif isinstance(step, Set | Delete) and any(type(token) is int for token in path[depth:]):
-            return None, number
-    return path, -1
-
-
 def _is_sum(met: Met) -> bool:
     return isinstance(met.change, Increment) and met.outcome == "ours"
-
-
-def _gap(path: Path, steps: Sequence[Step]) -> Path | None:
-    """Return where in its list an item would be after changes that took it out; None where the list is gone."""
-    left, _ = merge.rebase([Insert(path[:-1], cast("int", path[-1]), [None])], cast("list[Change]", pure(steps)))
-    return (*left[0].path, cast("Insert", left[0]).index) if left else None
 
 
 def _apart(changes: Sequence[Step]) -> tuple[list[int], list[Step]]:
@@ -720,7 +807,7 @@ def _both_took(path: Path, ways: _Ways) -> bool:
     """Tell whether both sides took away what was at a path, whatever each did there on the way, and kept what held it."""
     if not path or ways.moves(path):
         return False  # where ours moved places, what is there is not theirs
-    sides = (ways.head, apply(ways.base, ways.changes))
+    sides = (ways.head, ways.mine)
     return any(  # at the path, or with something that held it
         all(type(get(s, path[:depth])) is dict and get(s, path[: depth + 1], ABSENT) is ABSENT for s in sides)
         for depth in range(len(path))

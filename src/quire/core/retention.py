@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from quire.calls import call
 from quire.config import Retention
 from quire.model import Record, Version
 
@@ -62,7 +63,7 @@ def by_choice(retention: Retention, workflow_id: str, records: Iterable[Record])
     last = 0
     if retention.goes is not None:
         for r in records:
-            if not retention.goes(workflow_id, Version(r)):
+            if not call(retention.goes, workflow_id, Version(r)):
                 break
             last = r.version
     return last

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from quire.calls import call, in_words, raised
 from quire.core.diff import diff
-from quire.core.fold import copied
 from quire.core.kinds import Kinds
 from quire.core.path import describe, parse
 from quire.core.path import format as pointer
 from quire.core.redact import NOT_KEPT, ByPath
+from quire.core.values import copied
 from quire.errors import Invalid, InvalidState, MigrationFailed, Unsupported
 from quire.model import RUN, Change
 
@@ -96,13 +97,13 @@ class Step(NamedTuple):
             return []
         given = cast("dict[str, Any]", copied(state))
         try:
-            result = self.migration(given)
+            result = call(self.migration, given)
             result = given if result is None else result
             if not isinstance(result, dict):
                 raise InvalidState(f"it returned {describe(result)}, not an object")
             return diff(state, {**result, KEY: self.after})
-        except Exception as cause:
-            raise MigrationFailed(where, self.before, self.after, f"{type(cause).__name__}: {cause}") from cause
+        except Exception as cause:  # noqa: BLE001 - of the caller's code: it is the cause
+            raise MigrationFailed(where, self.before, self.after, in_words(cause)) from raised(cause)
 
 
 class Schemas:
@@ -183,7 +184,7 @@ def own(state: Mapping[str, Any]) -> dict[str, Any]:
 def typed(state: Mapping[str, Any], model: Any, where: str) -> Any:
     """Return a state as a type. Raises InvalidState naming the place."""
     try:
-        return msgspec.convert(own(state), model)
+        return call(msgspec.convert, own(state), model)
     except msgspec.ValidationError as cause:
         raise _unfit(where, str(cause)) from cause
 

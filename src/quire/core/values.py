@@ -13,12 +13,14 @@ from typing import Any, cast
 
 import msgspec
 
+from quire.core.meter import Meter
 from quire.core.path import format as pointer
 from quire.errors import InvalidState, LimitExceeded
 from quire.model import Path
 
 _encode = msgspec.json.Encoder().encode
 _PLAIN = frozenset((int, bool, type(None)))
+_LEAVES = frozenset((str, int, float, bool, type(None)))
 _HINTS = {
     "bytes": "keep bytes in a blob (`store.put_blob`) and store its name",
     "bytearray": "keep bytes in a blob (`store.put_blob`) and store its name",
@@ -30,23 +32,37 @@ _HINTS = {
     "UUID": "store `str(...)`",
     "complex": "store a list of two numbers",
 }
+_ITEMS_PER_STEP = 2
+"""Items that are looked at in a step."""
 _DIGITS_MAX = 4000
 """Longer integers cannot be read back: Python refuses to parse them."""
 
 
-def clean(value: Any, *, path: Path = (), depth_max: int = 64, key_bytes_max: int = 512) -> Any:
+def clean(
+    value: Any,
+    *,
+    path: Path = (),
+    depth_max: int = 64,
+    key_bytes_max: int = 512,
+    bytes_max: int | None = None,
+    meter: Meter | None = None,
+) -> Any:
     """Return a private plain copy of a JSON value; tuples become lists.
 
     path: where it will be, for messages and depth.  depth_max: nesting from the root.  key_bytes_max: UTF-8 bytes of
-    a key.  Raises InvalidState naming the place, LimitExceeded. Cost: O(value), one pass.
+    a key.  bytes_max: of the whole value as JSON, None for no limit; a value that holds one list in many places, and
+    would be a thousand times as large as it looks, is left as soon as its copy passes that.  meter: of several values
+    together, instead.
+    Raises InvalidState naming the place, LimitExceeded. Cost: O(value), one pass.
     """
-    return _clean(value, path, depth_max, key_bytes_max)
+    return _clean(value, path, depth_max, key_bytes_max, meter or Meter(bytes_max))
 
 
-def _clean(value: Any, path: Path, depth_max: int, key_max: int) -> Any:
+def _clean(value: Any, path: Path, depth_max: int, key_max: int, meter: Meter) -> Any:
     kind = type(value)
     if kind is str:
         _check_text(value, path)
+        meter.add_bytes(len(value))
         return value
     if kind is float:
         if not math.isfinite(value):
@@ -60,6 +76,7 @@ def _clean(value: Any, path: Path, depth_max: int, key_max: int) -> Any:
     if kind is dict or isinstance(value, Mapping):
         if len(path) >= depth_max:
             raise _invalid(path, f"nested deeper than {depth_max}; flatten it, or keep it as a blob")
+        meter.open(len(cast("Mapping[Any, Any]", value)), _ITEMS_PER_STEP)
         result: dict[str, Any] = {}
         for key, item in cast("Mapping[Any, Any]", value).items():
             if type(key) is not str:
@@ -72,13 +89,15 @@ def _clean(value: Any, path: Path, depth_max: int, key_max: int) -> Any:
                     allowed=key_max,
                     found=len(key.encode()),
                 )
-            result[key] = _clean(item, (*path, key), depth_max, key_max)
+            meter.add_bytes(len(key))
+            result[key] = _clean(item, (*path, key), depth_max, key_max, meter)
         return result
     if kind in (list, tuple):
         if len(path) >= depth_max:
             raise _invalid(path, f"nested deeper than {depth_max}; flatten it, or keep it as a blob")
-        return [_clean(v, (*path, i), depth_max, key_max) for i, v in enumerate(cast("list[Any]", value))]
-    return _clean(_plain(value, path), path, depth_max, key_max)
+        meter.open(len(value), _ITEMS_PER_STEP)
+        return [_clean(v, (*path, i), depth_max, key_max, meter) for i, v in enumerate(cast("list[Any]", value))]
+    return _clean(_plain(value, path), path, depth_max, key_max, meter)
 
 
 def _plain(value: Any, path: Path) -> Any:
@@ -120,6 +139,16 @@ def _invalid(path: Path, what: str) -> InvalidState:
     return InvalidState(f"state{where}: {what}", path=pointer(path))
 
 
+def copied(value: Any) -> Any:
+    """Return a plain deep copy of a JSON value: what is handed to a caller never aliases a stored state."""
+    kind: type[Any] = type(value)
+    if kind is dict:
+        return {k: v if type(v) in _LEAVES else copied(v) for k, v in cast("dict[str, Any]", value).items()}
+    if kind is list:
+        return [v if type(v) in _LEAVES else copied(v) for v in cast("list[Any]", value)]
+    return value
+
+
 def same(a: Any, b: Any) -> bool:
     """Tell whether two JSON values are the same: order of keys does not matter, 1, 1.0 and True differ, so do 0.0 and -0.0.
 
@@ -135,6 +164,21 @@ def same(a: Any, b: Any) -> bool:
     if kind is float:
         return math.copysign(1.0, a) == math.copysign(1.0, b)
     return alike(a, b)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Tell whether two JSON values are equal as RFC 6902 says: numbers by value, so 1 equals 1.0; True is no number.
+
+    Cost: `==` in C finds most differences; else each value is looked at.
+    """
+    if a != b or isinstance(a, bool) is not isinstance(b, bool):
+        return False
+    if type(a) is dict:
+        theirs = cast("dict[str, Any]", b)
+        return all(equal(value, theirs[key]) for key, value in cast("dict[str, Any]", a).items())
+    if type(a) is list:
+        return all(map(equal, cast("list[Any]", a), cast("list[Any]", b)))
+    return True
 
 
 def alike(a: Any, b: Any) -> bool:

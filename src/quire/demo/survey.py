@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,10 @@ def _analyst(name: str) -> Any:
 def write(ctx: Context) -> dict[str, Any]:
     """Write the report and its charts into the state."""
     state = ctx.state.to_plain()
-    steps = state["_run"]["steps"]
-    unread = sum(entry["result"].get("unreadable", 0) for entry in steps.values())
-    epochs = [entry["epoch"] for entry in steps.values()]
-    work = {"steps": STEPS, "unreadable": unread, "by_process": [epochs.count(e) for e in sorted(set(epochs))]}
+    results = list(ctx.results.values())
+    unread = sum(result.get("unreadable", 0) for result in results)
+    by_process = Counter(result["pid"] for result in results)  # in the order in which they came
+    work = {"steps": STEPS, "unreadable": unread, "by_process": list(by_process.values())}
     ctx.state["report"] = report.markdown(state["summary"], sys.version.split()[0], work)
     ctx.state["charts"] = report.charts(state["summary"])
     return {"characters": len(ctx.state["report"]), "pid": os.getpid()}

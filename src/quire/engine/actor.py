@@ -18,17 +18,18 @@ from quire.config import Settings
 from quire.core import layout, record
 from quire.core.changes import Working, effective
 from quire.core.descent import Descent
-from quire.core.fold import copied
 from quire.core.guards import Guard, Read, Step, Within, bounded, pure
 from quire.core.layout import Stamps
 from quire.core.merge import rebase
+from quire.core.meter import Meter
 from quire.core.path import get
+from quire.core.refusals import refusal
 from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, following, next_time, tail_of
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.core.weigh import Weighed, Weight, weigh
-from quire.engine.limits import limits_of, weight_of
+from quire.engine.limits import check_words, limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Path, Record
@@ -110,6 +111,11 @@ class Actor:
         """Whether there is a workflow here: something was written and not deleted since."""
         return self.head.version > 0 and self.head.kind != DELETED
 
+    @property
+    def prepared_state(self) -> dict[str, Any]:
+        """The state with what is pending, not to be altered nor kept."""
+        return self.state if self._working is None else self._working.state
+
     def prepare(
         self, write: Write, now_ms: int, before: Before | None = None, *, onto: int | None = None
     ) -> Record | None:
@@ -128,9 +134,10 @@ class Actor:
         weight = weight_of(working)
         if write.guard is not None:
             write.guard(working.state)
-        plan, write.met, write.hooked, write.made = write.plan, write.passed, None, None
+        plan, write.met, write.hooked, write.made, write.onto = write.plan, write.passed, None, None, version
         if write.base is not None and write.base.version < version:
             plan, write.met = self._onto(write, write.base, working.state)
+            _check_seen(write)
         elif callable(plan):
             try:
                 plan = plan(working.state)
@@ -179,6 +186,20 @@ class Actor:
         moved = [step for n in bounds for step in rebase([steps[n]], cast("list[Change]", pure(steps[n + 1 :])))[0]]
         return [*left, *moved]
 
+    def is_to_be_weighed(self) -> bool:
+        """Tell whether the next batch may bring the state near a limit, and it is not known what it weighs."""
+        limits = self._limits
+        return (
+            limits is not None and self.weight is None and limits.near(self.state_size + self._settings.batch_bytes_max)
+        )
+
+    async def weigh(self) -> None:
+        """Find out what the state weighs. Cost: some 25 ms for each MiB of small values, in a thread; once for each load."""
+        state = self.state
+        weight = await asyncio.to_thread(weigh, state)
+        if self.state is state:  # else what other processes wrote was taken in meanwhile
+            self.weight = weight
+
     def back_to(self, count: int) -> None:
         """Drop what was prepared after the first `count` records: a later part of its group failed."""
         if len(self.pending) > count:
@@ -192,7 +213,7 @@ class Actor:
         """The batch is durable: it becomes the state."""
         assert self._working is not None
         self.state_size += self._start_bytes
-        self._accept(self.pending, self._working)
+        self._accept(self.pending, self._working, self._tails[-1] if self._tails else self.tail)
         self.abandon()
 
     def abandon(self) -> None:
@@ -215,7 +236,7 @@ class Actor:
                     self.stale = True  # its state starts elsewhere: it is loaded again
                     return
                 working.apply(change)
-        self._accept(new, working)
+        self._accept(new, working, tail_of(self.tail, [entry.time for entry in new]))
         self.abandon()  # a write that changed nothing, or failed, left a working state: of what is no longer the newest
 
     def since(self, version: int) -> list[Record] | None:
@@ -233,12 +254,12 @@ class Actor:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _accept(self, records: Sequence[Record], working: Working) -> None:
+    def _accept(self, records: Sequence[Record], working: Working, tail: Tail) -> None:
         last = records[-1]
         self.outrun = False
         self.state = working.state
         self.head = Head(last.stream, last.version, last.chain, last.kind)
-        self.tail = tail_of(self.tail, [entry.time for entry in records])
+        self.tail = tail
         self.recent.extend(records)
         self.descent.follow(records)
         size = 0
@@ -269,18 +290,22 @@ class Actor:
         """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
         if changes and self._schemas:
             self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
+        check_words(write, self._settings)
         body = record.encode(changes, restored=write.restored)
-        if len(body) > self._settings.write_bytes_max:
-            raise LimitExceeded(
-                f"this write to {write.stream} weighs {len(body):,} bytes, allowed are "
-                f"{self._settings.write_bytes_max:,}; split it, or keep large bytes in a blob",
-                limit="write_bytes_max",
-                allowed=self._settings.write_bytes_max,
-                found=len(body),
-            )
-        return record.seal(
+        sealed = record.seal(
             write.stream, tip.version + 1, time_ms, write.author, write.message, write.kind, body, tip.chain
         )
+        found, most = sealed.size_bytes, self._settings.write_bytes_max
+        if found > most:
+            raise LimitExceeded(
+                f"this write to {write.stream} weighs {found:,} bytes: its changes {len(body):,}, its message and other "
+                f"words {found - len(body):,}; allowed are {most:,} (write_bytes_max); nothing was written: divide it, "
+                "or keep large bytes in a blob (`store.put_blob`)",
+                limit="write_bytes_max",
+                allowed=most,
+                found=found,
+            )
+        return sealed
 
     def _onto(self, write: Write, base: Base, head: dict[str, Any]) -> tuple[Sequence[Step | Fork], list[Meeting]]:
         """Return the write's steps as they go onto the head, and all that they met. Raises MergeConflict, NeedHistory."""
@@ -337,8 +362,9 @@ class Actor:
         assert not callable(write.plan)
         ours = [c for c in write.plan if not isinstance(c, Fork)]
         if write.asked is None:
-            ours = effective(base.state, ours)
-            write.asked = ours, base
+            write.asked = effective(base.state, ours), base
+        if write.asked[1] is base:
+            ours = write.asked[0]
         where = write.stream.removeprefix(WORKFLOWS)
         try:
             settled = layout.settle(
@@ -362,8 +388,11 @@ class Actor:
             earlier.setdefault(moved.met.path, []).append(moved)
         met: list[Meeting] = []
         for new in settled.met:
-            again = earlier.get(new.path)  # met again: what they had there at last counts, and what was there at first
-            before = again.pop(0) if again else None
+            # met again: the last values of others count, and the first base; with another value it is another item
+            again = earlier.get(new.path, [])
+            before = next((each for each in again if same(each.met.theirs, new.base)), None)
+            if before is not None:
+                again.remove(before)
             first = base.version if before is None else before.base
             kept = new if before is None else msgspec.structs.replace(new, base=before.met.base)
             if before is not None and same(kept.base, kept.theirs):
@@ -376,9 +405,9 @@ class Actor:
     def _since(self, write: Write, version: int, *, pending: bool = True) -> list[Record]:
         """Return every record after a version. pending: of this batch too. Raises NeedHistory."""
         known = self.since(version)
-        if known is None and write.history:
+        if known is None and write.history and write.history[0].version <= version + 1:  # not read for a later base
             later = self.since(write.history[-1].version)
-            known = None if later is None else [*write.history, *later]
+            known = None if later is None else [r for r in (*write.history, *later) if r.version > version]
         if known is None:
             raise NeedHistory
         return [*known, *(r for r in self.pending if r.version > version)] if pending else known
@@ -386,17 +415,20 @@ class Actor:
     def _apply(self, working: Working, changes: Sequence[Step | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
         kept: list[Change | Fork] = []
-        limits = self._limits
+        limits, most = self._limits, self._settings
         if limits is not None and not limits.of_values:
             limits = None
+        working.meter = Meter(most.write_bytes_max, most.write_steps_max, write.stream)
         try:
-            for change in changes:
-                if isinstance(change, Guard):
-                    working.apply(change)
+            for given in changes:
+                if isinstance(given, Guard):
+                    working.apply(given)
                     continue
                 if limits is not None:
-                    limits.check_value(write.stream, write.kind, working.state, change)
-                if isinstance(change, Fork) or working.apply(change):
+                    limits.check_value(write.stream, write.kind, working.state, given)
+                # a plan, a hook and a policy are shown the state, and may put a part of it elsewhere
+                change = given if isinstance(given, Fork) else cast("Change", working.private(given))
+                if isinstance(change, Fork) or working.apply(change) or write.verbatim:
                     kept.append(change)  # what was kept when one fails has to be known
         except BaseException as error:
             if kept:
@@ -409,6 +441,8 @@ class Actor:
                 )
                 raise _carrying(refused, write) from error
             raise
+        finally:
+            working.meter = None
         return kept
 
     def _nears_a_limit(self) -> bool:
@@ -448,11 +482,20 @@ def _left_no_trace(write: Write) -> bool:
 
 def _carrying(refused: MergeConflict, write: Write) -> MergeConflict:
     """Return the error with the write that it refuses."""
+    refused.head = write.onto
     if write.asked is not None:
         steps, base = write.asked
         refused.changes, refused.base = list(bounded(steps)), base.version
         refused.workflow_id = write.stream.removeprefix(WORKFLOWS)
     return refused
+
+
+def _check_seen(write: Write) -> None:
+    """Raise MergeConflict where a write meets a version that its author has not seen, be it that both did the same."""
+    if write.seen is not None:
+        unseen = [each.met for each in write.met if each.theirs.version > write.seen]
+        if unseen:
+            raise _carrying(refusal(write.stream.removeprefix(WORKFLOWS), "unseen", unseen), write)
 
 
 def _moved(each: Meeting, changes: Sequence[Change]) -> Meeting:

@@ -19,23 +19,27 @@ What it raises refuses the writes: it may look at what their streams came to be 
 class Submission:
     """Writes that stand or fall together, and who waits for them.
 
-    beside: what is recorded of what they met.  refusal: why they cannot be made, if what they met is committed.
+    number: they are counted as they are made.  beside: what is recorded of what they met.  idle: as prepared, they bring
+    nothing to commit.  refusal: why they cannot be made, if what they met is committed.
     """
 
-    __slots__ = ("beside", "cells", "deadline", "future", "records", "refusal", "stamp", "writes")
+    __slots__ = ("beside", "cells", "deadline", "future", "idle", "number", "records", "refusal", "stamp", "writes")
 
     def __init__(
         self,
+        number: int,
         writes: Sequence[Write],
         cells: Sequence[CellWrite],
         stamp: Stamp | None,
         future: asyncio.Future[list[Version | None]],
     ) -> None:
+        self.number = number
         self.writes = writes
         self.cells = cells
         self.stamp = stamp
         self.future = future
         self.records: list[Record | None] = []
+        self.idle = True
         self.beside: list[tuple[Actor, Record]] = []
         self.deadline: float | None = None
         self.refusal: BaseException | None = None
@@ -86,7 +90,7 @@ def join(bundles: dict[str, Bundle], submission: Submission, actors: list[Actor]
     if made and submission.beside:
         actors = [*actors, *(actor for actor, _ in submission.beside)]
     cells = submission.cells if made else ()
-    if not cells and not any(a.pending for a in actors):
+    if (submission.idle or not made) and not any(a.head.stream in bundles for a in actors):
         submission.succeed()  # it changed nothing, and nothing before it is undecided
         return
     names = [a.head.stream for a in actors] or [f"cells/{id(submission)}"]

@@ -6,7 +6,9 @@
 3. An error out of the backend means the outcome is unknown. The backend is reconnected and the log is asked; only
    what was found is acknowledged, only what was not found is reported as failed.
 4. Refused means another process was first. What it wrote is read, and the writes go onto the new head.
-5. Whatever fails, and whoever's code it is, those whose write it was are told, and the others go on: nobody is left
+5. What no commit checks, a refusal and a write that changes nothing, is decided on the newest versions of all
+   processes. One look at the backend serves all writes made before it.
+6. Whatever fails, and whoever's code it is, those whose write it was are told, and the others go on: nobody is left
    waiting. Only a cancellation of this task or the end of the program stops it, and then everybody is told.
 """
 
@@ -14,12 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 
 import msgspec
 
+from quire import forks
+from quire.calls import failure
 from quire.config import Settings
 from quire.core.refusals import between_parts
 from quire.engine import conflicts
@@ -29,12 +34,12 @@ from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
 from quire.engine.quota import Quota, frees
 from quire.engine.resident import Residents
-from quire.engine.telling import INTERRUPTED, STOPPED, UNTOLD, stops, twin, typed
+from quire.engine.telling import INTERRUPTED, STOPPED, stops, twin, typed
 from quire.engine.write import Before, Write
 from quire.errors import (
     Closed,
     Conflict,
-    Invalid,
+    FilesChanged,
     LimitExceeded,
     MergeConflict,
     OutcomeUnknown,
@@ -47,6 +52,8 @@ from quire.storage.base import Backend, CellWrite, Committed, Item, Outcome, Ref
 
 log = logging.getLogger("quire.engine")
 
+_WEIGHINGS_MAX = 3
+"""How often a state is weighed that other processes go on writing, before that is done without letting go of it."""
 _TOOK_KEPT = 512
 """Commits whose duration is remembered; older ones are forgotten."""
 
@@ -82,22 +89,34 @@ class Committer:
         settings: Settings,
         clock: Clock,
         committed: Callable[[list[Record], list[Actor]], None],
+        look_around: Callable[[], Awaitable[None]],
     ) -> None:
-        """committed: told of the records of each commit, in position order, and whose they are, before the writers."""
+        """committed: told of the records of each commit, in position order, and whose they are, before the writers.
+
+        look_around: takes in what any process had committed before the call.
+        """
         self._backend = backend
         self._residents = residents
         self._settings = settings
         self._clock = clock
         self._committed = committed
+        self._look_around = look_around
+        self._asked = 0
+        """How many submissions were made."""
+        self._looked = 0
+        """How many of them had been made when what other processes wrote was last looked at."""
         self._queue: deque[Submission] = deque()
         self._room: deque[asyncio.Future[None]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._batch: dict[str, Actor | None] = {}
         """What the batch is prepared on, by stream; None while it is being loaded. It stays in memory until the end."""
         self._closed = False
+        self._pid = os.getpid()
         self._broken = False
         self._alone = 0
         """So many of the next submissions are committed one by one: the backend objects to one of them."""
+        self.still = asyncio.Lock()
+        """Held while a thread prepares a write: nothing is taken into an actor then."""
         self.turn = asyncio.Lock()
         """Held while a commit is on its way, and until what became of it is known: for whoever else commits."""
         self.commits = 0
@@ -116,6 +135,7 @@ class Committer:
         If the caller is cancelled while waiting, the write may still happen. Raises what the writes raise, LimitExceeded,
         StorageTimeout when other processes kept winning, OutcomeUnknown, CellMoved, Closed.
         """
+        forks.check(self._pid)
         most = self._settings.transaction_writes_max
         if len(writes) > most:
             raise LimitExceeded(
@@ -135,10 +155,31 @@ class Committer:
         if self._closed:
             raise Closed("the store is closed; open it again to write")
         future: asyncio.Future[list[Version | None]] = loop.create_future()
-        self._queue.append(Submission(writes, cells, stamp, future))
+        self._asked += 1
+        self._queue.append(Submission(self._asked, writes, cells, stamp, future))
         if self._task is None:
             self._task = loop.create_task(self._drain())
+            self._task.add_done_callback(_retrieved)
         return await future
+
+    async def put(self, item: Item) -> Outcome:
+        """Commit an item that was made elsewhere, as one. It is told to readers like the commit of another process.
+
+        Raises LimitExceeded where the store is full, OutcomeUnknown, StorageError, Closed.
+        """
+        if self._closed:
+            raise Closed("the store is closed; open it again to write")
+        if (full := await self.quota.full()) is not None:
+            raise full
+        async with self.turn:
+            if self._broken and isinstance(outcome := await self._revive(), QuireError):
+                raise outcome
+            self.quota.wrote(len(item.records), sum(r.size_bytes for r in item.records))
+            (outcome,) = await self._send((), [item])
+        self.commits += 1
+        if isinstance(outcome, QuireError):
+            raise outcome
+        return outcome
 
     @property
     def broken(self) -> bool:
@@ -211,7 +252,7 @@ class Committer:
     async def _prepare(self, taken: list[Submission]) -> list[Bundle]:
         """Apply queued writes to their actors, up to the bounds of one commit."""
         bundles: dict[str, Bundle] = {}
-        queue, settings, batch = self._queue, self._settings, self._batch
+        queue, settings = self._queue, self._settings
         full = await self.quota.full()
         now_ms = self._clock.now_ms()
         count = size = 0
@@ -231,25 +272,13 @@ class Committer:
             actors: list[Actor] = []
             submission.refusal = None
             try:
-                for write in submission.writes:
-                    actor = batch.get(write.stream)
-                    if actor is None or (actor.stale and write.stream not in bundles):
-                        actor = await self._take(write.stream)
-                    actors.append(actor)
-                while True:
-                    try:
-                        size += self._seal(submission, actors, now_ms)
-                        break
-                    except NeedHistory:
-                        await self._catch_up(submission, actors)
-                    except _NeedStream as need:
-                        await self._residents.get(need.stream)
+                size += await self._sealed(submission, actors, bundles, now_ms)
             except (Exception, asyncio.CancelledError) as error:
                 if stops(error):
                     raise
                 # the caller's, whatever it is: plans are the caller's code
                 refusal = error if isinstance(error, Exception) else typed(error, "reading what to write onto")
-                if not any(actor.pending for actor in actors):
+                if not any(actor.head.stream in bundles for actor in actors):
                     submission.fail(refusal)
                     continue
                 submission.refusal = refusal  # it met writes that may never be: it is told when they are durable
@@ -257,6 +286,67 @@ class Committer:
         self.quota.wrote(count, size)
         self._make_room()
         return list({id(b): b for b in bundles.values()}.values())
+
+    async def _sealed(
+        self, submission: Submission, actors: list[Actor], bundles: Mapping[str, Bundle], now_ms: int
+    ) -> int:
+        """Prepare all writes of a submission or none, and put their actors into `actors`; return the bytes of their changes.
+
+        Raises what refuses them.
+        """
+        while True:
+            actors.clear()
+            for write in submission.writes:
+                actor = self._batch.get(write.stream)
+                if actor is None or (actor.stale and write.stream not in bundles):
+                    actor = await self._take(write.stream)
+                actors.append(actor)
+            try:
+                if self.before is None and any(write.heavy for write in submission.writes):
+                    size = await self._sealed_beside(submission, actors, now_ms)
+                else:
+                    size = self._seal(submission, actors, now_ms)
+                if not submission.idle or not await self._behind(submission, actors, bundles):
+                    return size
+            except NeedHistory:
+                await self._catch_up(submission, actors)
+            except _NeedStream as need:
+                await self._residents.get(need.stream)
+            except Exception as error:
+                if stops(error) or not await self._behind(submission, actors, bundles):
+                    raise
+
+    async def _sealed_beside(self, submission: Submission, actors: list[Actor], now_ms: int) -> int:
+        """Do `_seal` in a thread, as it takes long; but not where it calls code of the program.
+
+        Meanwhile nothing is taken in that other processes wrote (`still`): the actors are the thread's.
+        """
+        if any(callable(w.policy) or w.guard is not None for w in submission.writes):
+            return self._seal(submission, actors, now_ms)
+        async with self.still:
+            job = asyncio.ensure_future(asyncio.to_thread(self._seal, submission, actors, now_ms))
+            try:
+                return await asyncio.shield(job)
+            finally:
+                if not job.done():  # this task was cancelled: the actors are given up when nobody works on them
+                    await asyncio.wait([job])
+
+    async def _behind(self, submission: Submission, actors: list[Actor], bundles: Mapping[str, Bundle]) -> bool:
+        """Take in what was written before the submission was made; tell whether its actors did not know of all that.
+
+        Those in a bundle are checked by its commit. One look serves all submissions made before it.
+        """
+        known = [(actor, actor.head.version) for actor in actors if actor.head.stream not in bundles]
+        if not known:
+            return False
+        if submission.number > self._looked:
+            asked = self._asked
+            await self._look_around()
+            self._looked = asked
+        for actor, _ in known:
+            if actor.outrun:
+                actor.stale = True  # its batch was given up before it could be refused
+        return any(actor.stale or actor.head.version != version for actor, version in known)
 
     async def _take(self, stream: str) -> Actor:
         """Return the current actor of a stream, and have the batch prepared on no other one.
@@ -266,7 +356,13 @@ class Committer:
         if stream not in self._batch:
             self._batch[stream] = None
             self._residents.hold(stream)
-        actor = self._batch[stream] = self._residents.peek(stream) or await self._residents.get(stream)
+        actor = self._residents.peek(stream) or await self._residents.get(stream)
+        for _ in range(_WEIGHINGS_MAX):
+            if not actor.is_to_be_weighed():
+                break
+            await actor.weigh()
+            actor = self._residents.peek(stream) or await self._residents.get(stream)
+        self._batch[stream] = actor
         return actor
 
     def _seal(self, submission: Submission, actors: list[Actor], now_ms: int) -> int:
@@ -283,7 +379,7 @@ class Committer:
                     sealed = self._prepare_part(write, actor, mark, now_ms)
                 records.append(sealed)
                 if sealed is not None:
-                    size += len(sealed.body)
+                    size += sealed.size_bytes
                 if (write.met or write.replaces is not None) and not write.unrecorded:
                     self._note(submission, write, sealed, now_ms, marks)
             if submission.stamp is not None:
@@ -291,14 +387,12 @@ class Committer:
         except BaseException as error:
             for actor, mark in marks:
                 actor.back_to(mark)
-            if isinstance(error, (*UNTOLD, SystemExit)):  # nothing here waits: it is from a plan, a guard or a policy
-                streams = ", ".join(w.stream for w in submission.writes)
-                raise Invalid(
-                    f"{streams}: a function that decides what is written raised {type(error).__name__}; nothing was "
-                    "written: such a function must only compute, and raise an exception of its own to refuse"
-                ) from error
-            raise
+            told = failure(error)  # nothing here waits: it is from a plan, a guard or a policy
+            if told is error:
+                raise
+            raise told from error
         submission.records = records
+        submission.idle = not (size or submission.cells or submission.beside) and records.count(None) == len(records)
         return size
 
     def _prepare_part(self, write: Write, actor: Actor, mark: int, now_ms: int) -> Record | None:
@@ -328,7 +422,7 @@ class Committer:
         for write, actor in zip(submission.writes, actors, strict=True):
             if write.base is not None and actor.since(write.base.version) is None:
                 first, upto = write.base.version + 1, actor.head.version  # which may move on while it is read
-                known = write.history  # of a try before this one
+                known = write.history if write.history and write.history[0].version == first else ()  # of another try
                 after = known[-1].version if known else write.base.version
                 more = await self._backend.read(write.stream, after=after, upto=upto)
                 write.history = [*known, *more]
@@ -457,6 +551,8 @@ class Committer:
                 outcomes = await self._backend.commit(items)
                 self.took_s.append(perf_counter() - begun)
                 return outcomes
+            except FilesChanged as error:  # nothing was begun, and there is nothing to ask
+                return [error] * len(items)
             except (Exception, asyncio.CancelledError) as error:
                 if stops(error):
                     raise
@@ -496,6 +592,12 @@ class Committer:
             if (None if cell is None else cell.value) != write.value:
                 return error
         return Committed(0, 0)
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """Take the exception of a task that nobody waits for: all writers were told before it ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _mark_stale(actor: Actor) -> None:

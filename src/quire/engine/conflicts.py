@@ -14,7 +14,7 @@ import msgspec
 from quire.core.guards import Within
 from quire.core.path import format as pointer
 from quire.core.resolve import Met, Policy
-from quire.engine.write import Write
+from quire.engine.write import Meeting, Write
 from quire.errors import MergeConflict
 from quire.model import CONFLICTS, WORKFLOWS, Change, Conflict, Record, Set, Side
 
@@ -33,19 +33,7 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
     whole = write.replaces
     count = len(write.met) + (whole is not None)
     names = [f"conflict-{after + 1}{'' if count == 1 else f'-{number}'}" for number in range(1, count + 1)]
-    found: list[Conflict] = []
-    for name, (met, theirs, base) in zip(names, write.met, strict=False):
-        conflict = settled(
-            name,
-            write.stream.removeprefix(WORKFLOWS),
-            met,
-            base=Side(met.base, version=base),
-            theirs=Side(met.theirs, theirs.author, theirs.version),
-            ours=Side(met.ours, write.author, made),
-            policy=write.policy or "last",
-            now_ms=now_ms,
-        )
-        found.append(conflict)
+    found = [of_meeting(name, write, each, made, now_ms) for name, each in zip(names, write.met, strict=False)]
     if whole is not None:
         found.append(
             Conflict(
@@ -60,6 +48,7 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
                 status="resolved",
                 created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
                 resolution="ours",
+                version=write.onto if made is None else made,
             )
         )
     return Write(
@@ -69,6 +58,22 @@ def report(write: Write, sealed: Record | None, after: int, now_ms: int) -> Writ
         message=f"met {count} while writing" if count > 1 else f"at {found[0].path}",
         kind="conflict",
         exists=None,
+    )
+
+
+def of_meeting(name: str, write: Write, meeting: Meeting, made: int | None, now_ms: int) -> Conflict:
+    """Return what a write met as it is kept. made: the write's version, None if nothing of it was left."""
+    met, theirs, base = meeting
+    return settled(
+        name,
+        write.stream.removeprefix(WORKFLOWS),
+        met,
+        base=Side(met.base, version=base),
+        theirs=Side(met.theirs, theirs.author, theirs.version),
+        ours=Side(met.ours, write.author, made),
+        policy=write.policy or "last",
+        now_ms=now_ms,
+        version=write.onto if made is None else made,
     )
 
 
@@ -82,6 +87,7 @@ def settled(
     ours: Side,
     policy: Policy,
     now_ms: int,
+    version: int,
     merged: str | None = None,
     changes: Sequence[Change | Within] = (),
 ) -> Conflict:
@@ -100,6 +106,7 @@ def settled(
         created_at=datetime.fromtimestamp(now_ms / 1000, UTC),
         resolution=None if pending else met.outcome,
         merged=merged,
+        version=version,
         changes=stored(list(changes)),
     )
 
@@ -119,6 +126,7 @@ def waiting(name: str, refused: MergeConflict, *, author: str, now_ms: int) -> W
         ours=Side(met.ours, author),
         policy="queue",
         now_ms=now_ms,
+        version=refused.head,
         changes=refused.changes,
     )
     return Write(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+from quire import forks
 from quire.config import Settings
 from quire.core import keyframes
 from quire.core.path import format as pointer
@@ -41,7 +43,8 @@ from quire.errors import (
 from quire.failpoints import hit
 from quire.locks import NamedLocks
 from quire.model import WORKFLOWS, Head, Path, Record, Version
-from quire.storage.base import Archive, Backend, CellWrite
+from quire.storage.base import Archive, Backend, CellWrite, more_may_follow
+from quire.threads import Threads
 
 log = logging.getLogger("quire.engine")
 
@@ -76,14 +79,20 @@ class Engine:
         self.ids = ids
         self.schemas = schemas or Schemas()
         self.residents = Residents(backend, settings, self.schemas, archive)
-        self.committer = Committer(backend, self.residents, settings, clock, self._committed)
+        self.committer = Committer(backend, self.residents, settings, clock, self._committed, self._look_around)
         self.backend_clock = BackendClock(backend, self.committer, clock)
+        self.threads = Threads(settings.threads_max)
+        """Where plain functions of the caller's run that may take long."""
         self.archive = archive
         if archive is not None:
             archive.turn = self.committer.turn
         self.recent: deque[Record] = deque(maxlen=settings.feed_records)
         self.seen = seen
+        self._reached = seen
+        """What the store was said to have reached, or what was acknowledged here. The feed may be ahead of that."""
         self.closed = False
+        self.pid = os.getpid()
+        """The process that opened the store: in the child of a fork every use raises."""
         self._catching_up = asyncio.Lock()
         self._waiters: list[asyncio.Future[None]] = []
         self._watching = 0
@@ -129,10 +138,10 @@ class Engine:
 
     async def current(self, stream: str) -> Actor:
         """Return the actor of a stream with everything that any process had committed before the call."""
+        forks.check(self.pid)
         if self.closed:
             raise Closed("the store is closed; open it again to read")
-        if await self.backend.latest() > self.seen:
-            await self._catch_up()
+        await self._look_around()
         actor = self.residents.peek(stream) or await self.residents.get(stream)
         while actor.outrun:
             if actor.pending:
@@ -170,19 +179,36 @@ class Engine:
 
     async def state_at(self, stream: str, version: int) -> dict[str, Any]:
         """Return the state at a version, not to be altered. Raises VersionNotFound, CorruptRecord."""
-        actor = await self.current(stream)
-        if version == actor.head.version:
-            return actor.state
-        if not 1 <= version < actor.head.version:
-            raise VersionNotFound(stream.removeprefix(WORKFLOWS), version, newest=actor.head.version)
-        return (await self.residents.materialise(stream, version))[0]
+        return (await self.start_at(stream, version))[0]
 
     async def start_at(self, stream: str, version: int) -> tuple[dict[str, Any], int]:
         """Return the state at a version for a fork to begin with, and what it weighs at most, as `Write.start_bytes`."""
-        actor = await self.current(stream)
-        if version == actor.head.version:
-            return actor.state, actor.state_size
+        if not self.is_past(stream, version):
+            actor = await self.current(stream)
+            if version == actor.head.version:
+                return actor.state, actor.state_size
+            if not 1 <= version < actor.head.version:
+                raise VersionNotFound(stream.removeprefix(WORKFLOWS), version, newest=actor.head.version)
         return await self.residents.materialise(stream, version)
+
+    async def heads(self, prefix: str) -> AsyncGenerator[list[Head]]:
+        """Yield the heads of the streams whose names begin so, in pages, in the order of their names."""
+        after = ""
+        while names := await self.backend.streams(prefix, after=after, limit=_FEED_PAGE):
+            yield [head for head in await self.backend.heads(names) if head.version]
+            after = names[-1]
+
+    async def state_of(self, head: Head) -> dict[str, Any]:
+        """Return the state at a head that was listed, not to be altered. What has to be read is not kept in memory."""
+        actor = self.residents.peek(head.stream)
+        if actor is not None and actor.head.version == head.version:
+            return actor.state
+        return (await self.residents.materialise(head.stream, head.version))[0]
+
+    def is_past(self, stream: str, version: int) -> bool:
+        """Tell whether a version is known to be older than the head, without looking what others wrote: that stays true."""
+        actor = self.residents.peek(stream)
+        return actor is not None and 1 <= version < actor.head.version
 
     async def record(self, stream: str, version: int) -> Record:
         """Return one record. Raises VersionNotFound."""
@@ -225,6 +251,7 @@ class Engine:
 
     async def wait(self, stream: str | None, after: int) -> None:
         """Wait until a stream's head passes version `after`; with None, the store passes position `after`."""
+        forks.check(self.pid)
         if self.closed:
             raise Closed("the store was closed while watching")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -242,9 +269,10 @@ class Engine:
         await waiter
 
     async def close(self) -> None:
-        """Finish queued writes, stop the tasks, close the backend."""
-        if self.closed:
+        """Finish queued writes, stop the tasks, close the backend. In the child of a fork it does nothing."""
+        if self.closed or os.getpid() != self.pid:
             return
+        await self.threads.close()  # what runs there may still have something to write
         await _ended(self._keyframer)
         if self._forgetting is not None:  # what was written down is to be done
             await asyncio.gather(self._forgetting, return_exceptions=True)
@@ -273,6 +301,7 @@ class Engine:
     def _committed(self, records: list[Record], actors: list[Actor]) -> None:
         """Our own commit is durable and published."""
         first, last = records[0].position, records[-1].position
+        self._reached = max(self._reached, last)
         if first == self.seen + 1 and last - first + 1 == len(records):
             self.recent.extend(records)
             self.seen = last
@@ -285,9 +314,26 @@ class Engine:
             self._keyframer = asyncio.get_running_loop().create_task(self._write_keyframes())
         self._wake_store()
 
+    async def _look_around(self) -> None:
+        """Take in what any process had committed before the call. Cost: little where nobody did.
+
+        Raises CorruptRecord where the store has gone back: commits that were read, or acknowledged, are no longer there.
+        """
+        reached = self._reached
+        latest = await self.backend.latest()
+        if latest < reached:
+            where = self.backend.capabilities.backend
+            raise CorruptRecord(
+                f"the newest position of the store ({where}) is {latest}, and was {reached}: it was emptied, or an older copy "
+                "took its place, and acknowledged writes are gone; restore a backup, or open it anew to go on from there"
+            )
+        self._reached = max(latest, self._reached)
+        if latest > self.seen:
+            await self._catch_up()
+
     async def _catch_up(self) -> None:
         """Take in what other processes committed."""
-        async with self._catching_up:
+        async with self._catching_up, self.committer.still:
             target = await self.backend.latest()
             if self.archive is not None and self.seen < target and await self.archive.top() > self.seen:
                 self._skip(target)
@@ -299,7 +345,7 @@ class Engine:
                     self.recent.append(entry)
                     self.seen = entry.position
                     self._take_in(entry)
-                if len(page) < _FEED_PAGE:
+                if not more_may_follow(page, _FEED_PAGE):
                     self.seen = max(self.seen, target)
             self._wake_store()
 

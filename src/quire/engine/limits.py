@@ -17,8 +17,9 @@ from quire.core.changes import Working
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.weigh import EMPTY, Weighed, Weight, size_of
+from quire.engine.write import Write
 from quire.errors import LimitExceeded
-from quire.model import WORKFLOWS, Append, Change, Fork, Insert, Path, Set, Splice
+from quire.model import WORKFLOWS, Append, Change, Fork, Insert, Path, Set, Splice, utf8
 
 REDACT = "redact"
 """The kind of versions that take out what redaction takes out of the past as well."""
@@ -98,6 +99,21 @@ class Limits:
                     found=found,
                     path=where,
                 )
+
+
+def check_words(write: Write, settings: Settings) -> None:
+    """Raise LimitExceeded where what is said beside the changes of a write is too much by itself, before it is encoded."""
+    most = settings.write_bytes_max
+    for what, text in (("author", write.author), ("message", write.message), ("kind", write.kind)):
+        if len(text) > most:
+            raise LimitExceeded(
+                f"{write.stream.removeprefix(WORKFLOWS)}: the {what} of this write weighs {utf8(text):,} bytes, allowed "
+                f"are {most:,} with its changes (write_bytes_max); nothing was written: shorten it, or keep the text in "
+                "the state or a blob (`store.put_blob`)",
+                limit="write_bytes_max",
+                allowed=most,
+                found=utf8(text),
+            )
 
 
 @lru_cache(8)

@@ -17,19 +17,18 @@ import msgspec
 
 from quire.core import record
 from quire.core.descent import Descent
-from quire.core.fold import copied
+from quire.core.values import copied
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.limits import REDACT
+from quire.engine.moving.paging import pages
 from quire.errors import CorruptRecord, MergeConflict
 from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record, Version
+from quire.storage.base import PAGE_BYTES, more_may_follow
 
 _PAGE_MIN, _PAGE_MAX = 500, 8000
 """Records of the first page when it is asked what a version descends from, and of later ones: on some stores a page costs
 the same whatever is in it."""
-_PAGE_BYTES = 4 << 20
-"""What a page is to weigh at most, as far as the one before it tells."""
-
 Knowledge = dict[str, int]
 """For each workflow the newest of its versions that is known."""
 
@@ -119,10 +118,13 @@ async def descends(engine: Engine, descent: Descent, version: int) -> bool:
     while (found := descent.includes(version)) is None:
         upto = descent.known
         after = max(version, upto - most)
-        page = await engine.backend.read(descent.stream, after=after, upto=upto)
+        page = await engine.backend.read(descent.stream, after=after, upto=upto, limit=upto - after)
+        if page and page[-1].version < upto and upto - after > 1 and more_may_follow(page, None):
+            most = max(1, min(len(page), (upto - after) // 2))  # it ended before the newest: a page is bounded in bytes
+            continue
         descent.learn(page, after, upto)
-        size = sum(len(entry.body) for entry in page)
-        most = max(1, min(_PAGE_MAX, 2 * most, most * _PAGE_BYTES // (size + 1)))
+        size = sum(entry.size_bytes for entry in page)
+        most = max(1, min(_PAGE_MAX, 2 * most, most * PAGE_BYTES // (size + 1)))
     return found
 
 
@@ -149,7 +151,7 @@ async def graph(engine: Engine, point: Point) -> list[Node]:
     for workflow_id, upto in (await knows(engine, point)).items():
         entries = await merges(engine, Point(workflow_id, upto))
         begun = await origin(engine, workflow_id)
-        for entry in await engine.backend.read(WORKFLOWS + workflow_id, upto=upto):
+        async for entry in pages(engine.backend, WORKFLOWS + workflow_id, 0, upto):
             number = entry.version
             parents = [Point(workflow_id, number - 1)] if number > 1 else [begun] if begun is not None else []
             merged = entries.get(number)
@@ -232,7 +234,7 @@ async def sources(engine: Engine, origins: Sequence[str]) -> dict[Point, Record]
     found: dict[Point, Record] = {}
     for workflow_id, versions in wanted.items():
         stream = WORKFLOWS + workflow_id
-        for entry in await engine.backend.read(stream, after=min(versions) - 1, upto=max(versions)):
+        async for entry in pages(engine.backend, stream, min(versions) - 1, max(versions)):
             if entry.version in versions:
                 found[Point(workflow_id, entry.version)] = entry
     return found

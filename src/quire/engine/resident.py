@@ -23,7 +23,7 @@ from quire.engine.actor import Actor
 from quire.engine.starts import Start, Starts
 from quire.errors import CorruptRecord, VersionNotFound
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
-from quire.storage.base import Archive, Backend
+from quire.storage.base import Archive, Backend, more_may_follow
 
 log = logging.getLogger("quire.engine")
 
@@ -183,14 +183,23 @@ class Residents:
             state, _, since = await self._read(stream, version)
         return state, since.state_bytes
 
-    def evict(self, keep: str | None = None) -> None:
-        """Drop the least recently used actors while over the bound, but not those in use, nor `keep`."""
-        if self._bytes <= self._settings.resident_bytes_max:
+    def evict(self) -> None:
+        """Drop the least recently used actors while over the bound, but not those in use.
+
+        A state larger than the bound stays beside what fits in it, the one of these that was used last: or each write of
+        it would load it again, and everybody would wait for that. With a bound of 0 none stays.
+        """
+        bound, spared = self._settings.resident_bytes_max, None
+        if self._bytes <= bound:
             return
+        if bound:
+            spared = next((stream for stream in reversed(self._actors) if self._sizes.get(stream, 0) > bound), None)
+        if spared is not None:
+            bound += self._sizes[spared]
         for stream, actor in list(self._actors.items()):
-            if self._bytes <= self._settings.resident_bytes_max:
+            if self._bytes <= bound:
                 return
-            if actor.pending or actor.waiters or stream in self._held or stream == keep:
+            if actor.pending or actor.waiters or stream in self._held or stream == spared:
                 continue
             del self._actors[stream]
             self._bytes -= self._sizes.pop(stream, 0)
@@ -234,7 +243,7 @@ class Residents:
         self._actors.move_to_end(stream)
         self._starts.settle(stream, head.version)
         self.settle(actor)
-        self.evict(keep=stream)
+        self.evict()
         return actor
 
     async def _read(self, stream: str, upto: int | None, depth: int = 0) -> tuple[dict[str, Any], Head, _Since]:
@@ -276,22 +285,21 @@ class Residents:
             after = frame.version - 1  # the record of the keyframe's own version is read too, to check that they agree
         while True:
             page = await self._backend.read(stream, after=after, upto=upto, limit=_PAGE)
-            full = len(page) == _PAGE
+            full = more_may_follow(page, _PAGE)
             if frame is not None and after < frame.version:
                 head = _agreed(frame, page)
                 since.tail = Tail(page[0].time, 0 if frame.version == 1 else None)
-                page = page[1:]
-            if not page:
-                break
-            if self._settings.verify_on_load:
-                record.check_all(page, head.version, head.chain)
-            if page[0].version == 1 and page[0].kind == "fork":
-                state, since.state_bytes = await self._forked(page[0], depth)
-            state = fold(state, page)
-            last = page[-1]
-            head = Head(stream, last.version, last.chain, last.kind)
-            since.add(page)
-            after = head.version
+                page, after = page[1:], frame.version  # that record may be a page of its own, and the log go on
+            if page:
+                if self._settings.verify_on_load:
+                    record.check_all(page, head.version, head.chain)
+                if page[0].version == 1 and page[0].kind == "fork":
+                    state, since.state_bytes = await self._forked(page[0], depth)
+                state = fold(state, page)
+                last = page[-1]
+                head = Head(stream, last.version, last.chain, last.kind)
+                since.add(page)
+                after = head.version
             if not full:
                 break
         if upto is not None and head.version != upto:

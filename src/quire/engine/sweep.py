@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from quire.calls import in_words, message_of
 from quire.config import Retention
 from quire.core import retention
 from quire.engine.engine import Engine
@@ -28,7 +29,7 @@ from quire.storage.base import Archive, Archived
 log = logging.getLogger("quire.sweep")
 
 _PAGE = 500
-_TRIES = 3
+_TRIES = 20
 _REMEMBERED_MAX = 100_000
 """Workflows that are remembered to stand still; others are looked at in every sweep."""
 
@@ -129,7 +130,7 @@ class Sweeper:
                 except Closed:
                     raise
                 except Exception as error:  # noqa: BLE001 - also what the caller's own rule raises
-                    work.problems.append(f"{name}: {error}")
+                    work.problems.append(f"{name}: {_said(error)}")
                     continue
                 if not plan and rules is None and (name in self._seen or len(self._seen) < _REMEMBERED_MAX):
                     self._seen[name] = now
@@ -189,6 +190,11 @@ class Sweeper:
                 continue
             for problem in done.problems:
                 log.warning("sweeping: %s", problem)
+
+
+def _said(error: Exception) -> str:
+    """Return an error in words: of ours the message, which says all; of the caller's own rule the type, too."""
+    return message_of(error) if isinstance(error, QuireError) else in_words(error)
 
 
 class _Sweep:

@@ -10,9 +10,6 @@ import asyncio
 
 from quire.errors import Closed, OutcomeUnknown, QuireError, StorageError
 
-UNTOLD = (asyncio.CancelledError, GeneratorExit, StopIteration)
-"""What a future cannot bring, or would bring as if whoever waits for it had been cancelled."""
-
 STOPPED = Closed("the store is shutting down; nothing of this write is stored")
 INTERRUPTED = OutcomeUnknown(
     "the program was stopped while the write was on its way; "

@@ -7,25 +7,30 @@ restarts, and what was taken but not acknowledged comes again.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from quire.calls import call_async, check_end, in_words
 from quire.engine.clock import Clock
 from quire.engine.committer import CellMoved
 from quire.engine.engine import Engine
-from quire.errors import CorruptRecord
+from quire.errors import CorruptRecord, FilesChanged, OutcomeUnknown, StorageTimeout, StorageUnavailable
 from quire.model import Record
 from quire.storage.base import CellWrite
 
 log = logging.getLogger("quire.watch")
 
+T = TypeVar("T")
+
 _PAGE = 500
 _SAVE_EVERY = 100
 """Acknowledgements before a cursor is saved although more is waiting; it is always saved before going to sleep."""
+_PAUSE_MAX_S = 2.0
+"""The longest pause before a store that does not answer is asked again."""
 _ATTEMPTS = 100
 """How often a cursor is removed while its subscriber moves it."""
 
@@ -37,20 +42,40 @@ async def _nothing() -> None:
     pass
 
 
+async def steadily(engine: Engine, ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what the store answers, asked again while it does not: a watcher outlives the restart of a server.
+
+    ask: what may be asked twice.  Raises at once what no waiting mends, such as Closed, CorruptRecord and FilesChanged.
+    """
+    pause, longest = engine.settings.delivery_backoff_s
+    told = False
+    while True:
+        try:
+            return await ask()
+        except FilesChanged:
+            raise
+        except (StorageUnavailable, StorageTimeout, OutcomeUnknown) as error:
+            if not told:
+                log.warning("watching: the store does not answer, trying again: %s", error)
+            told = True
+        await engine.clock.sleep(pause)
+        pause = min(2 * pause, longest, _PAUSE_MAX_S)
+
+
 async def stream_records(engine: Engine, stream: str, after: int, idle: Idle = _nothing) -> AsyncGenerator[Record]:
     """Yield the records of a stream with version > after, for ever; waits for new ones of any process."""
     with engine.watching():
         while True:
-            actor = await engine.current(stream)
+            actor = await steadily(engine, partial(engine.current, stream))
             found = actor.since(after)
             if found is None:
-                found = await engine.backend.read(stream, after=after, limit=_PAGE)
+                found = await steadily(engine, partial(engine.backend.read, stream, after=after, limit=_PAGE))
             for record in found:
                 yield record
                 after = record.version
             if not found:
-                await idle()
-                await engine.wait(stream, after)
+                await steadily(engine, idle)
+                await steadily(engine, partial(engine.wait, stream, after))
 
 
 async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle = _nothing) -> AsyncGenerator[Record]:
@@ -61,7 +86,7 @@ async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle
             if recent and recent[0].position <= after + 1:
                 found = [recent[i] for i in range(bisect_right(recent, after, key=_position), len(recent))]
             elif seen > after:
-                found = await engine.backend.feed(after, limit=_PAGE)
+                found = await steadily(engine, partial(engine.backend.feed, after, limit=_PAGE))
             else:
                 found = []
             for record in found:
@@ -70,7 +95,7 @@ async def store_records(engine: Engine, after: int, prefix: str = "", idle: Idle
                 after = record.position
             if not found:
                 after = max(after, seen)  # what came while the feed was read is not passed over
-                await idle()
+                await steadily(engine, idle)
                 await engine.wait(None, after)
 
 
@@ -109,7 +134,7 @@ class Cursor:
         self._acked = at
         self._unsaved += 1
         if self._unsaved >= _SAVE_EVERY:
-            await self.save()
+            await steadily(self._engine, self.save)
 
     async def save(self) -> None:
         """Make the last acknowledgement durable."""
@@ -149,19 +174,19 @@ async def deliver(
         pause = backoff_s[0]
         while True:
             try:
-                result = handler(record)
-                if inspect.isawaitable(result):
-                    await result
+                await call_async(handler, record)
                 break
             except Exception as error:  # noqa: BLE001 - a subscriber's own code: contained, named, tried again
                 log.warning(
                     "%s v%d: a subscriber failed (%s), trying again in %.2g s",
                     record.stream,
                     record.version,
-                    error,
+                    in_words(error),
                     pause,
                 )
+                check_end()
                 await clock.sleep(pause)
                 pause = min(pause * 2, backoff_s[1])
         if cursor is not None:
             await cursor.ack(place(record))
+        check_end()

@@ -53,6 +53,10 @@ class Write(msgspec.Struct, eq=False):
     if_version: int | None = None
     exists: bool | None = True
     allow_empty: bool = False
+    heavy: bool = False
+    """It is large and its plan is Quire's own code: it is prepared in a thread, while others go on reading."""
+    verbatim: bool = False
+    """Changes that alter nothing are kept too: they were part of a version elsewhere, where redaction made two values one."""
     restored: int | None = None
     """The version of this stream whose state it brings back; its record says so."""
     start: dict[str, Any] | None = None
@@ -71,6 +75,10 @@ class Write(msgspec.Struct, eq=False):
     """It is looked at from its first base on, each time it is tried."""
     asked: tuple[Sequence[Step], Base] | None = None
     """What it is in full: the steps that alter something on its first base, and that. None until it is rebased."""
+    onto: int = 0
+    """The version that it met when it was last prepared."""
+    seen: int | None = None
+    """The last version that its author has seen: later ones are not overwritten. None for no such rule."""
     unrecorded: bool = False
     """What it meets is no conflict of its own: it settles one."""
     replaces: Record | None = None

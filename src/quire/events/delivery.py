@@ -8,12 +8,12 @@ pause until it succeeds, and its failures are counted. With a cursor its place o
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
+from quire.calls import call_async, end
 from quire.engine.engine import Engine
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.errors import Closed, QuireError
@@ -59,7 +59,7 @@ class Subscription:
     async def cancel(self) -> None:
         """Stop delivering. A cursor stays where it is: subscribing with it again goes on from there. Idempotent."""
         if self._task is not None:
-            self._task.cancel()
+            end(self._task)
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def reach(self, number: int) -> None:
@@ -107,9 +107,7 @@ class Subscription:
     async def _take(self, found: Record) -> None:
         if self.event_type is None or type_of(found) == self.event_type:
             try:
-                result = self._callback(await self._event(found))
-                if inspect.isawaitable(result):
-                    await result
+                await call_async(self._callback, await self._event(found))
             except Exception as error:
                 self._failed(error)
                 raise
@@ -124,7 +122,7 @@ class Subscription:
 
     async def _event(self, found: Record) -> Event:
         if type_of(found) in self._events.schemas:  # upcasters are the caller's code: not on the loop
-            return await asyncio.to_thread(self._events.event, found)
+            return cast("Event", await self._engine.threads.call(self._events.event, found))
         return self._events.event(found)
 
     def _failed(self, error: Exception) -> None:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from quire.calls import call, in_words, raised
 from quire.core import keyframes
 from quire.core.values import clean
 from quire.engine.engine import Engine
@@ -76,6 +77,7 @@ class Fold:
     def __init__(self, engine: Engine, events: EventLog, reduce: Reducer, kept_as: str | None) -> None:
         """kept_as: the name that keyframes are kept under, None for none."""
         self._settings = engine.settings
+        self._threads = engine.threads
         self._events = events
         self._reduce = reduce
         self._keyframes = None if kept_as is None else Keyframes(engine, events.stream, kept_as)
@@ -95,7 +97,7 @@ class Fold:
             known = _unpacked(await kept.nearest(number))
         folded = known if known is not None else Folded(0, GENESIS, {})
         async for page in self._events.pages(folded.version, number, chain=folded.chain):
-            folded = await asyncio.to_thread(self._page, folded, page, event_type)  # reducers are the caller's code
+            folded = await self._threads.call(self._page, folded, page, event_type)  # reducers are the caller's code
         if kept is not None and self._due(folded):
             head = Head(kept.name, folded.version, folded.chain)
             frame = await asyncio.to_thread(keyframes.make, head, self.plain(folded.state))
@@ -118,9 +120,9 @@ class Fold:
 
     def _step(self, state: State, event: Event) -> State:
         try:
-            state = self._reduce(state, event)
-        except Exception as cause:
-            raise ReducerFailed(event.event_type, event.version, f"{type(cause).__name__}: {cause}") from cause
+            state = call(self._reduce, state, event)
+        except Exception as cause:  # noqa: BLE001 - of the caller's code: it is the cause
+            raise ReducerFailed(event.event_type, event.version, in_words(cause)) from raised(cause)
         if type(state) is not dict:
             why = f"it returned {type(cast('object', state)).__name__}, not the state"
             raise ReducerFailed(event.event_type, event.version, why)

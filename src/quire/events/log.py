@@ -8,7 +8,6 @@ memory however long the log grows, an append costs the event, and a read costs t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -26,6 +25,7 @@ from quire.engine.write import Write
 from quire.errors import CorruptRecord, LimitExceeded, VersionNotFound
 from quire.events.schemas import Schemas
 from quire.model import GENESIS, Head, Record, Set
+from quire.storage.base import more_may_follow
 
 EVENTS = "events/"
 KIND = "event:"
@@ -162,7 +162,7 @@ class EventLog:
             if check:
                 chain = record.check_all(page, after, cast("bytes", chain))
             yield page
-            if len(page) < size:
+            if not more_may_follow(page, size):
                 return
             after = page[-1].version
             limit = None if limit is None else limit - len(page)
@@ -174,7 +174,7 @@ class EventLog:
         found: list[Event] = []
         async for page in self.pages(after, upto, limit=limit if event_type is None else None):
             wanted = [r for r in page if event_type is None or type_of(r) == event_type]
-            found += await asyncio.to_thread(self._all, wanted)  # upcasters are the caller's code
+            found += await self._engine.threads.call(self._all, wanted)  # upcasters are the caller's code
             if limit is not None and len(found) >= limit:
                 return found[:limit]
         return found

@@ -15,8 +15,8 @@ from typing import Any, cast
 import msgspec
 
 from quire.api.writes import Bounds
-from quire.core.fold import copied
-from quire.core.values import clean
+from quire.calls import call, in_words, message_of, raised
+from quire.core.values import clean, copied
 from quire.errors import IncompatibleFormat, Invalid, InvalidEvent, InvalidState
 
 Data = dict[str, Any]
@@ -92,10 +92,10 @@ class Schemas:
             )
         for step in range(made_by, schema.version):
             try:
-                data = schema.upcast[step](data)
-            except Exception as cause:
-                why = f"the upcaster from schema {step} failed: {type(cause).__name__}: {cause}"
-                raise InvalidEvent(event_type, why, field=_named(cause), version=version) from cause
+                data = call(schema.upcast[step], data)
+            except Exception as cause:  # noqa: BLE001 - of the caller's code: it is the cause
+                why = f"the upcaster from schema {step} failed: {in_words(cause)}"
+                raise InvalidEvent(event_type, why, field=_named(cause), version=version) from raised(cause)
             if type(data) is not dict:
                 why = f"the upcaster from schema {step} returned {type(cast('object', data)).__name__}, not a dict"
                 raise InvalidEvent(event_type, why, version=version)
@@ -108,22 +108,20 @@ def _check(schema: EventSchema, event_type: str, data: Data, version: int | None
     model = schema.model
     try:
         if isinstance(model, type):
-            msgspec.convert(data, type=model)
+            call(msgspec.convert, data, model)
         elif model is not None:
-            model(copied(data))  # a check is not to alter what is stored
+            call(model, copied(data))  # a check is not to alter what is stored
     except msgspec.ValidationError as cause:
         text = str(cause)
         place, missing = _PLACE.search(text), _FIELD.search(text)
         parts = [m[1] for m in (place, missing) if m and m[1]]
         raise InvalidEvent(event_type, _PLACE.sub("", text), field=".".join(parts), version=version) from cause
-    except Exception as cause:
-        raise InvalidEvent(
-            event_type, f"{type(cause).__name__}: {cause}", field=_named(cause), version=version
-        ) from cause
+    except Exception as cause:  # noqa: BLE001 - of the caller's code: it is the cause
+        raise InvalidEvent(event_type, in_words(cause), field=_named(cause), version=version) from raised(cause)
 
 
 def _named(error: Exception) -> str:
     """Return the field that an exception of the caller's code names."""
     if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    return str(getattr(error, "field", ""))
+        return message_of(error.args[0])
+    return message_of(call(getattr, error, "field", ""))

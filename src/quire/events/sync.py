@@ -6,12 +6,10 @@ code, run in threads. Signatures and docstrings are held equal by tests/test_par
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Unpack
 
 from quire.api import sync
@@ -27,6 +25,7 @@ from quire.events.log import Event
 from quire.events.schemas import EventSchema
 from quire.events.store import AsyncEventStore
 from quire.events.view import AsyncStateView
+from quire.threads import Threads
 
 Callback = Callable[[Event], Any]
 
@@ -38,7 +37,7 @@ class Subscription:
     last_error: what it raised last; None once it succeeded again.
     """
 
-    def __init__(self, loop: _Loop, subscription: delivery.Subscription, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, loop: _Loop, subscription: delivery.Subscription, thread: Threads) -> None:
         self._loop = loop
         self._subscription = subscription
         self._thread = thread
@@ -67,7 +66,7 @@ class Subscription:
     def cancel(self) -> None:
         with suppress(Closed):  # the store was closed before: nothing is delivered any more
             self._loop.run(self._subscription.cancel())
-        self._thread.shutdown(wait=False, cancel_futures=True)  # it ends once the callback returns
+        self._thread.stop()  # it ends once the callback returns
 
 
 @twin_of(AsyncEventStore)
@@ -157,12 +156,8 @@ class EventStore(Face[AsyncEventStore]):
         if inspect.iscoroutinefunction(callback):
             raise Invalid("callbacks of this store are plain functions; `AsyncEventStore` calls async ones")
         # a thread of its own: a callback may block, or call this store, without holding up the loop or the others
-        thread = ThreadPoolExecutor(1, thread_name_prefix=f"quire-{self.name}")
-
-        def call(event: Event) -> Future[Any]:
-            return asyncio.get_running_loop().run_in_executor(thread, callback, event)
-
-        called = call if callable(callback) else callback
+        thread = Threads(1, f"quire-{self.name}", idle_s=None)
+        called = partial(thread.call, callback) if callable(callback) else callback
         made = self.loop.run(self.twin.subscribe(event_type, called, cursor=cursor, after=after))
         subscription = Subscription(self.loop, made, thread)
         self._subscriptions.difference_update([s for s in list(self._subscriptions) if not s.active])

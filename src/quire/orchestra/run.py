@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -26,14 +27,17 @@ from quire.api.conflicts import Conflicts
 from quire.api.draft import recording
 from quire.api.store import Store
 from quire.api.workflow import Workflow
-from quire.core.fold import copied
+from quire.calls import call, in_words, raised
 from quire.core.guards import Step, bounded, pure
+from quire.core.refusals import Reason, said
 from quire.core.resolve import Policy
-from quire.core.values import clean
+from quire.core.values import clean, copied
 from quire.engine.conflicts import waiting
 from quire.engine.write import Base, Plan, Write
-from quire.errors import Conflict as ConflictError
 from quire.errors import (
+    AlreadyExists,
+    Denied,
+    HookFailed,
     Invalid,
     MergeConflict,
     OutcomeUnknown,
@@ -42,6 +46,7 @@ from quire.errors import (
     StepFailed,
     StorageError,
 )
+from quire.errors import Conflict as ConflictError
 from quire.model import RUN, Change, Conflict, Fork, Increment, Set
 from quire.orchestra import steps, topology
 from quire.orchestra.topology import Node
@@ -57,6 +62,19 @@ class _StaleStep(Exception):
 
 class _UnknownStep(Exception):
     """A step may be stored or not, and the store cannot be asked; the cause says why."""
+
+
+class _Unstorable(Exception):
+    """What an agent made cannot be stored, and would cost again; the cause says why."""
+
+
+@contextmanager
+def _paid() -> Generator[None]:
+    """Make final what refuses the work of an agent that is done: another attempt would make the same, at the same price."""
+    try:
+        yield
+    except (Invalid, Denied, HookFailed) as refused:
+        raise _Unstorable from refused
 
 
 _LOOKS = steps.Retry(attempts=5, pause_s=0.5)
@@ -99,17 +117,20 @@ async def run(
 
     state: what the workflow starts with (not used when it exists).  input: given to the first step.  scoped: gives
     every step a `state_accessor` under these rules, as an agent of the step's name.
+    On a workflow that exists and holds no run, the run begins with the state that is there. Of two that start one run at
+    once, the later goes on with it, and the other is told so by RunLost.
     Raises StepFailed when an agent failed for good (run again to retry it), RunLost, Invalid when the topology is not
     the one the run began with.
     """
     topology.check(node)
-    workflow = store.workflow(id)
+    if RUN in (state or {}):
+        raise Invalid(f"the key {RUN!r} is where a run keeps its books; choose another for your state")
+    workflow, books = store.workflow(id), _books(node, input, store)
     if not await workflow.exists():
-        first = {**(state or {}), RUN: _books(node, input, store)}
-        if RUN in (state or {}):
-            raise Invalid(f"the key {RUN!r} is where a run keeps its books; choose another for your state")
-        await store.create(id, first, author="orchestra", message="run begins")
-    return await resume(store, node, id=id, allow_topology_change=allow_topology_change, scoped=scoped)
+        with suppress(AlreadyExists):  # it was started elsewhere just now
+            await store.create(id, {**(state or {}), RUN: books}, author="orchestra", message="run begins")
+    epoch = await _claim(workflow, store, node, allow_topology_change, books)
+    return await _Run(store, workflow, epoch, scoped).execute(node)
 
 
 async def resume(
@@ -127,7 +148,7 @@ async def resume(
     """
     topology.check(node)
     workflow = store.workflow(id)
-    epoch = await _claim(workflow, store, node, allow_topology_change)
+    epoch = await _claim(workflow, store, node, allow_topology_change, None)
     return await _Run(store, workflow, epoch, scoped).execute(node)
 
 
@@ -142,14 +163,17 @@ def _books(node: Node, given: Any, store: Store) -> dict[str, Any]:
     }
 
 
-async def _claim(workflow: Workflow, store: Store, node: Node, allow_change: bool) -> int:
-    """Take the run's epoch; from then on older owners cannot commit."""
+async def _claim(workflow: Workflow, store: Store, node: Node, allow_change: bool, new: dict[str, Any] | None) -> int:
+    """Take the run's epoch; from then on older owners cannot commit. new: the books where there is no run yet."""
     shape = topology.digest(node)
     claimed = 0
 
     def plan(state: dict[str, Any]) -> Sequence[Change]:
         nonlocal claimed
         books: Any = state.get(RUN)
+        if books is None and new is not None:
+            claimed = 1
+            return [Set((RUN,), {**new, "epoch": claimed})]
         if type(books) is not dict:
             raise RunNotFound(f"workflow {workflow.id} holds no run; start one with quire.orchestra.run(...)")
         if state[RUN]["topology"] != shape and not allow_change:
@@ -209,15 +233,13 @@ class _Run:
             return given
         gate = asyncio.Semaphore(node.limit or len(node.parts))
 
-        async def branch(part: Node) -> Any:
+        async def gated(part: Node) -> Any:
             async with gate:
                 return await self._node(part, key, given)
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(branch(part)) for part in node.parts]
-        return {
-            part.name or str(i): task.result() for i, (part, task) in enumerate(zip(node.parts, tasks, strict=True))
-        }
+            tasks = [group.create_task(gated(part)) for part in node.parts]
+        return {topology.branch(node, i): task.result() for i, task in enumerate(tasks)}
 
     async def _step(self, step: steps.Step, key: str, given: Any) -> Any:
         """Run one step to its end, or answer from the books."""
@@ -235,14 +257,16 @@ class _Run:
             except RunLost:
                 raise
             except Exception as caught:  # noqa: BLE001 - an agent's own code: recorded, and raised again as the cause
-                over = isinstance(caught, _StaleStep | _UnknownStep)
-                error = cast("Exception", caught.__cause__) if over else caught
+                over = isinstance(caught, _StaleStep | _UnknownStep | _Unstorable)
+                error = cast("BaseException", caught.__cause__) if over else raised(caught)
                 last = turn == step.retry.attempts - 1 or over
                 await self._failed(key, attempt, error, final=last)
                 if last:
+                    kept = "what it made cannot be stored, so it was not tried again: "
                     raise StepFailed(
                         f"step {key} of run {self._workflow.id} failed after {turn + 1} attempt(s): "
-                        f"{type(error).__name__}: {error}; run it again to retry from here"
+                        f"{kept if isinstance(caught, _Unstorable) else ''}{in_words(error)}; "
+                        "run it again to retry from here"
                     ) from error
                 await self._store.engine.clock.sleep(pause)
                 pause *= step.retry.factor
@@ -263,21 +287,24 @@ class _Run:
         clock = self._store.engine.clock
         started = clock.now_ms()
         base = await self._workflow.snapshot()
-        draft = recording(base.state, **self._workflow.bounds)
-        done = {k: e["result"] for k, e in base.state[RUN]["steps"].items() if e["status"] == "done"}
+        draft = recording({k: v for k, v in base.state.items() if k != RUN}, **self._workflow.bounds)
+        results = steps.Results(base.state[RUN]["steps"])
         accessor, desk = None, None
         if self._scoped is not None:
             accessor, desk = await step_state(self._store.engine, self._scoped, self._workflow.id, step.name)
-        context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), copied(done), accessor)
+        context = steps.Context(self._workflow.id, key, attempt, draft, copied(given), results, accessor)
         try:
-            result = clean(await steps.call(step, context), path=(RUN, "steps", key, "result"))
+            found = await steps.call(step, context, self._store.engine.threads)
+            with _paid():
+                result = call(partial(clean, path=(RUN, "steps", key, "result")), found)
             changes = draft.steps
         finally:
             draft.close()
             if desk is not None:
                 desk.closed = True
         if any(not c.path or c.path[0] == RUN for c in pure(changes) if not isinstance(c, Fork)):
-            raise Invalid(f"step {key} changed {RUN!r} or replaced the whole state; a run keeps its books there")
+            books = Invalid(f"step {key} changed {RUN!r} or replaced the whole state; a run keeps its books there")
+            raise _Unstorable from books
         entry: dict[str, Any] = {
             "status": "done",
             "attempt": attempt,
@@ -295,7 +322,8 @@ class _Run:
         while True:
             done = [*changes, Set((RUN, "steps", key), entry)]
             try:
-                await self._commit(done, key, message, "step", base=base, beside=beside, policy=policy)
+                with _paid():
+                    await self._commit(done, key, message, "step", base=base, beside=beside, policy=policy)
             except OutcomeUnknown:
                 if not await self._was_stored(key):
                     raise
@@ -313,7 +341,8 @@ class _Run:
                 # all that it would have changed waits together
                 entry["conflicts"] = {self._workflow.id: name}
                 message = f"{key} done; its changes wait in {name}"
-                log.warning("%s of run %s: its changes wait in %s: %s", key, self._workflow.id, name, stale)
+                why = said(cast("Reason", stale.reason), stale.conflicts[-1])
+                log.warning("%s of run %s: its changes wait in %s: %s", key, self._workflow.id, name, why)
                 stale.changes = list(bounded(changes))
                 stale.conflicts = [msgspec.structs.replace(met, outcome="pending") for met in stale.conflicts]
                 changes = []
@@ -346,9 +375,9 @@ class _Run:
                 f"run {self._workflow.id} was taken over (epoch {now}, ours {self._epoch}): this process stops here"
             )
 
-    async def _failed(self, key: str, attempt: int, error: Exception, *, final: bool) -> None:
+    async def _failed(self, key: str, attempt: int, error: BaseException, *, final: bool) -> None:
         """Note down that a step failed, unless it turns out to be stored."""
-        text = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace").decode()
+        text = in_words(error)
         entry = {"status": "failed", "attempt": attempt, "epoch": self._epoch, "error": text}
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:

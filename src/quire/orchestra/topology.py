@@ -62,12 +62,33 @@ def steps(node: Node, prefix: str = "") -> Iterator[tuple[str, Step]]:
 
 
 def check(node: Node) -> None:
-    """Raise Invalid when two steps share a key: their results could not be told apart."""
+    """Raise Invalid when two steps share a key, or two parts of a parallel a name: their results could not be told apart."""
     seen: set[str] = set()
     for key, _ in steps(node):
         if key in seen:
             raise Invalid(f"two steps have the key {key!r}; give one of them another name with step(agent, name=...)")
         seen.add(key)
+    _check_branches(node)
+
+
+def _check_branches(node: Node) -> None:
+    if isinstance(node, Step):
+        return
+    if isinstance(node, Parallel):
+        names: set[str] = set()
+        for i in range(len(node.parts)):
+            name = branch(node, i)
+            if name in names:
+                what = f"parallel {node.name!r}" if node.name else "a parallel"
+                raise Invalid(f"two branches of {what} have the name {name!r} in its result; give one of them another")
+            names.add(name)
+    for part in node.parts:
+        _check_branches(part)
+
+
+def branch(node: Parallel, index: int) -> str:
+    """Return the name under which the result of a part is given: its own, or else its index."""
+    return node.parts[index].name or str(index)
 
 
 def digest(node: Node) -> str:

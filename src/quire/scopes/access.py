@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from quire.api import writes
-from quire.core.fold import copied
-from quire.core.values import clean, same
+from quire.core.values import clean, copied, same
 from quire.engine.backend_clock import Now
 from quire.engine.engine import Engine
 from quire.engine.write import Write

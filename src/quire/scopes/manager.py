@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire.api.store import Store
-from quire.core.fold import copied
+from quire.core.values import copied
 from quire.engine.backend_clock import Now
 from quire.errors import Invalid
 from quire.model import WORKFLOWS, Path, Version

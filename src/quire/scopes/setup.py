@@ -17,8 +17,7 @@ from typing import Any
 
 import msgspec
 
-from quire.core.fold import copied
-from quire.core.values import clean
+from quire.core.values import clean, copied
 from quire.errors import Invalid, InvalidKey, LimitExceeded
 from quire.scopes.names import StateScope
 from quire.scopes.permissions import Policy

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 
 from msgspec import UNSET, structs
 
-from quire.core.fold import copied
 from quire.core.resolve import Met
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.engine.backend_clock import Reading
 from quire.engine.conflicts import waiting
 from quire.engine.engine import Engine

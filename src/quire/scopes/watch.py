@@ -15,8 +15,7 @@ import msgspec
 
 from quire.api.store import Store
 from quire.core.changes import apply
-from quire.core.fold import copied
-from quire.core.values import same
+from quire.core.values import copied, same
 from quire.engine.starts import Start
 from quire.model import Change, Fork, Version
 from quire.scopes.access import REDACTED, Access

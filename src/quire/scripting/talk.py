@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from quire.calls import call
 from quire.errors import LimitExceeded, ScriptError
 from quire.scripting.limits import SLACK_BYTES, Limits
 from quire.scripting.process import Process
@@ -50,7 +52,7 @@ class Conversation:
         self._name = name
         self._answer = answer
         self._limits = limits
-        self._on_print = on_print
+        self._on_print = None if on_print is None else partial(call, on_print)
         self._used = dict.fromkeys(limits.__struct_fields__, 0)
         self._printed: list[str] = []
 
@@ -98,9 +100,9 @@ class Conversation:
                 raise await self._died(process)
             self._charge("traffic_bytes", len(line))
             match _read(line):
-                case ["call", *call]:
+                case ["call", *asked]:
                     self._charge("calls", 1)
-                    reply = self._replied(call)
+                    reply = self._replied(asked)
                     self._charge("traffic_bytes", len(reply))
                     await process.send(reply)
                 case ["print", str(text)]:
@@ -118,8 +120,8 @@ class Conversation:
                 case _:
                     raise self._failed("its process said what no script can say; it was stopped", None)
 
-    def _replied(self, call: list[Any]) -> bytes:
-        reply = msgspec.json.encode(self._answer(call))
+    def _replied(self, asked: list[Any]) -> bytes:
+        reply = msgspec.json.encode(self._answer(asked))
         if len(reply) > self._limits.message_bytes:
             said = (
                 f"the value is {len(reply):,} bytes as JSON; a script may read {self._limits.message_bytes:,} at once"

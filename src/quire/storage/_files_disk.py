@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -129,6 +130,18 @@ class Disk:
     def write_at(self, path: str, offset: int, data: bytes) -> None:
         """Write into a file, made if it is absent."""
         pwrite(self._handle(path), data, offset)
+
+    def expect(self, path: str, offset: int) -> None:
+        """See that a file is there as it was left, up to `offset`. Raises FileNotFoundError; 0 may be a new file."""
+        handle = self._open.get(path)
+        if handle is None and offset == 0:
+            return
+        where = self.at(path)
+        found = os.lstat(where)
+        if handle is not None and not os.path.samestat(found, os.fstat(handle)):
+            raise FileNotFoundError(errno.ENOENT, "the file was replaced while the store was open", where)
+        if found.st_size < offset:
+            raise FileNotFoundError(errno.ENOENT, f"the file ends before byte {offset}, where it ended", where)
 
     def cut(self, path: str, size: int) -> None:
         """End a file at `size`; at 0 it is as good as gone."""

@@ -199,7 +199,8 @@ class Journal:
         self.publish(state)
         return self.checkpoint(state) if work.structural else state
 
-    def _do(self, work: Work, data: bytes) -> None:
+    def _do(self, work: Work, data: bytes, *, again: bool = False) -> None:
+        """Do what a frame says. again: after a crash, which may have taken what files held."""
         for source, target in work.renames:
             if Path(self._disk.at(source)).exists():  # else it was done before
                 self._disk.publish(source, target)
@@ -208,6 +209,8 @@ class Journal:
             self._disk.remove(path)
         at = 0
         for path, offset, length in work.adds:
+            if not again:
+                self._disk.expect(path, offset)
             self._disk.write_at(path, offset, data[at : at + length])
             hit("commit:write")
             at += length
@@ -278,7 +281,7 @@ class Journal:
         self._disk.forget_all()
         ends: dict[str, int] = {}
         for frame in self._frames(state):
-            self._do(frame.work, frame.data)
+            self._do(frame.work, frame.data, again=True)
             for path, offset, length in frame.work.adds:
                 ends[path] = offset + length
             end = state.end + len(frame.raw)

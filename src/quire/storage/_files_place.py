@@ -4,6 +4,7 @@
 2. `quire.lock` is held by whoever writes; opening and closing count as writing.
 3. `quire.json` is held, shared, by everyone who has the store open. Who opens it and finds nobody else does the journal
    again: what lay in memory only may have been lost with the power since.
+4. A folder that was removed, moved or replaced while it was open is neither written nor read any more (_inodes.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from quire.storage._files_disk import TEMP, Disk, Lock, sync_folder
 from quire.storage._files_feed import FEED, last_position, whose_feed
 from quire.storage._files_journal import Journal, State
 from quire.storage._files_lines import LineFile
+from quire.storage._inodes import Inodes
 
 MARK, LOCK = "quire.json", "quire.lock"
 NAMESPACES = "namespaces"
@@ -166,6 +168,8 @@ class Place:
         self._lock = Lock(self.disk.at(LOCK))
         self._presence: Lock | None = None
         self._journal: Journal | None = None
+        self.inodes = Inodes(path)
+        """Files that are not replaced while it is open; looked up by name, they are gone when the folder is."""
 
     @property
     def journal(self) -> Journal:
@@ -193,6 +197,8 @@ class Place:
                 self._clear()
             self._presence.share()
             self._furnish()
+            kept = (MARK, LOCK, journals.JOURNAL, journals.STATE)
+            self.inodes = Inodes(self.path, map(self.disk.at, kept))
         finally:
             self._lock.give()
 
@@ -246,12 +252,13 @@ class Place:
 
     @contextmanager
     def locked(self, *, within_s: float | None = None) -> Generator[None]:
-        """Hold the store's lock, and look at nothing."""
+        """Hold the store's lock. Raises FilesChanged where what is locked is not the store any more."""
         if within_s is None:
             self._lock.take()
         else:
             self._lock.take(within_s=within_s)
         try:
+            self.inodes.check()
             yield
         finally:
             self._lock.give()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import msgspec
 from blake3 import blake3
@@ -21,6 +21,7 @@ from quire.storage._files_disk import Disk, open_to_read
 from quire.storage._files_journal import State
 from quire.storage._files_lines import LineFile, first_of, head_at, owner, record_of, seal, sealed, version_of
 from quire.storage._files_place import BLOBS, KEYFRAMES, base_of
+from quire.storage.base import PAGE_BYTES, more_may_follow, page_of
 
 _VISIBLE_MAX = 100_000
 """Streams remembered as committed; beyond that all are looked at again."""
@@ -70,19 +71,19 @@ class Reader:
         self, state: State, stream: str, *, after: int, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
         """Records of a stream, oldest first."""
-        found: list[Record] = []
         file = self.open(stream)
         if file is None:
-            return found
-        with file:
+            return []
+
+        def found(file: LineFile) -> Generator[Record]:
             for _, line in file.forward(file.beyond(max(after, 0), version_of)):
-                if len(found) == limit:
-                    break
                 record = record_of(stream, line)
                 if record.position > state.position or (upto is not None and record.version > upto):
-                    break
-                found.append(record)
-        return found
+                    return
+                yield record
+
+        with file:
+            return page_of(found(file), limit)
 
     def heads(self, state: State, streams: Sequence[str]) -> list[Head]:
         """The head of each stream."""
@@ -158,7 +159,7 @@ class Reader:
         return True
 
     def feed(self, state: State, after: int, limit: int) -> list[Record]:
-        """Records of the namespace in commit order. Those that were removed meanwhile are passed over."""
+        """A page of the records of the namespace. Those that were removed meanwhile are passed over."""
         found: list[Record] = []
         file = self.open_feed() if limit > 0 else None
         if file is None:
@@ -168,25 +169,44 @@ class Reader:
             for entry in feeds.entries(file, max(after, 0), state.position):
                 page.append(entry)
                 if len(page) + len(found) >= limit:
-                    found += self._records(state, page)
-                    page = []
-                    if len(found) >= limit:
-                        return found
-            return found + self._records(state, page)
+                    page = self._taken(state, page, found, limit)
+                    if more_may_follow(found, limit):
+                        break
+            self._taken(state, page, found, limit)
+        return page_of(found, limit)
 
     def open_feed(self) -> LineFile | None:
         """Return the file of the feed, None where there is none."""
         return LineFile.open(self._disk.at(f"{self.base}{feeds.FEED}"), feeds.whose_feed(self.namespace))
 
-    def _records(self, state: State, page: list[feeds.Entry]) -> list[Record]:
-        """Return the records of a page of the feed that are still there, one look for each stream."""
+    def _taken(self, state: State, page: list[feeds.Entry], found: list[Record], limit: int) -> list[feeds.Entry]:
+        """Add the records of entries to `found` until that makes a page; return the entries that are left."""
+        while page and not more_may_follow(found, limit):
+            records, page = self._records(state, page)
+            found += records
+        return page
+
+    def _records(self, state: State, page: list[feeds.Entry]) -> tuple[list[Record], list[feeds.Entry]]:
+        """Return the records of a page of the feed that are still there, one look for each stream.
+
+        And the entries that are left: it ends where what was read makes a page, after one entry at least.
+        """
         wanted: dict[str, list[int]] = {}
         for entry in page:
             wanted.setdefault(entry.stream, []).append(entry.version)
         held: dict[int, Record] = {}
+        reached: dict[str, int] = {}
+        size = 0
         for stream, versions in wanted.items():
+            if size >= PAGE_BYTES:
+                break
             low, high = min(versions), max(versions)
-            held.update((r.position, r) for r in self.read(state, stream, after=low - 1, upto=high))
+            read = self.read(state, stream, after=low - 1, upto=high, limit=high - low + 1)
+            reached[stream] = read[-1].version if more_may_follow(read, None) else high
+            size += sum(r.size_bytes for r in read)
+            held.update((r.position, r) for r in read)
+        read_upto = next((n for n, e in enumerate(page) if e.version > reached.get(e.stream, 0)), len(page))
+        page, left = page[:read_upto], page[read_upto:]
         for entry in page:
             record = held.get(entry.position)
             if record is not None and (record.stream, record.version) != (entry.stream, entry.version):
@@ -195,7 +215,7 @@ class Reader:
                     "`quire verify` lists all damage",
                     at=f"{entry.stream}@{entry.version}",
                 )
-        return [held[e.position] for e in page if e.position in held]
+        return [held[e.position] for e in page if e.position in held], left
 
     # keyframes and blobs
 

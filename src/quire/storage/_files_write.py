@@ -115,6 +115,7 @@ class Writer:
         data = b"".join(parts)
         try:
             after = self._place.journal.commit(state, work, data)
+            self._place.inodes.confirm()
         except BaseException:
             self.broken = state
             raise
@@ -285,6 +286,7 @@ class Writer:
         if told is not None:
             self._add_beside(work, parts, FEED, self._whose_feed, [told])
         self._place.journal.commit(state, work, b"".join(parts))
+        self._place.inodes.confirm()
         self._forget()
 
     # beside the log
@@ -320,6 +322,7 @@ class Writer:
                 self._disk.remove(temp)
             else:
                 self._disk.publish(temp, path)
+                self._place.inodes.confirm()
 
     def drop_blob(self, name: str) -> None:
         """Remove bytes."""

@@ -18,6 +18,7 @@ from quire.storage._nats_rows import PLACES, About, Stored
 from quire.storage._nats_shelf import Out, Shelf
 from quire.storage._nats_wire import Moved
 from quire.storage._nats_writer import Places
+from quire.storage.base import PAGE_BYTES, more_may_follow
 
 _PAGE = 256
 _ENDS_MAX = 100_000
@@ -83,13 +84,18 @@ class Log:
         """Return runs from a sequence on, where the next page starts, and whether there is one."""
         await self._refresh()
         page, more = await self._log.following(pattern, start, count)
-        end = page[-1].sequence + 1 if more else 1 << 62
-        replaced = [of for of, (two, _) in self._replaced.items() if start <= of < end and only in (None, two)]
         runs: dict[int, Run] = {}
-        for message in page:
+        size = 0
+        for number, message in enumerate(page, 1):
             if not message.about.quiet and message.sequence not in self._replaced:
                 stream = rows.stream_of(_tokens(message.subject))
                 runs[message.sequence] = await self._run(stream, message, self._log)
+                size += sum(r.size_bytes for r in runs[message.sequence].records)
+            if size >= PAGE_BYTES and number < len(page):  # a message may have parts, that its page does not count
+                page, more = page[:number], True
+                break
+        end = page[-1].sequence + 1 if more else 1 << 62
+        replaced = [of for of, (two, _) in self._replaced.items() if start <= of < end and only in (None, two)]
         for of in replaced:
             two = self._replaced[of][0]
             message = await self._replacement(of)
@@ -125,14 +131,16 @@ class Log:
         """Return the runs that hold versions after < version <= last, until `limit` are found, from a sequence on."""
         subject, only = self._places.record(stream), rows.tokens(stream)
         found: list[Run] = []
-        count, more = 0, True
-        while more:
+        count = size = 0
+        more = True
+        while more and (limit is None or size < PAGE_BYTES):
             page, start, more = await self._page(subject, start, _PAGE, only)
             for run in page:
                 inside = sum(after < r.version <= last for r in run.records)
                 if inside:
                     found.append(run)
                     count += inside
+                    size += sum(r.size_bytes for r in run.records)
                     self._note(stream, run)
                 if count >= (last - after if limit is None else limit) or (
                     run.records and run.records[-1].version >= last
@@ -166,7 +174,7 @@ class Log:
         found: list[Record] = []
         held: list[Run] = []
         start, more = max(1, after // PLACES), True
-        while more and len(found) < limit:
+        while more and len(found) < limit and not more_may_follow(found, limit):
             page, start, more = await self._page(self._places.records(), start, _PAGE, None)
             runs = held + page
             last = runs[-1].item if runs and more else 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from quire.errors import IncompatibleFormat, Unsupported
 from quire.storage._nats_shelf import GONE, Out, Shelf
-from quire.storage._nats_wire import Moved, Refusal
+from quire.storage._nats_wire import Moved, Refusal, damaged
 from quire.storage.base import Capabilities
 
 FORMAT = "1"
 
 _IN_USE, _OVERLAPS = 10058, 10065
 _NO_PEERS = (10005, 10074)
+_NS = 1_000_000_000
 _MAY_LOSE = "may lose acknowledged writes"
 
 
@@ -35,6 +37,9 @@ async def claim(shelf: Shelf, replicas: int, shown: str) -> dict[str, Any]:
             found=known,
             supported=FORMAT,
         )
+    purged = gone(found)
+    if purged:
+        raise damaged(f"the stream {shelf.name} at {shown}", shelf.name, purged)
     if not found["state"]["last_seq"]:
         anchor = Out(shelf.anchor, {}, b"the first message of a store of Quire", 0)
         with suppress(Moved):  # somebody else was first
@@ -76,10 +81,37 @@ async def _make(shelf: Shelf, replicas: int, shown: str) -> dict[str, Any]:
         raise
 
 
-def promised(config: dict[str, Any], *, synced: bool) -> Capabilities:
-    """Return what a stream of this configuration promises. synced: whether the servers are said to sync always."""
-    replicas = config["num_replicas"]
-    if config["storage"] != "file":
+def gone(info: dict[str, Any]) -> str:
+    """Say what the server removed of a stream, "" for nothing: its first message, the anchor, is never removed by us."""
+    state = info["state"]
+    first, last = state["first_seq"], state["last_seq"]
+    return f"messages 1 to {first - 1} of {last} were purged, or removed by a limit of the stream" if first > 1 else ""
+
+
+def _removing(config: dict[str, Any]) -> list[str]:
+    """Return the settings of a stream by which the server removes messages by itself."""
+    found: list[str] = []
+    if config.get("max_age", 0) > 0:
+        found.append(f"max_age={config['max_age'] / _NS:g}s")
+    if config.get("discard") != "new":
+        found += [f"{name}={config[name]}" for name in ("max_msgs", "max_bytes") if config.get(name, -1) > 0]
+    if config.get("max_msgs_per_subject", -1) > 0 and not config.get("discard_new_per_subject"):
+        found.append(f"max_msgs_per_subject={config['max_msgs_per_subject']}")
+    if config.get("retention", "limits") != "limits":
+        found.append(f"retention={config['retention']}")
+    return found
+
+
+def promised(configs: Sequence[dict[str, Any]], *, synced: bool) -> Capabilities:
+    """Return what the streams promise by their configuration. synced: whether the servers are said to sync always."""
+    replicas = min(config["num_replicas"] for config in configs)
+    removing = [f"the stream {config['name']} has {', '.join(by)}" for config in configs if (by := _removing(config))]
+    if removing:
+        durability = "none"
+        note = f"{_MAY_LOSE}: {'; '.join(removing)}, by which the server removes messages; take the limit off, or set discard=new"
+    elif any(config.get("persist_mode", "default") not in ("", "default") for config in configs):
+        durability, note = "none", f"{_MAY_LOSE}: persist_mode=async acknowledges before it writes"
+    elif any(config["storage"] != "file" for config in configs):
         durability, note = "none", f"{_MAY_LOSE}: the stream is kept in memory"
     elif synced:
         durability, note = "power", f"{replicas} on disk; that the servers sync always is what the URL says"

@@ -105,7 +105,7 @@ class Shelf:
         async def ask() -> list[Any]:
             several = "batch" in request or "multi_last" in request
             answers = await self._wire.ask(
-                f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), many=several
+                f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), many=several, repeatable=not several
             )
             if status(answers[-1]) == "503":
                 raise Again(f"{self.name}: nobody answers for the stream now; try again")
@@ -140,6 +140,8 @@ class Shelf:
             moment = int(about.get("Nats-UpTo-Sequence", "0"))
             if moment >= floor and messages:  # the anchor, or what was announced before
                 return [stored(m) for m in messages], moment, int(about.get("Nats-Num-Pending", "0")) > 0
+            if moment >= floor and not await self._newest_of_leader(self.anchor):
+                raise damaged(f"the stream {self.name}", self.name, "it was purged: its first messages are gone")
             await self._behind(until)
 
     async def newest(self, subject: str) -> Stored | None:

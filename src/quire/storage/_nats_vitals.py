@@ -8,19 +8,18 @@ from datetime import datetime
 from typing import Any
 
 from quire.errors import Denied
+from quire.storage._nats_server import gone, promised
 from quire.storage._nats_shelf import Shelf
 from quire.storage._nats_wire import Refusal, Wire
-from quire.storage.base import Capabilities, Replica, Vitals
+from quire.storage.base import Replica, Vitals
 
 _NS = 1_000_000_000
 
 
-async def look(
-    wire: Wire, shelves: tuple[Shelf, Shelf], promises: Capabilities, shown: str, timeout_s: float
-) -> Vitals:
+async def look(wire: Wire, shelves: tuple[Shelf, Shelf], shown: str, timeout_s: float, *, synced: bool) -> Vitals:
     """Return how the servers are. Cost: one round trip, with three questions in it.
 
-    timeout_s: how long what may be kept from us is waited for.
+    timeout_s: how long what may be kept from us is waited for.  synced: whether the servers are said to sync always.
     """
     *infos, account = await asyncio.gather(*(shelf.api("STREAM.INFO") for shelf in shelves), _account(wire, timeout_s))
     used = sum(info["state"]["bytes"] for info in infos)
@@ -29,7 +28,7 @@ async def look(
     return Vitals(
         place=shown,
         server=f"NATS {release.major}.{release.minor}.{release.patch}",
-        promises=promises,
+        promises=promised([info["config"] for info in infos], synced=synced),
         clock_ms=_clock(infos[0]),
         used_bytes=used,
         disk_free_bytes=free,
@@ -75,7 +74,8 @@ def _replica(peer: Mapping[str, Any]) -> Replica:
 
 
 def _warnings(infos: list[dict[str, Any]], shown: str) -> list[str]:
-    return [
+    lost = [(info["config"]["name"], how) for info in infos if (how := gone(info))]
+    return [f"{shown}: the stream {name} is damaged: {how}; restore a backup" for name, how in lost] + [
         f"{shown}: the stream {info['config']['name']} has no leader now, and takes no writes; see that most of its "
         "servers run"
         for info in infos

@@ -33,6 +33,8 @@ from quire.errors import (
 _WRONG_LAST = (10071, 10164)
 _FULL = (10002, 10023, 10028, 10047, 10077)
 _OFF = (10039, 10076)
+_TRIES = 4
+"""How often something repeatable is published within the time in which it must be answered."""
 _PASSING = (10008, 10176, 10210)
 """No leader for the moment; a batch that a new leader knows the end of only; too many batches at once."""
 
@@ -175,10 +177,18 @@ class Wire:
                 waiting.set_result(found)
 
     async def ask(
-        self, subject: str, payload: bytes = b"", headers: Mapping[str, str] | None = None, *, many: bool = False
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        many: bool = False,
+        repeatable: bool = False,
     ) -> list[Msg]:
         """Publish, and return the answer; with `many` all answers up to the one with a status.
 
+        repeatable: it may take effect twice, so that it is published again where no answer comes. A cluster that is
+        choosing a leader drops what it is asked and says nothing.
         Raises StorageError: whether it took effect is then not known.
         """
         client = self.client
@@ -187,8 +197,11 @@ class Wire:
         self._asked[token] = (waiting, [], many)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await client.publish(subject, payload, reply=f"{self._inbox}.{token}", headers=_own(headers))
-                return await waiting
+                while True:
+                    await client.publish(subject, payload, reply=f"{self._inbox}.{token}", headers=_own(headers))
+                    done, _ = await asyncio.wait([waiting], timeout=self._timeout_s / _TRIES if repeatable else None)
+                    if done:
+                        return waiting.result()
         except (StorageError, Closed):
             raise
         except TimeoutError as error:
@@ -206,9 +219,9 @@ class Wire:
             raise self._ours(error) from error
 
     async def api(self, name: str, request: object = None) -> dict[str, Any]:
-        """Ask JetStream; return its answer. Raises what its error means."""
+        """Ask JetStream something that may be asked twice; return its answer. Raises what its error means."""
         payload = b"" if request is None else json.dumps(request).encode()
-        return self.judged((await self.ask(f"$JS.API.{name}", payload))[0])
+        return self.judged((await self.ask(f"$JS.API.{name}", payload, repeatable=True))[0])
 
     def judged(self, message: Msg) -> dict[str, Any]:
         """Return what JetStream answered, or raise what its error means."""

@@ -296,7 +296,7 @@ class Writer:
 
 def _weight(item: Item) -> tuple[int, int]:
     """Return about how many messages an item takes, and how many bytes."""
-    size = sum(len(r.body) + 200 for r in item.records) + sum(len(c.value or b"") for c in item.cells)
+    size = sum(r.size_bytes + 200 for r in item.records) + sum(len(c.value or b"") for c in item.cells)
     return len(item.expect) + len(item.cells) + size // 500_000, size
 
 

@@ -12,7 +12,7 @@ from quire.errors import CorruptRecord
 from quire.model import GENESIS, Cell, Head, Keyframe, Record
 from quire.storage._postgres_items import cell_sum, unescaped
 from quire.storage._postgres_line import Db
-from quire.storage.base import StorageStats
+from quire.storage.base import PAGE_BYTES, StorageStats
 from quire.storage.codec import checksum, unpack
 
 _RECORD = "version, time, author, message, kind, body, packed, chain, position"
@@ -23,6 +23,15 @@ _NOW = "coalesce($3, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 RECORDS = (
     f"SELECT {_RECORD} FROM records WHERE stream = {_STREAM}"  # noqa: S608 - constants only, as in all below
     f" AND version > $3 AND version <= coalesce($4, {_ENDLESS}) ORDER BY version LIMIT $5"
+)
+_WEIGHT = (
+    "octet_length(coalesce(packed, convert_to('', 'UTF8'))) + octet_length(coalesce(body, '')) + octet_length(message)"
+)
+"""What a record weighs as it is stored: nothing is read for it."""
+_BEFORE = f"sum({_WEIGHT}) OVER (ORDER BY {{}} ROWS UNBOUNDED PRECEDING) - ({_WEIGHT}) AS before"
+PAGE = (
+    f"SELECT {_RECORD} FROM (SELECT {_RECORD}, {_BEFORE.format('version')} FROM ({RECORDS}) AS r) AS s"  # noqa: S608
+    f" WHERE before < {PAGE_BYTES} ORDER BY version"
 )
 HEADS = (
     "SELECT r.version, r.chain, r.kind FROM unnest($2::text[]) WITH ORDINALITY AS w(name, n)"
@@ -35,10 +44,19 @@ STREAMS = (
     "SELECT name FROM streams WHERE namespace = $1 AND name >= $2 AND name < $3 AND name > $4"
     " AND starts_with(name, $2) ORDER BY name LIMIT $5"
 )
-FEED = (
+TALLY = (
+    "SELECT count(*), coalesce(sum(version), 0)::bigint FROM streams CROSS JOIN LATERAL"
+    " (SELECT version, kind FROM records WHERE stream = streams.id ORDER BY version DESC LIMIT 1) r"
+    " WHERE namespace = $1 AND name >= $2 AND name < $3 AND starts_with(name, $2) AND kind <> $4"
+)
+_FEED = (
     f"SELECT name, {_RECORD} FROM records CROSS JOIN LATERAL"  # noqa: S608
     " (SELECT name FROM streams WHERE id = stream AND namespace = $1 OFFSET 0) s"  # one by one, in the order of the log
     " WHERE position > $2 ORDER BY position LIMIT $3"
+)
+FEED = (
+    f"SELECT name, {_RECORD} FROM (SELECT name, {_RECORD}, {_BEFORE.format('position')} FROM ({_FEED}) AS r) AS s"  # noqa: S608
+    f" WHERE before < {PAGE_BYTES} ORDER BY position"
 )
 LATEST = (
     "SELECT greatest((SELECT max(position) FROM records), (SELECT value FROM meta WHERE key = 'position_floor'), 0)"

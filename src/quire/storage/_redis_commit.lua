@@ -35,6 +35,24 @@ for start = 1, #names, CHUNK do
   for i = 1, #found do heads[start + i - 1] = found[i] end
 end
 
+-- What the server lost is found before anything is put beside it: keys that were evicted, deleted or flushed.
+local function lost(what) return redis.error_reply('LOST ' .. what) end
+
+local streams = redis.call('HLEN', heads_key)
+if streams ~= redis.call('ZCARD', space .. 'streams') then return lost('the heads of streams or their list') end
+if redis.call('HLEN', cells_key) ~= redis.call('ZCARD', space .. 'cellnames') then return lost('cells or their list') end
+if streams > 0 then
+  if redis.call('EXISTS', feed_key) == 0 then return lost('the feed') end
+  if not tonumber(redis.call('GET', position_key) or '') then return lost('the newest position') end
+end
+for i = 1, #names do
+  if heads[i] then
+    local low = tonumber(redis.call('HGET', space .. 'lows', names[i]) or 1)
+    local there, wanted = redis.call('HLEN', space .. 'r:' .. names[i]), tonumber(string.match(heads[i], '^%d+')) - low + 1
+    if there ~= wanted then return lost('records of ' .. names[i] .. ': ' .. there .. ' of ' .. wanted .. ' are there') end
+  end
+end
+
 local now
 local function clock()
   if not now then

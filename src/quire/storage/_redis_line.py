@@ -44,7 +44,7 @@ from quire.errors import (
 Word = str | bytes | int
 
 _CODE = re.compile(
-    r"(?:^|[\s-])(OOM|MISCONF|READONLY|NOPERM|NOAUTH|WRONGPASS|LOADING|BUSY|MASTERDOWN|FENCED|FORMAT|NOSCRIPT"
+    r"(?:^|[\s-])(OOM|MISCONF|READONLY|NOPERM|NOAUTH|WRONGPASS|LOADING|BUSY|MASTERDOWN|FENCED|FORMAT|LOST|NOSCRIPT"
     r"|WRONGTYPE|CROSSSLOT|MOVED|CLUSTERDOWN|DB index is out of range)(?=\s|$)"
 )
 _STRIPPED: dict[type[RedisError], str] = {
@@ -238,6 +238,11 @@ def ours(error: Exception, shown: str) -> QuireError:
     if code in _ANSWERS:
         kind, said = _ANSWERS[code]
         return kind(f"{shown}: {said} ({text})")
+    if code == "LOST":
+        return CorruptRecord(
+            f"{shown}: {text.removeprefix('LOST ')} is gone from the server, which evicted or deleted it, was flushed or "
+            "restarted without its data; nothing was written: see `quire verify`, and restore a backup"
+        )
     if code == "FORMAT":
         known = text.removeprefix("FORMAT ")
         return IncompatibleFormat(

@@ -19,13 +19,19 @@ local call = {}
 
 local function number_of(head) return tonumber(string.match(head, '^%d+')) end
 
+-- A number that is counted up, -1 where something else took its place.
+local function counted(key) return tonumber(redis.call('GET', key) or 0) or -1 end
+
 local function position_of(row) return row and string.match(row, '^%d+') end
 
 -- Begin a session, ending another: whatever was sent under the old one cannot land any more. Renaming works where
--- memory is short, and keeps the count of the calls that took effect.
+-- memory is short, and keeps the count of the calls that took effect. A store that is gone is not begun anew by a handle
+-- that wrote to it.
 function call.session(format, old, new, ttl)
   local found = redis.call('GET', prefix .. ':format')
-  if not found then
+  if not found and old ~= '' then
+    return redis.error_reply('LOST the whole store')
+  elseif not found then
     redis.call('SET', prefix .. ':format', format)
   elseif found ~= format then
     return redis.error_reply('FORMAT ' .. found)
@@ -40,30 +46,57 @@ function call.session(format, old, new, ttl)
   return tonumber(redis.call('GET', to))
 end
 
-function call.read(stream, after, upto, limit)
+-- Say that a stream without a head was lost, if it is listed.
+local function missing(stream)
+  return redis.call('ZSCORE', space .. 'streams', stream) and redis.error_reply('LOST the head of ' .. stream)
+end
+
+-- The heads of all streams that are named, whatever their number.
+function call.heads()
+  local found = {}
+  for start = 4, #ARGV, CHUNK do
+    local names = {}
+    for i = start, math.min(start + CHUNK - 1, #ARGV) do names[#names + 1] = ARGV[i] end
+    for i, head in ipairs(redis.call('HMGET', space .. 'heads', unpack(names))) do
+      local gone = not head and missing(names[i])
+      if gone then return gone end
+      found[#found + 1] = head
+    end
+  end
+  return found
+end
+
+function call.read(stream, after, upto, limit, most)
   local head = redis.call('HGET', space .. 'heads', stream)
-  if not head then return {0} end
+  if not head then return missing(stream) or {0} end
   local low = tonumber(redis.call('HGET', space .. 'lows', stream) or 1)
   local first = math.max(tonumber(after) + 1, low)
   local last = number_of(head)
   if upto ~= '' then last = math.min(last, tonumber(upto)) end
   last = math.min(last, first + math.min(tonumber(limit), CHUNK) - 1)
   if last < first then return {0} end
-  local versions = {}
-  for version = first, last do versions[#versions + 1] = version end
+  local versions, size = {}, 0
+  for version = first, last do
+    versions[#versions + 1] = version
+    size = size + redis.call('HSTRLEN', space .. 'r:' .. stream, version)
+    if size >= tonumber(most) then break end
+  end
   local rows = redis.call('HMGET', space .. 'r:' .. stream, unpack(versions))
   table.insert(rows, 1, first)
   return rows
 end
 
-function call.feed(after, limit)
-  local found = {}
+function call.feed(after, limit, most)
+  local found, size = {}, 0
   local entries = redis.call('XRANGE', space .. 'feed', after .. '-1', '+', 'COUNT', math.min(tonumber(limit), CHUNK))
   for _, entry in ipairs(entries) do
     local stream, version = entry[2][2], entry[2][4]
     found[#found + 1] = stream
     found[#found + 1] = version
-    found[#found + 1] = redis.call('HGET', space .. 'r:' .. stream, version)
+    local row = redis.call('HGET', space .. 'r:' .. stream, version)
+    found[#found + 1] = row
+    size = size + (row and #row or 0)
+    if size >= tonumber(most) then break end
   end
   return found
 end
@@ -173,7 +206,7 @@ end
 function call.stats()
   return {
     redis.call('ZCARD', space .. 'streams'), redis.call('XLEN', space .. 'feed'),
-    tonumber(redis.call('GET', space .. 'keyframes') or 0), redis.call('ZCARD', space .. 'blobs'),
+    counted(space .. 'keyframes'), redis.call('ZCARD', space .. 'blobs'),
     redis.call('HLEN', space .. 'cells'),
   }
 end
@@ -218,10 +251,10 @@ function call.totals()
     redis.call('ZCARD', space .. 'streams'), redis.call('HLEN', space .. 'heads'),
     redis.call('ZCARD', space .. 'cellnames'), redis.call('HLEN', space .. 'cells'),
     redis.call('XLEN', space .. 'feed'), records,
-    tonumber(redis.call('GET', space .. 'keyframes') or 0), frames,
-    tonumber(redis.call('GET', prefix .. ':position') or 0), newest,
+    counted(space .. 'keyframes'), frames,
+    counted(prefix .. ':position'), newest,
   }
 end
 
-if ARGV[3] == 'rewrite' then return call.rewrite() end -- more values than a call may have
+if ARGV[3] == 'rewrite' or ARGV[3] == 'heads' then return call[ARGV[3]]() end -- more values than a call may have
 return call[ARGV[3]](unpack(ARGV, 4))

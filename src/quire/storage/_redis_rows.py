@@ -84,6 +84,21 @@ def record_of(stream: str, version: int, stored: bytes | None) -> Record:
         raise damaged(f"{stream} v{version}", at, str(cause)) from cause
 
 
+def text_of(stored: bytes, whose: str) -> str:
+    """Return a name. whose: for what it is damage to."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError as cause:
+        raise damaged(f"the name of {whose} ({stored!r})", whose, "it is no text") from cause
+
+
+def number_of(stored: bytes, what: str) -> int:
+    """Return a number that is stored as digits."""
+    if not stored.isdigit():
+        raise damaged(what, what, f"{stored!r} is no number")
+    return int(stored)
+
+
 def body_as_stored(body: bytes) -> bytes:
     """Return a body as it lies in a row: text as it is, anything else behind a tag byte."""
     packed = pack(body)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import traceback
@@ -31,6 +32,7 @@ from quire.errors import (
     Unsupported,
 )
 from quire.failpoints import hit
+from quire.storage._inodes import Inodes
 from quire.storage._jobs import Jobs
 
 try:
@@ -39,6 +41,8 @@ except ImportError as cause:
     raise Unsupported(
         "this store needs the package rocksdict: pip install 'quire[rocksdb]'", capability="backend:rocksdb"
     ) from cause
+
+log = logging.getLogger("quire.storage")
 
 FAMILIES = ("log", "keyframes", "blobs", "cells")
 MARK = "quire.json"
@@ -101,6 +105,8 @@ class Place:
         self.reader = Jobs("quire-rocksdb-reader", self._ours)
         self._db: Any = None
         self._families: dict[str, Any] = {}
+        self.inodes = Inodes(path)
+        """Files that are not replaced while it is open; looked up by name, they are gone when the folder is."""
 
     def _ours(self, error: BaseException) -> BaseException:
         traceback.clear_frames(error.__traceback__)  # an error that is kept would keep the database open: rule 3
@@ -124,6 +130,7 @@ class Place:
         self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
         stored = self._db.get(_POSITION)
         self.position = 0 if stored is None else int.from_bytes(stored, "big")
+        self.inodes = Inodes(self.path, (f"{self.path}/{MARK}", f"{self.path}/{_PART}/LOCK"))
 
     @property
     def is_open(self) -> bool:
@@ -141,9 +148,15 @@ class Place:
         """Close the database."""
         families, self._families = self._families, {}
         database, self._db = self._db, None
+        failed: Exception | None = None
         for family in (*families.values(), database):
             if family is not None:
-                family.close()
+                try:
+                    family.close()
+                except Exception as error:  # noqa: BLE001 - the driver raises no class of its own; the others close first
+                    failed = error
+        if failed is not None:
+            raise self._ours(failed)
 
     def write(self, fill: Callable[[Any, Callable[[str], Any]], int]) -> None:
         """Write what `fill` puts into a batch, durably, all or nothing.
@@ -152,6 +165,7 @@ class Place:
         """
         if self._db is None:
             raise StorageUnavailable(f"{self.path} could not be opened again after a failed write; call `recover`")
+        self.inodes.check()
         batch = rocksdict.WriteBatch(raw_mode=True)
         position = fill(batch, self._db.get_column_family_handle)
         if position != self.position:
@@ -160,13 +174,17 @@ class Place:
         how.sync = True
         hit("commit:before")
         self._db.write(batch, how)
-        self.position = position
+        self.position = position  # at once: from now on it can be read, and who looks for news must hear of it
+        self.inodes.confirm()
 
     def reopen(self) -> None:
         """Close the database and open it anew, so that what is read is what is on the disk. In the writer's thread.
 
+        Raises FilesChanged where it is not there any more: to open it would make another.
+
         Opening writes. Where the disk is full it fails, and the database is opened for reading only, until there is room.
         """
+        self.inodes.check()
         with self.reader.paused():
             self.shut()
             try:
@@ -258,19 +276,27 @@ def claim(path: str) -> Place:
 
 
 def release(place: Place) -> None:
-    """Give a database back; the last handle closes it. Blocks."""
+    """Give a database back; the last handle closes it. Blocks. Where its files are gone, what that raises is logged."""
     with _guard:
         place.handles -= 1
         if place.handles == 0:
             del _open[place.path]
             place.reader.stop()
             place.writer.stop()
-            place.shut()
+            try:
+                place.shut()
+            except QuireError as error:
+                said = place.inodes.trouble()
+                if said is None:
+                    raise
+                log.warning("closing: %s: %s", said, error)
 
 
 def forget_all() -> None:
-    """In the child of a fork: what the parent has open is not ours."""
+    """In the child of a fork: what the parent has open is not ours, and a thread of it may have held the lock."""
+    global _guard  # noqa: PLW0603 - made anew, as it cannot be released
     _open.clear()
+    _guard = threading.Lock()
 
 
 os.register_at_fork(after_in_child=forget_all)

@@ -38,11 +38,10 @@ APPLICATION_ID = 0x51554952  # "QUIR"
 SCHEMA_VERSION = 1
 SOUND = (3, 51, 3)
 """The first release whose write-ahead log several connections may write: see the WAL-reset bug in https://sqlite.org/wal.html"""
-WAL_PAGES = 1000
-"""Pages of the write-ahead log after which a commit copies it into the file; quiet moments do so before. A log that
-stays small is overwritten in place, which is quicker to sync than one that grows."""
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
+_LOGGED = 2
+"""The write version, in byte 18 of the header, of a file with a write-ahead log: https://sqlite.org/fileformat2.html"""
 _WAL_MAX_BYTES = 64 * 1024 * 1024
 """A log that grew beyond this behind a long reader is cut back."""
 _COPY_PAGES = 1000
@@ -133,8 +132,10 @@ def _unwritable(path: str, why: str) -> StorageUnavailable:
     return StorageUnavailable(f"{path} cannot be written ({why}); check the rights of the file and of its folder")
 
 
-def claim(path: str, vfs: str | None) -> None:
+def claim(path: str, vfs: str | None) -> bool:
     """Make the file if it is absent, for its owner's eyes only; refuse one that is not a store.
+
+    Returns whether it has a write-ahead log.
 
     path: absolute, without symbolic links; with a vfs, any name it knows (SQLite makes the file then).
     Raises InvalidKey, IncompatibleFormat, StorageUnavailable.
@@ -146,14 +147,19 @@ def claim(path: str, vfs: str | None) -> None:
             mode = Path(path).stat().st_mode
             if not stat.S_ISREG(mode):
                 raise InvalidKey(f"{path} is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}; name a file")
-            _check_header(path, "")
-        else:
-            with suppress(apsw.CantOpenError):  # not there yet
-                _check_header(path, vfs)
+            return _check_header(path, "")
+        with suppress(apsw.CantOpenError):  # not there yet
+            return _check_header(path, vfs)
+        return False
 
 
 def _make(path: str) -> None:
     folder = str(Path(path).parent)
+    if os.path.lexists(f"{path}-wal") and not os.path.lexists(path):
+        raise StorageUnavailable(
+            f"{path} is not there, but its write-ahead log {path}-wal is: the file was moved away, and a new one would destroy "
+            "what the log holds; put the file back, or remove the log if both are to go"
+        )
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -176,14 +182,14 @@ def sync_folder(folder: str) -> None:
             os.close(handle)
 
 
-def _check_header(path: str, vfs: str) -> None:
+def _check_header(path: str, vfs: str) -> bool:
     file = apsw.VFSFile(vfs, path, [apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_MAIN_DB, 0])
     try:
         header = file.xRead(_HEADER_BYTES, 0) if file.xFileSize() else b""
     finally:
         file.xClose()
     if not header:
-        return  # a new file
+        return False  # a new file
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
         raise IncompatibleFormat(
             f"{path} is not a Quire store, nor any SQLite file; nothing was changed",
@@ -191,6 +197,7 @@ def _check_header(path: str, vfs: str) -> None:
             supported="sqlite",
         )
     _check_format(path, int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"))
+    return header[18] == _LOGGED
 
 
 def _check_format(path: str, application: int, version: int) -> None:
@@ -208,8 +215,11 @@ def _check_format(path: str, application: int, version: int) -> None:
         )
 
 
-def connect(path: str, durability: str, vfs: str | None, *, busy_s: float | None = None) -> Db:
-    """Return a connection to a file that `claim` let pass, with our settings."""
+def connect(path: str, durability: str, vfs: str | None, *, wal: bool = True, busy_s: float | None = None) -> Db:
+    """Return a connection to a file that `claim` let pass, with our settings.
+
+    wal: False for a file that `prepare` has given a rollback journal.  busy_s: as `patience`.
+    """
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if vfs else 0)
     db = cast("Db", apsw.Connection(path, flags, vfs, statementcachesize=64))
     try:
@@ -217,21 +227,29 @@ def connect(path: str, durability: str, vfs: str | None, *, busy_s: float | None
         if db.readonly("main"):
             raise _unwritable(path, "it opens for reading only")
         db.pragma("synchronous", "FULL" if durability == "full" else "NORMAL")
-        db.pragma("wal_autocheckpoint", WAL_PAGES)
+        db.pragma("wal_autocheckpoint", 0)  # the writer does so itself, after a look at the files
         db.pragma("journal_size_limit", _WAL_MAX_BYTES)
         db.pragma("cache_size", -16_000)
         db.pragma("mmap_size", 0)  # an I/O error under a map would kill the process
         db.pragma("temp_store", "MEMORY")
         db.pragma("trusted_schema", "OFF")
         db.pragma("cell_size_check", "ON")
+        if not wal:
+            _roll_back(db, path)
     except BaseException:
         db.close(True)
         raise
     return db
 
 
-def prepare(db: Db, path: str) -> None:
-    """Create the schema in an empty file, upgrade an older one; several processes may do so at once."""
+def prepare(db: Db, path: str, *, wal: bool = True, logged: bool = False) -> None:
+    """Create the schema in an empty file, upgrade an older one, choose its journal; several processes may do so at once.
+
+    db: a connection that has read nothing yet.  wal: whether shared memory can be used.  logged: whether the file has a
+    write-ahead log; without shared memory it is read, and ended, by one process alone.
+    """
+    if logged and not wal:
+        db.pragma("locking_mode", "EXCLUSIVE")
     with one_moment(db):  # else another process could make the file between the two looks that `_version` takes
         version = _version(db, path)
     if version != SCHEMA_VERSION:
@@ -251,7 +269,12 @@ def prepare(db: Db, path: str) -> None:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-    _write_ahead(db)
+    if wal:
+        _write_ahead(db)
+        return
+    _roll_back(db, path)
+    db.pragma("locking_mode", "NORMAL")
+    _version(db, path)  # reading lets go of the lock
 
 
 def _version(db: Db, path: str) -> int:
@@ -284,6 +307,14 @@ def _write_ahead(db: Db) -> None:
             time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - jitter, no secret
         else:
             return
+
+
+def _roll_back(db: Db, path: str) -> None:
+    """Use a rollback journal: truncated after each transaction, and synced, so that nothing rests on the folder."""
+    if db.pragma("journal_mode", "TRUNCATE") != "truncate":
+        raise StorageUnavailable(
+            f"{path} has a write-ahead log that another program uses, which this file system cannot share; close it there"
+        )
 
 
 def copy(source: Db, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from quire.errors import CorruptRecord
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage._sqlite_worker import Db
-from quire.storage.base import StorageStats
+from quire.storage.base import StorageStats, Tally, page_of
 from quire.storage.codec import checksum, unpack
 
 FLOOR, REMOVED = "position_floor", "records_removed"
@@ -32,6 +32,11 @@ _HEAD = f"SELECT version, chain, kind FROM records WHERE stream = {_STREAM_ID} O
 _FEED = (
     f"SELECT name, {_RECORD} FROM records CROSS JOIN streams ON streams.id = records.stream"  # noqa: S608
     " WHERE position > ? AND namespace = ? ORDER BY position LIMIT ?"
+)
+_TALLY = (
+    "SELECT count(*), ifnull(sum(version), 0) FROM streams CROSS JOIN records ON stream = streams.id"
+    " AND version = (SELECT max(version) FROM records WHERE stream = streams.id)"
+    " WHERE namespace = ? AND name >= ? AND substr(name, 1, length(?)) = ? AND kind <> ?"
 )
 _KEYFRAME = (
     f"SELECT version, chain, size, digest, body, sum FROM keyframes WHERE stream = {_STREAM_ID}"  # noqa: S608
@@ -65,12 +70,13 @@ def one_moment(db: Db) -> Generator[None]:
 def records(db: Db, namespace: str, stream: str, *, after: int, upto: int | None, limit: int | None) -> list[Record]:
     """Records of a stream, oldest first."""
     bounds = (after, _ENDLESS if upto is None else upto, -1 if limit is None else limit)
-    return [_record(stream, row) for row in db.execute(_READ, (namespace, stream, *bounds))]
+    return page_of((_record(stream, row) for row in db.execute(_READ, (namespace, stream, *bounds))), limit)
 
 
 def feed(db: Db, namespace: str, after: int, limit: int) -> list[Record]:
     """Records of a namespace in commit order."""
-    return [_record(row[0], row[1:]) for row in db.execute(_FEED, (after, namespace, limit))]
+    rows = db.execute(_FEED, (after, namespace, limit))
+    return page_of((_record(_text(row[0], "a stream"), row[1:]) for row in rows), limit)
 
 
 def heads(db: Db, namespace: str, streams: Sequence[str]) -> list[Head]:
@@ -92,15 +98,32 @@ def names(db: Db, namespace: str, prefix: str, after: str, limit: int | None) ->
     )
     found: list[str] = []
     for (name,) in rows:
-        if len(found) == limit or not name.startswith(prefix):
+        if len(found) == limit or not _text(name, "a stream").startswith(prefix):
             break  # sorted: no later one does
         found.append(name)
     return found
 
 
+def _text(name: Any, whose: str) -> str:
+    if type(name) is not str:
+        raise _damaged(f"the name of {whose} ({name!r})", str(name))
+    return name
+
+
+def tally(db: Db, namespace: str, prefix: str, but: str) -> Tally:
+    """How many streams start with a prefix, and the sum of their heads' versions."""
+    count, versions = db.execute(_TALLY, (namespace, prefix, prefix, prefix, but)).fetchone()
+    if type(versions) is not int:
+        raise _damaged("the version of a record", prefix)
+    return Tally(count, versions)
+
+
 def newest(db: Db) -> int:
     """The newest position ever given, in any namespace."""
-    return db.execute(_TOP, (FLOOR,)).get
+    found = db.execute(_TOP, (FLOOR,)).get
+    if type(found) is not int:
+        raise _damaged(f"the newest position ({found!r})", FLOOR)
+    return found
 
 
 def _record(stream: str, row: tuple[Any, ...]) -> Record:
@@ -165,12 +188,12 @@ def blob(db: Db, namespace: str, name: str) -> bytes | None:
 def blob_names(db: Db, namespace: str, after: str, limit: int) -> list[str]:
     """Names greater than `after`, sorted."""
     query = "SELECT name FROM blobs WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?"
-    return [name for (name,) in db.execute(query, (namespace, after, limit))]
+    return [_text(name, "a blob") for (name,) in db.execute(query, (namespace, after, limit))]
 
 
 def _blob(row: tuple[Any, ...]) -> bytes:
     name, body, total = row
-    if type(body) is not bytes or checksum(name.encode(), body) != total:
+    if type(body) is not bytes or checksum(_text(name, "a blob").encode(), body) != total:
         raise _damaged(f"the blob {name}", name, "it does not match its checksum")
     return body
 
@@ -194,7 +217,7 @@ def cells(db: Db, namespace: str, prefix: str, now_ms: int, *, after: str, limit
     )
     found: list[Cell] = []
     for row in rows:
-        if len(found) == limit or not row[0].startswith(prefix):
+        if len(found) == limit or not _text(row[0], "a cell").startswith(prefix):
             break
         here = _unexpired(_cell(row), now_ms)
         if here is not None:

@@ -66,6 +66,10 @@ class Db(Protocol):
         """Say what to do while another holds the lock."""
         ...
 
+    def set_wal_hook(self, callable: Callable[[object, str, int], int] | None) -> None:  # noqa: A002 - the driver's name
+        """Be told of the pages of the log after each transaction, instead of SQLite's own copying at times."""
+        ...
+
     def readonly(self, name: str) -> bool:
         """Whether the file can only be read."""
         ...
@@ -122,20 +126,34 @@ class Worker:
 
         return self._jobs.do(connected)
 
+    def run(self, job: Callable[[], T]) -> asyncio.Future[T]:
+        """Queue a job that needs no connection; it may use `connection` and `close`."""
+        return self._jobs.do(job)
+
     def disconnect(self) -> asyncio.Future[None]:
         """Close the connection; the next job opens a new one."""
-        return self._jobs.do(self._disconnect)
+        return self._jobs.do(self.close)
+
+    def end(self) -> None:
+        """Finish what is queued and end the thread; the connection stays. Blocks."""
+        self._jobs.stop()
 
     def stop(self) -> None:
         """Finish what is queued, close the connection, end the thread. Blocks."""
-        self._jobs.stop()
-        self._disconnect()
+        self.end()
+        self.close()
+
+    @property
+    def connection(self) -> Db | None:
+        """The connection, if there is one. In this thread, or after its end."""
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection. In this thread, or after its end."""
+        db, self._db = self._db, None
+        if db is not None:
+            db.close(True)
 
     def _relax(self) -> None:
         if self._db is not None and self._rest is not None:
             self._rest(self._db)
-
-    def _disconnect(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            db.close(True)

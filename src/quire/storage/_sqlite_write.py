@@ -3,19 +3,23 @@
 1. A call of `commit` is one transaction and one fsync; an item that does not fit is left out.
 2. What is remembered of heads holds while `PRAGMA data_version` says that nobody else wrote.
 3. A commit that failed in the driver breaks the writer: only after `settle` is known what of it is stored.
+4. What is written is written in this handle's turn, and acknowledged when the files are found in place after it: see
+   _sqlite_presence.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import apsw
 import msgspec
 
-from quire.errors import StorageTimeout, StorageUnavailable
+from quire.errors import FilesChanged, StorageTimeout, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import Head, Keyframe, Record
+from quire.storage._sqlite_presence import Presence
 from quire.storage._sqlite_read import FLOOR, REMOVED, cell, cell_sum, heads, keyframe_sum, newest
 from quire.storage._sqlite_worker import Db, patience
 from quire.storage.base import CellWrite, Committed, Item, Outcome, Refused
@@ -29,6 +33,10 @@ _EXPIRED_MAX = 2
 """Expired cells removed for each one written with an expiry: more than come, so they cannot pile up."""
 _SETTLE_S = 1.0
 """How long recovery waits for readers of other processes before it goes another way."""
+
+WAL_PAGES = 1000
+"""Pages of the write-ahead log after which a commit copies it into the file; quiet moments do so before. A log that
+stays small is overwritten in place, which is quicker to sync than one that grows."""
 
 _NO_RECORDS = Committed(0, 0)
 _INSERT = (
@@ -59,8 +67,15 @@ class _Stream(msgspec.Struct, gc=False):
 class Writer:
     """Used in the writer's thread only."""
 
-    def __init__(self, path: str, namespace: str, now_ms: Callable[[], int]) -> None:
+    def __init__(self, path: str, namespace: str, now_ms: Callable[[], int], *, wal: bool = True) -> None:
         self._path = path
+        self.presence: Presence | None = None
+        """The files as they were opened; None under a VFS for tests."""
+        self.gone = ""
+        """Why `presence` was given back and the files could not be opened again; "" while they are open."""
+        self._wal = wal
+        self.log_pages = 0
+        """Of the write-ahead log after the newest transaction."""
         self._namespace = namespace
         self._now_ms = now_ms
         self.broken = False
@@ -73,6 +88,13 @@ class Writer:
         """Store items in order, in one transaction."""
         if self.broken:
             raise StorageUnavailable(f"{self._path}: an earlier commit failed; `recover` has to settle it first")
+        with self._turn():
+            outcomes = self._commit(db, items)
+            self._confirm(db)
+        hit("commit:after")
+        return outcomes
+
+    def _commit(self, db: Db, items: Sequence[Item]) -> list[Outcome]:
         try:
             db.execute("BEGIN IMMEDIATE")
             hit("commit:begin")
@@ -88,7 +110,6 @@ class Writer:
             self.broken = isinstance(error, apsw.Error) and not isinstance(error, apsw.BusyError)
             self._undo(db)
             raise
-        hit("commit:after")
         return outcomes
 
     def change(self, db: Db, job: Callable[[Db], T]) -> T:
@@ -96,14 +117,60 @@ class Writer:
 
         A failure leaves nothing to settle: what is changed here is disposable, or is asked for again.
         """
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            result = job(db)
-            db.execute("COMMIT")
-        except BaseException:
-            self._undo(db)
-            raise
+        with self._turn():
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                result = job(db)
+                db.execute("COMMIT")
+            except BaseException:
+                self._undo(db)
+                raise
+            self._confirm(db)
         return result
+
+    @contextmanager
+    def _turn(self, wait_s: float | None = None) -> Generator[None]:
+        """Be the only one who writes, to files that are those that were opened. Raises FilesChanged, StorageUnavailable."""
+        presence = self.presence
+        if presence is None:
+            yield
+            return
+        if self.gone:
+            raise StorageUnavailable(self.gone)
+        with presence.turn(wait_s):
+            try:
+                presence.check()
+            except StorageUnavailable as error:
+                self.broken = not isinstance(error, FilesChanged)  # a log that is gone is put back by `recover`
+                raise
+            yield
+
+    def _confirm(self, db: Db) -> None:
+        """After a transaction: see that it is where others look, and copy a log that grew large into the file."""
+        if self.presence is not None:
+            try:
+                self.presence.confirm()
+            except StorageUnavailable:
+                self.broken = True
+                raise
+        if self.log_pages >= WAL_PAGES:
+            self.log_pages = 0
+            with suppress(apsw.Error):  # as SQLite does it: the next commit tries again
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def watch_log(self, db: Db) -> None:
+        """Have SQLite tell how long the log is, instead of copying it without a look at the files."""
+
+        def committed(_db: object, _name: str, pages: int) -> int:
+            self.log_pages = pages
+            return apsw.SQLITE_OK
+
+        db.set_wal_hook(committed)
+
+    def rest(self, db: Db) -> None:
+        """What a quiet moment is for: copy the log into the file, unless another handle is writing."""
+        with self._turn(0):
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def settle(self, db: Db) -> None:
         """On a fresh connection after a failed commit: make what is there durable, or see that it is gone.
@@ -116,7 +183,8 @@ class Writer:
         if self.broken:
             db.set_busy_handler(patience(_SETTLE_S))
             try:
-                busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                with self._turn():
+                    busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 db.set_busy_handler(patience())
             if busy:
@@ -162,8 +230,10 @@ class Writer:
 
     def scrub(self, db: Db) -> None:
         """Write the file anew, so that no free page holds what was, and empty the write-ahead log."""
-        db.execute("VACUUM")
-        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with self._turn():
+            db.execute("VACUUM")
+            busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._confirm(db)
         if busy:
             raise StorageTimeout(
                 f"{self._path}: another process is reading; what was removed is still in the write-ahead log until it "
@@ -209,6 +279,11 @@ class Writer:
         seen = db.execute("PRAGMA data_version").get
         if seen != self._seen or len(self._heads) > _HEADS_MAX:
             self.forget()
+            if not self._wal and db.pragma("journal_mode") == "wal":
+                raise StorageUnavailable(
+                    f"{self._path} was given a write-ahead log by another program, which this file system cannot share; "
+                    "close the store everywhere and open it again"
+                )
             self._seen = seen
             self._position = newest(db)
 

@@ -27,6 +27,10 @@ _SHARED = frozenset(
     }
 )
 """Types of file systems that another machine may write to as well."""
+_UNSHARED = _SHARED | {"drvfs", "fakeowner", "grpcfuse", "osxfs", "vmhgfs"}
+"""Types whose files cannot be trusted as memory that processes share: another kernel has a cache of them too."""
+_FUSE_LOCAL = frozenset({"fuse.fuse-overlayfs", "fuse.gocryptfs"})
+"""Types of user-space file systems that only this kernel writes to, and that map files like a disk does."""
 _VOLATILE = frozenset({"ramfs", "tmpfs"})
 
 
@@ -97,6 +101,19 @@ def file_system_of(path: str, mounts: str | None = None) -> str:
         if inside and len(point) >= len(best):  # of two at one place the later is on top
             best, found = point, kind.split(" ")[0]
     return found
+
+
+def shares_memory(file_system: str) -> bool:
+    """Return whether processes can share memory by mapping a file there. "", an unknown system, can.
+
+    A FUSE type can only if it is known to be local: on Docker Desktop and its like it is another machine's folder.
+
+    >>> shares_memory("ext4"), shares_memory("virtiofs"), shares_memory("fuse.sshfs"), shares_memory("fuseblk")
+    (True, False, False, True)
+    """
+    if file_system == "fuse" or file_system.startswith("fuse."):
+        return file_system in _FUSE_LOCAL
+    return file_system not in _UNSHARED
 
 
 def bytes_of(path: str) -> int | None:

@@ -14,20 +14,26 @@ Rules that hold everywhere:
    position p never later finds a new record at or before p.
 5. Nothing of one namespace is visible in another.
 6. Driver exceptions are translated here into `quire.errors`; an error out of `commit` means the outcome is unknown
-   until `recover` and a look.
+   until `recover` and a look. Only after FilesChanged it is known: nothing was begun.
 7. `commit` may be called again before the call before it has answered. Calls take effect in the order they were made;
    after one that failed, none of the later ones does until `recover` has returned.
+8. What `read` with a limit and `feed` return is a page: it is bounded in bytes too, so it may be shorter than its limit
+   though more follows. It is empty only where nothing follows. So no reader takes more memory than `PAGE_BYTES` and one
+   record, whatever the records weigh; `more_may_follow` saves it the last, empty page.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from quire.model import Cell, Head, Keyframe, Record
+
+PAGE_BYTES = 4 * 1024 * 1024
+"""A page of records ends with the one that brings it to so many bytes, however many were asked for."""
 
 Durability = Literal["none", "process", "power"]
 """What an acknowledged write survives: nothing, the death of the process, the loss of power."""
@@ -110,6 +116,19 @@ class StorageStats(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class Tally(msgspec.Struct, frozen=True):
+    """streams: how many.  versions: the sum of their heads' versions."""
+
+    streams: int
+    versions: int
+
+
+def tally_of(heads: Iterable[Head], but: str) -> Tally:
+    """Count streams by their heads. but: kind of the heads that are left out."""
+    versions = [head.version for head in heads if head.version and head.kind != but]
+    return Tally(len(versions), sum(versions))
+
+
 class Replica(msgspec.Struct, frozen=True):
     """A copy that a server keeps elsewhere. in_sync: whether it follows now; None where we may not know.
 
@@ -155,6 +174,29 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+def page_of(records: Iterable[Record], limit: int | None) -> list[Record]:
+    """Return the first of some records: a page. limit: None for all of them, whatever they weigh."""
+    if limit is None:
+        return list(records)
+    page: list[Record] = []
+    size = 0
+    if limit > 0:
+        for entry in records:
+            page.append(entry)
+            size += entry.size_bytes
+            if len(page) == limit or size >= PAGE_BYTES:
+                break
+    return page
+
+
+def more_may_follow(page: Sequence[Record], limit: int | None) -> bool:
+    """Tell whether a page may have ended for its bounds: then the next one is to be asked for.
+
+    limit: None where only its bytes may have ended it. Half of those count: stored, a record may weigh more than as it is seen.
+    """
+    return (limit is not None and len(page) >= limit) or 2 * sum(r.size_bytes for r in page) >= PAGE_BYTES
+
+
 class Backend(Protocol):
     """One open store in one namespace. All methods may be called concurrently from one event loop."""
 
@@ -171,7 +213,10 @@ class Backend(Protocol):
     async def read(
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
-        """Records with after < version <= upto, oldest first. An unknown stream is empty."""
+        """Records with after < version <= upto, oldest first. An unknown stream is empty.
+
+        limit: at most so many, as one page: see rule 8. None: all of them, whatever they weigh.
+        """
         ...
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
@@ -182,8 +227,15 @@ class Backend(Protocol):
         """Names of streams that start with `prefix`, sorted by code point, greater than `after`."""
         ...
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count the streams that start with `prefix`, without those whose newest record is of kind `but`.
+
+        Cost: looks at each head; where it can be, in the place where they are kept.
+        """
+        ...
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
-        """Records of this namespace with position > after, in commit order."""
+        """A page of the records of this namespace with position > after, in commit order: see rule 8."""
         ...
 
     async def latest(self) -> int:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from quire import forks
 from quire.core.names import is_ending
 from quire.errors import Closed, CorruptRecord, InvalidKey
 from quire.model import Cell, Head, Keyframe, Record
@@ -29,7 +30,7 @@ from quire.storage._files_write import Writer
 from quire.storage._jobs import Jobs
 from quire.storage._vitals import bytes_of, disk_of, within
 from quire.storage._waiting import Polling
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, tally_of
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class FilesBackend:
         self._now_ms = now_ms
         self._extension = extension
         self._pid = os.getpid()
+        forks.keep(self)
         self._closed = False
         self._place: Place | None = None
         translate = partial(places.ours, path=path)
@@ -108,15 +110,16 @@ class FilesBackend:
     def _alive(self) -> Place:
         if self._closed or self._place is None:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
         return self._place
 
     async def _read(self, job: Callable[[State], T]) -> T:
         """Run a job as of now; where it meets damage, once more while nobody writes."""
         place = self._alive()
         try:
-            return await min(self._readers, key=lambda r: r.waiting).do(lambda: job(place.journal.published()))
+            found = await min(self._readers, key=lambda r: r.waiting).do(lambda: job(place.journal.published()))
+            place.inodes.look(0)  # afterwards, as what was not found by its name may be gone with the folder
+            return found
         except CorruptRecord:
             self._alive()
             return await self._worker.do(lambda: self._held(job))
@@ -151,6 +154,12 @@ class FilesBackend:
         """Names of streams that start with `prefix`, sorted by code point, greater than `after`."""
         return await self._read(lambda state: self._reader.streams(state, prefix, after=after, limit=limit))
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads. Cost: looks into every file."""
+        return await self._read(
+            lambda state: tally_of(self._reader.heads(state, self._reader.streams(state, prefix)), but)
+        )
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
         return await self._read(lambda state: self._reader.feed(state, after, limit))
@@ -159,6 +168,7 @@ class FilesBackend:
         """The newest position of the folder. A few microseconds."""
         place = self._alive()
         try:
+            place.inodes.look()
             return place.journal.published().position
         except CorruptRecord:
             return await self._worker.do(lambda: self._held(lambda state: state.position))

@@ -7,17 +7,32 @@ seen here at a glance. Handles on one `memory:name` may sit on loops of several 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 import msgspec
 
+from quire import forks
 from quire.errors import Closed, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
-from quire.storage.base import Capabilities, CellWrite, Committed, Item, Outcome, Refused, StorageStats, Vitals
+from quire.storage.base import (
+    Capabilities,
+    CellWrite,
+    Committed,
+    Item,
+    Outcome,
+    Refused,
+    StorageStats,
+    Tally,
+    Vitals,
+    page_of,
+    tally_of,
+)
 
 
 class _Space:
@@ -63,6 +78,16 @@ async def open_memory(name: str = "", *, namespace: str, now_ms: Callable[[], in
         return MemoryBackend(place, name, namespace, now_ms or (lambda: time.time_ns() // 1_000_000))
 
 
+def _forget() -> None:
+    """In the child of a fork: what the parent has open is not ours, and a thread of it may have held the lock."""
+    global _shared_lock  # noqa: PLW0603 - made anew, as it cannot be released
+    _shared.clear()
+    _shared_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 class MemoryBackend:
     """A namespace of a place in memory."""
 
@@ -80,11 +105,13 @@ class MemoryBackend:
         self._now_ms = now_ms
         self._space = place.spaces.setdefault(namespace, _Space())
         self._open = True
+        self._pid = os.getpid()
         place.handles += 1
 
     @contextmanager
     def _held(self) -> Generator[_Space]:
         """Our namespace, with nobody else in the place."""
+        forks.check(self._pid)
         with self._place.lock:
             if not self._open:
                 raise Closed("the store is closed; open it again")
@@ -125,7 +152,7 @@ class MemoryBackend:
         """Records with after < version <= upto, oldest first."""
         with self._held() as space:
             found = _between(space.streams.get(stream, []), after, upto)
-        return found[:limit]
+        return page_of(found, limit)
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked."""
@@ -137,11 +164,16 @@ class MemoryBackend:
         with self._held() as space:
             return _names(space.streams, prefix, after)[:limit]
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads."""
+        with self._held() as space:
+            return tally_of((_head(space, s) for s in _names(space.streams, prefix, "")), but)
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace in commit order."""
         with self._held() as space:
             start = bisect_right(space.feed, after, key=lambda r: r.position)
-            return space.feed[start : start + limit]
+            return page_of(islice(space.feed, start, None), limit)
 
     async def latest(self) -> int:
         """The newest position of the place."""
@@ -320,7 +352,9 @@ class MemoryBackend:
             return
 
     async def close(self) -> None:
-        """Let go and end our waits; the last handle on a shared place drops it."""
+        """Let go and end our waits; the last handle on a shared place drops it. In the child of a fork it does nothing."""
+        if os.getpid() != self._pid:
+            return
         with _shared_lock, self._place.lock:
             if not self._open:
                 return

@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from quire import forks
 from quire.errors import (
     Closed,
     CorruptRecord,
@@ -39,7 +40,7 @@ from quire.storage._nats_wire import Address, Moved, Wire
 from quire.storage._nats_writer import Places, Writer
 from quire.storage._vitals import within
 from quire.storage._waiting import patiently
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, page_of, tally_of
 
 _OLDEST = (2, 12)
 _TIMEOUT_S = 10.0
@@ -96,6 +97,7 @@ class NatsBackend:
         self._now_ms = now_ms
         self._patience_s = patience_s
         self._pid = os.getpid()
+        forks.keep(self)
         self._closed = False
         self._broken = False
         self._turn = asyncio.Lock()
@@ -122,13 +124,13 @@ class NatsBackend:
             shelf.replicas = config["num_replicas"]
         self._own.replicas = self._shelf.replicas
         await self._writing.open()
-        self.capabilities = server.promised(configs[0], synced=synced)
+        self._synced = synced
+        self.capabilities = server.promised(configs, synced=synced)
 
     def _alive(self) -> None:
         if self._closed:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
 
     # log
 
@@ -163,7 +165,7 @@ class NatsBackend:
             return []
         runs = await self._log.runs(stream, max(after, 0), upto, limit)
         found = [r for run in runs for r in run.records if r.version > after and (upto is None or r.version <= upto)]
-        return found[:limit]
+        return page_of(found, limit)
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked, all as of one moment."""
@@ -177,10 +179,14 @@ class NatsBackend:
         names = await self._log.streams(kind if slash else None)
         return sorted(n for n in names if n.startswith(prefix) and n > after)[:limit]
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads."""
+        return tally_of(await self.heads(await self.streams(prefix)), but)
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
         self._alive()
-        return await self._log.feed(after, limit) if limit > 0 else []
+        return page_of(await self._log.feed(after, limit), limit) if limit > 0 else []
 
     async def latest(self) -> int:
         """A position past every commit: that of the newest message, of cells too."""
@@ -413,7 +419,7 @@ class NatsBackend:
         async with within(timeout_s, self._shown):
             await self._reading.open()
             shelves = (self._shelf, self._side)
-            return await vital.look(self._reading, shelves, self.capabilities, self._shown, timeout_s / 2)
+            return await vital.look(self._reading, shelves, self._shown, timeout_s / 2, synced=self._synced)
 
     async def scrub(self) -> None:
         """Erase what was rewritten and is left of an interruption; what was removed was overwritten then already."""

@@ -14,17 +14,18 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from quire import forks
 from quire.errors import Closed, InvalidKey, QuireError, StorageUnavailable, Unsupported
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _postgres_read as ask
 from quire.storage import _postgres_vitals as vital
-from quire.storage._postgres_items import beyond
+from quire.storage._postgres_items import beyond, escaped
 from quire.storage._postgres_line import Db, Line, Lines, Place, refusal
 from quire.storage._postgres_log import CommitLine
 from quire.storage._postgres_scrub import scrub
 from quire.storage._postgres_watch import Listener, Newest
 from quire.storage._vitals import within
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, page_of
 from quire.storage.codec import pack
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class PostgresBackend:
         self._namespace = namespace
         self._now_ms = now_ms
         self._pid = os.getpid()
+        forks.keep(self)
         self._closed = False
         self._log = CommitLine(place, namespace, now_ms)
         self._lines = Lines(place, readers)
@@ -91,8 +93,7 @@ class PostgresBackend:
     def _alive(self) -> None:
         if self._closed:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
 
     async def _answer(self, work: Awaitable[T]) -> T:
         try:
@@ -124,8 +125,9 @@ class PostgresBackend:
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
         """Records with after < version <= upto, oldest first."""
-        rows = await self._fetch(ask.RECORDS, self._namespace, stream, after, upto, limit)
-        return [ask.record(stream, row) for row in rows]
+        question = ask.RECORDS if limit is None else ask.PAGE
+        rows = await self._fetch(question, self._namespace, stream, after, upto, limit)
+        return page_of((ask.record(stream, row) for row in rows), limit)
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked, all as of one moment."""
@@ -137,10 +139,15 @@ class PostgresBackend:
         rows = await self._fetch(ask.STREAMS, self._namespace, prefix, beyond(prefix), after, limit)
         return [name for (name,) in rows]
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads, in SQL."""
+        (row,) = await self._fetch(ask.TALLY, self._namespace, prefix, beyond(prefix), escaped(but))
+        return Tally(*row)
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
         rows = await self._fetch(ask.FEED, self._namespace, after, limit)
-        return [ask.record(row[0], tuple(row)[1:]) for row in rows]
+        return page_of((ask.record(row[0], tuple(row)[1:]) for row in rows), limit)
 
     async def latest(self) -> int:
         """The newest position of the store. One round trip, shared by all who ask meanwhile."""

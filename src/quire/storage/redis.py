@@ -19,6 +19,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
+from quire import forks
 from quire.errors import (
     Closed,
     Denied,
@@ -37,7 +38,20 @@ from quire.storage._redis_line import Address, Forgotten, Line, Word
 from quire.storage._redis_news import News
 from quire.storage._vitals import within
 from quire.storage._waiting import patiently
-from quire.storage.base import Capabilities, Committed, Item, Outcome, Refused, StorageStats, Vitals
+from quire.storage.base import (
+    PAGE_BYTES,
+    Capabilities,
+    Committed,
+    Item,
+    Outcome,
+    Refused,
+    StorageStats,
+    Tally,
+    Vitals,
+    more_may_follow,
+    page_of,
+    tally_of,
+)
 
 FORMAT = "quire 1"
 
@@ -110,6 +124,7 @@ class RedisBackend:
         self._now_ms = now_ms
         self._patience_s = patience_s
         self._pid = os.getpid()
+        forks.keep(self)
         self._closed = False
         self._writing = Line(address, timeout_s)
         self._reading = Line(address, timeout_s)
@@ -139,8 +154,7 @@ class RedisBackend:
     def _alive(self) -> None:
         if self._closed:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
 
     async def _ask(self, *words: Word, again: bool = True) -> Any:
         """Put a question on the reading line, once more on a new one where the line broke under it."""
@@ -168,7 +182,7 @@ class RedisBackend:
         if not items:
             return []
         async with self._turn:  # first come, first sent
-            size = sum(len(r.body) for item in items for r in item.records)
+            size = sum(r.size_bytes for item in items for r in item.records)
             plan, parts = await asyncio.to_thread(rows.plan, items) if size > _THREAD_BYTES else rows.plan(items)
             self._alive()
             if self._broken:
@@ -207,18 +221,21 @@ class RedisBackend:
             if left <= 0:
                 self._alive()
                 return found
-            first, *page = await self._call("read", stream, after, "" if upto is None else upto, left)
-            found += [rows.record_of(stream, first + i, row) for i, row in enumerate(page)]
-            if len(page) < left:
+            first, *page = await self._call("read", stream, after, "" if upto is None else upto, left, PAGE_BYTES)
+            records = page_of((rows.record_of(stream, first + i, row) for i, row in enumerate(page)), limit and left)
+            found += records
+            if limit is not None and more_may_follow(found, limit):
+                return page_of(found, limit)
+            if not records or (len(page) < left and not more_may_follow(records, left)):
                 return found
-            after = first + len(page) - 1
+            after = records[-1].version
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked, all as of one moment."""
         if not streams:
             self._alive()
             return []
-        stored = await self._ask("HMGET", self._space + "heads", *streams)
+        stored = await self._call("heads", *streams)
         return [rows.head_of(stream, head) for stream, head in zip(streams, stored, strict=True)]
 
     async def streams(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
@@ -229,24 +246,32 @@ class RedisBackend:
         low, high = _range(prefix, after)
         count = -1 if limit is None else limit
         found = await self._ask("ZRANGEBYLEX", self._space + key, low, high, "LIMIT", 0, count)
-        return [name.decode() for name in found]
+        return [rows.text_of(name, key) for name in found]
+
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads."""
+        names = await self.streams(prefix)
+        pages = [await self.heads(names[start : start + _PAGE]) for start in range(0, len(names), _PAGE)]
+        return tally_of((head for page in pages for head in page), but)
 
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
         found: list[Record] = []
         self._alive()
         while (left := min(_PAGE, limit - len(found))) > 0:
-            page = await self._call("feed", after, left)
+            page = await self._call("feed", after, left, PAGE_BYTES)
             for stream, version, row in zip(page[::3], page[1::3], page[2::3], strict=True):
-                found.append(rows.record_of(stream.decode(), int(version), row))
-            if len(page) < 3 * left:
+                number = rows.number_of(version, "the feed")
+                found.append(rows.record_of(rows.text_of(stream, "a stream"), number, row))
+            if len(page) < 3 * left or more_may_follow(found, limit):
                 break
             after = found[-1].position
-        return found
+        return page_of(found, limit)
 
     async def latest(self) -> int:
         """The newest position of the store: one question, as no news could say that there are none."""
-        return int(await self._ask("GET", self._prefix + ":position") or 0)
+        found = await self._ask("GET", self._prefix + ":position")
+        return 0 if found is None else rows.number_of(found, "the newest position")
 
     async def changed(self, after: int, *, timeout_s: float) -> int:
         """Wait for a commit by any process: Redis publishes it."""
@@ -339,8 +364,8 @@ class RedisBackend:
             now = time if self._now_ms is None else self._now_ms()
             for name, stored in zip(page[::2], page[1::2], strict=True):
                 if stored is None:
-                    raise rows.damaged(f"the cell {name.decode()}", name.decode(), "it is not there")
-                cell = rows.cell_of(name.decode(), stored)
+                    raise rows.damaged(f"the cell {name!r}", repr(name), "it is not there")
+                cell = rows.cell_of(rows.text_of(name, "a cell"), stored)
                 if cell.expires is None or cell.expires > now:
                     found.append(cell)
             if len(page) < 2 * left:
@@ -358,6 +383,8 @@ class RedisBackend:
     async def stats(self) -> StorageStats:
         """Counts of this namespace; the size is of all that the server holds, of others too."""
         counts = await self._call("stats")
+        if min(counts) < 0:
+            raise rows.damaged("the number of keyframes", self._space + "keyframes", "it is no number")
         memory = await server.info(self._ask, "memory")
         return StorageStats(*counts, size_bytes=int(memory.get("used_memory", 0)))
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quire.errors import Closed, CorruptRecord, StorageUnavailable
+from quire import forks
+from quire.errors import Closed, CorruptRecord, FilesChanged, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _rocksdb_place as places
@@ -35,7 +36,7 @@ from quire.storage._rocksdb_write import (
     top_of,
 )
 from quire.storage._vitals import disk_of, within
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, page_of, tally_of
 
 T = TypeVar("T")
 
@@ -67,19 +68,20 @@ class RocksdbBackend:
         self._keys = Keys(namespace)
         self._now_ms = now_ms
         self._pid = os.getpid()
+        forks.keep(self)
         self._closed = False
         self._events: set[asyncio.Event] = set()
 
     def _alive(self) -> None:
         if self._closed:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
 
     async def _read(self, job: Callable[[], T]) -> T:
         self._alive()
         if not self._place.is_open:  # an earlier `recover` failed, and whoever reads first tries again
             await self.recover()
+        self._place.inodes.look()
         return await self._place.reader.do(job)
 
     def _change(self, job: Callable[[], T]) -> asyncio.Future[T]:
@@ -114,9 +116,13 @@ class RocksdbBackend:
         draft = Draft(self._keys, place.family("log"), place.family("cells"), place.position, self._now_ms())
         outcomes = [draft.add(item) for item in items]
         if not draft.empty:
-            place.broken = True  # until it is known that it did not fail
-            place.write(draft.fill)
-            place.broken = False
+            try:
+                place.broken = True  # until it is known that it did not fail
+                place.write(draft.fill)
+                place.broken = False
+            except FilesChanged:
+                place.broken = False
+                raise
         hit("commit:after")
         return outcomes
 
@@ -125,20 +131,16 @@ class RocksdbBackend:
     ) -> list[Record]:
         """Records with after < version <= upto, oldest first."""
 
-        def job() -> list[Record]:
-            found: list[Record] = []
+        def found() -> Generator[Record]:
             begin = self._keys.of(b"r", stream)
             log = self._place.family("log").snapshot()
             for key, value in self._scan(log, begin, begin + number_key(max(after, 0) + 1)) if limit != 0 else ():
                 version = number_of(key)
                 if upto is not None and version > upto:
-                    break
-                found.append(_record(stream, version, value))
-                if len(found) == limit:
-                    break
-            return found
+                    return
+                yield _record(stream, version, value)
 
-        return await self._read(job)
+        return await self._read(lambda: page_of(found(), limit))
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked, all as of one moment."""
@@ -165,11 +167,21 @@ class RocksdbBackend:
                 found.append(name)
         return found
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads."""
+
+        def job() -> Tally:
+            log = self._place.family("log").snapshot()
+            return tally_of(
+                (_head("", v) for _, v in self._scan(log, self._keys.begin(b"h") + prefix_key(prefix))), but
+            )
+
+        return await self._read(job)
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
 
-        def job() -> list[Record]:
-            found: list[Record] = []
+        def found() -> Generator[Record]:
             log = self._place.family("log").snapshot()
             records = log.iter()
             begin = self._keys.begin(b"f")
@@ -178,16 +190,14 @@ class RocksdbBackend:
                 record = _found(records, self._keys.of(b"r", stream) + number_key(version))
                 if record is None:
                     raise _gone(stream, version)
-                found.append(_record(stream, version, record))
-                if len(found) == limit:
-                    break
-            return found
+                yield _record(stream, version, record)
 
-        return await self._read(job)
+        return await self._read(lambda: page_of(found(), limit))
 
     async def latest(self) -> int:
         """The newest position of the store: nobody else writes to it."""
         self._alive()
+        self._place.inodes.look()
         return self._place.position
 
     async def changed(self, after: int, *, timeout_s: float) -> int:

@@ -4,11 +4,14 @@
 2. Reads go to other threads and connections (_sqlite_read.py), beside the writer.
 3. `latest` is asked on a connection of the event loop's own thread: it comes before reads and must be quick.
 4. Connections belong to the process that opened them: SQLite's locks do not survive a fork.
+5. Files that are not those that were opened are neither written nor read any more (_sqlite_presence.py).
+6. Where file systems cannot share memory between processes there is no write-ahead log, but a rollback journal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,22 +20,26 @@ from typing import TypeVar
 
 import apsw
 
-from quire.errors import Closed, CorruptRecord, InvalidKey
+from quire import forks
+from quire.errors import Closed, CorruptRecord, FilesChanged, InvalidKey, StorageError, StorageUnavailable
 from quire.model import Cell, Head, Keyframe, Record
 from quire.storage import _sqlite_file as files
+from quire.storage import _sqlite_presence as presences
 from quire.storage import _sqlite_read as ask
+from quire.storage._sqlite_presence import Presence
 from quire.storage._sqlite_worker import Db, Worker
 from quire.storage._sqlite_write import Writer
-from quire.storage._vitals import bytes_of, disk_of, within
+from quire.storage._vitals import bytes_of, disk_of, file_system_of, shares_memory, within
 from quire.storage._waiting import Polling
-from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Vitals
+from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals
+
+log = logging.getLogger("quire.storage")
 
 T = TypeVar("T")
 
 _READERS = 2
 _PROBE_S = 0.005
 """How long the event loop may be held up by a lock; then a reader's thread waits instead."""
-"""How often commits of other processes are looked for."""
 _NOTES = {
     "full": "every acknowledged write is on the disk",
     "relaxed": "relaxed: the last commits can be lost when power fails",
@@ -70,48 +77,118 @@ class SqliteBackend:
     """A namespace of a SQLite file. Made by `open_sqlite`."""
 
     def __init__(self, path: str, namespace: str, durability: str, vfs: str | None, now_ms: Callable[[], int]) -> None:
+        self._path = path = path if vfs else os.path.realpath(path)  # SQLite would make what a link names 0644
+        kind = "" if vfs else file_system_of(path)
+        self._wal = wal = shares_memory(kind)
+        self._journal = "journal: WAL" if wal else f"journal: TRUNCATE, as {kind} cannot share memory"
         self.capabilities = Capabilities(
             backend="sqlite",
             durability="power" if durability == "full" else "process",
             multi_process=True,
             backup=True,
-            note=_NOTES[durability],
+            note=f"{_NOTES[durability]}; {self._journal}",
         )
-        self._path = path = path if vfs else os.path.realpath(path)  # SQLite would make what a link names 0644
         self._namespace = namespace
         self._now_ms = now_ms
         self._vfs = vfs
+        self._durability = durability
         self._pid = os.getpid()
         self._closed = False
         self._connect = partial(files.connect, path, durability, vfs)
-        self._log = Writer(path, namespace, now_ms)
+        self._log = Writer(path, namespace, now_ms, wal=wal)
         translate = partial(files.ours, path=path)
-        self._writer = Worker("quire-writer", self._connect, translate, rest=_rest)
+        self._writer = Worker("quire-writer", self._connect_writer, translate, rest=self._log.rest)
         self._readers = [Worker(f"quire-reader-{i}", self._connect_reader, translate) for i in range(_READERS)]
         self._probe: Db | None = None
         self._probed: int | None = None
         self._latest = 0
         self._news = Polling()
+        self._reopening = asyncio.Lock()
+        forks.keep(self)
 
     async def start(self) -> None:
         """Make, upgrade or refuse the file."""
-        await asyncio.to_thread(files.claim, self._path, self._vfs)
-        await self._writer.do(lambda db: files.prepare(db, self._path))
+        logged = await asyncio.to_thread(files.claim, self._path, self._vfs)
+        if logged and self._wal and self._vfs is None:
+            await asyncio.to_thread(presences.await_log, self._path)
+        await self._begin(logged=logged)
+
+    async def _begin(self, *, logged: bool) -> None:
+        """Open the file in its journal mode, and say that it is in use.
+
+        The connection that switches the mode needs the file for itself, so it comes before that; what it opened may be gone
+        by then, so it is closed again.
+        """
+        await self._writer.run(lambda: self._enter(logged=logged))
+        if self._log.presence is not None:
+            await self._writer.do(self._note)
+
+    def _enter(self, *, logged: bool) -> None:
+        db = files.connect(self._path, self._durability, self._vfs)
+        try:
+            files.prepare(db, self._path, wal=self._wal, logged=logged)
+            if self._vfs is None:
+                self._log.presence = presences.enter(self._path, wal=self._wal)
+                self._log.gone = ""
+        finally:
+            db.close(True)
+
+    def _note(self, db: Db) -> None:
+        assert self._log.presence is not None
+        ask.newest(db)  # opens the log
+        presences.note(self._log.presence)
+
+    def _connect_writer(self) -> Db:
+        db = self._connected()
+        self._log.watch_log(db)
+        return db
 
     def _connect_reader(self, busy_s: float | None = None) -> Db:
-        db = self._connect(busy_s=busy_s)
+        db = self._connected(busy_s)
         db.pragma("query_only", "ON")
         return db
+
+    def _connected(self, busy_s: float | None = None) -> Db:
+        db = self._connect(wal=self._wal, busy_s=busy_s)
+        try:
+            if self._log.presence is not None:
+                self._log.presence.check()
+        except BaseException:
+            db.close(True)
+            raise
+        return db
+
+    async def _look(self) -> None:
+        """See that the files are those that were opened, unless that was done just now; put back a log that was removed.
+
+        Raises FilesChanged, StorageUnavailable.
+        """
+        if self._log.presence is not None and not self._in_place():
+            async with self._reopening:
+                if not self._in_place():
+                    await self._reopen()
+
+    def _in_place(self) -> bool:
+        presence = self._log.presence
+        if presence is None or self._log.gone:
+            return False
+        try:
+            presence.look()
+        except FilesChanged:
+            raise
+        except StorageUnavailable:
+            return False
+        return True
 
     def _alive(self) -> None:
         if self._closed:
             raise Closed("the store is closed; open it again")
-        if os.getpid() != self._pid:
-            raise Closed("this store was opened before a fork; open it anew in the child process")
+        forks.check(self._pid)
 
-    def _read(self, job: Callable[[Db], T]) -> asyncio.Future[T]:
+    async def _read(self, job: Callable[[Db], T]) -> T:
         self._alive()
-        return min(self._readers, key=lambda r: r.waiting).do(job)
+        await self._look()
+        return await min(self._readers, key=lambda r: r.waiting).do(job)
 
     def _change(self, job: Callable[[Db], T]) -> asyncio.Future[T]:
         self._alive()
@@ -147,6 +224,10 @@ class SqliteBackend:
         """Names of streams that start with `prefix`, sorted by code point, greater than `after`."""
         return await self._read(lambda db: ask.names(db, self._namespace, prefix, after, limit))
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads, in SQL."""
+        return await self._read(lambda db: ask.tally(db, self._namespace, prefix, but))
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace with position > after, in commit order."""
         return await self._read(lambda db: ask.feed(db, self._namespace, after, limit))
@@ -154,6 +235,7 @@ class SqliteBackend:
     async def latest(self) -> int:
         """The newest position of the file. A few microseconds while nobody writes."""
         self._alive()
+        await self._look()
         try:
             if self._probe is None:
                 self._probe = self._connect_reader(_PROBE_S)
@@ -258,15 +340,18 @@ class SqliteBackend:
     async def vitals(self, *, timeout_s: float) -> Vitals:
         """How the disk is, how large file and write-ahead log are, and which SQLite this is."""
         async with within(timeout_s, self._path):
-            return await self._read(lambda _: self._look())
+            self._alive()
+            return await min(self._readers, key=lambda r: r.waiting).run(self._surroundings)
 
-    def _look(self) -> Vitals:
+    def _surroundings(self) -> Vitals:
         disk = disk_of(self._path)
         file, log = bytes_of(self._path), bytes_of(f"{self._path}-wal")
         release = apsw.sqlite_lib_version()
         warnings = list(disk.warnings(self._path))
-        if file is None:
-            warnings.append(f"{self._path} is not there any more; close the store everywhere and restore a backup")
+        presence = self._log.presence
+        said = self._log.gone or (None if presence is None else presence.trouble())
+        if said is not None:
+            warnings.append(f"{said}; put it back, or close the store everywhere and open what is to be used")
         if tuple(map(int, release.split("."))) < files.SOUND:
             warnings.append(
                 f"SQLite {release} can damage a file that several connections write (its write-ahead log is reset too "
@@ -274,7 +359,7 @@ class SqliteBackend:
             )
         return Vitals(
             place=self._path,
-            server=f"SQLite {release}",
+            server=f"SQLite {release}, {self._journal}",
             read_only=disk.read_only,
             used_bytes=None if file is None else file + (log or 0),
             disk_free_bytes=disk.free_bytes,
@@ -311,13 +396,49 @@ class SqliteBackend:
         Raises StorageError while that cannot be said; call it again then.
         """
         self._alive()
-        self._close_probe()
-        await asyncio.gather(*(worker.disconnect() for worker in (*self._readers, self._writer)))
-        self._alive()  # a writer that was stopped meanwhile would never answer
+        async with self._reopening:
+            await self._reopen()
         await self._writer.do(self._log.settle)
 
+    async def _reopen(self) -> None:
+        self._close_probe()
+        await asyncio.gather(*(reader.disconnect() for reader in self._readers))
+        self._alive()  # a writer that was stopped meanwhile would never answer
+        await self._writer.run(self._step_back)
+        self._alive()
+        await self._begin(logged=self._wal)
+
+    def _step_back(self) -> None:
+        """Close the last connection, after bringing home what only it can read. In the writer's thread."""
+        presence = self._log.presence
+        if presence is None or self._log.gone:
+            self._writer.close()
+            if presence is not None:
+                presence.check_file()
+            return
+        self._rescue(presence)
+        self._log.gone = f"{self._path} could not be opened again after a failed write; see its disk, then write again"
+        self._leave(presence)
+
+    def _rescue(self, presence: Presence) -> None:
+        db = self._writer.connection
+        if db is not None:
+            presence.rescue(db)
+        elif (said := presence.trouble()) is not None:
+            raise StorageUnavailable(f"{said}; close the store in all processes, then open it again")
+
+    def _leave(self, presence: Presence) -> None:
+        presences.leave(presence)
+        try:
+            self._writer.close()
+        finally:
+            presences.left(presence)
+
     async def close(self) -> None:
-        """Finish what was begun, release everything. In the child of a fork it does nothing."""
+        """Finish what was begun, release everything. In the child of a fork it does nothing.
+
+        Where the files were removed or replaced, what only this process can read goes back if it can; else it is logged.
+        """
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
@@ -326,14 +447,22 @@ class SqliteBackend:
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        for worker in (*self._readers, self._writer):  # the writer last: it copies the log into the file
-            worker.stop()
+        for reader in self._readers:
+            reader.stop()
+        self._writer.end()  # it is closed last: it copies the log into the file
+        presence = self._log.presence
+        if presence is None or self._log.gone:
+            self._writer.close()
+            return
+        try:
+            with files.translated(self._path):
+                self._rescue(presence)
+        except StorageError as error:
+            log.warning("closing: %s", error)
+        finally:
+            self._leave(presence)
 
     def _close_probe(self) -> None:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.close(True)
-
-
-def _rest(db: Db) -> None:
-    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)

@@ -184,11 +184,17 @@ class CarePromises(Suite):
     @promise
     async def test_asking_for_vitals_changes_nothing_even_when_given_up(self) -> None:
         backend = await filled(await self.handle())
-        before = [await everything(backend), await backend.latest(), await backend.stats()]
+
+        async def kept() -> list[object]:
+            # a server counts bytes of its own as well
+            stats = msgspec.structs.replace(await backend.stats(), size_bytes=0)
+            return [await everything(backend), await backend.latest(), stats]
+
+        before = await kept()
         for timeout_s in (FAR_S, 0.0):
             with suppress(StorageTimeout):
                 await backend.vitals(timeout_s=timeout_s)
-        assert [await everything(backend), await backend.latest(), await backend.stats()] == before
+        assert await kept() == before
         asked = [backend.vitals(timeout_s=FAR_S) for _ in range(3)]
         await asyncio.gather(*asked, appended(backend, "s/1", b"4"))
         assert (await backend.heads(["s/1"]))[0].version == 4

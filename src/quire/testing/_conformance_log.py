@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import msgspec
 
 from quire.errors import Closed
 from quire.model import Head, Keyframe, Record
-from quire.storage.base import Backend, Refused
+from quire.storage.base import PAGE_BYTES, Backend, Refused, Tally, more_may_follow
 from quire.testing._conformance_base import (
     FAR_S,
     Suite,
     accepted,
     after,
     appended,
+    bare,
     begun,
     head_of,
     promise,
@@ -46,6 +48,48 @@ class LogPromises(Suite):
         assert await versions(9, 99, 99) == [10]
         assert await versions(10) == await versions(99) == await versions(5, 4) == await versions(5, 5) == []
         assert await versions(0, 0) == await versions(0, None, 0) == []
+
+    @promise
+    async def test_a_page_is_bounded_in_bytes(self) -> None:
+        backend = await self.handle()
+        letters = random.Random(1)
+        big = [b'"%b"' % letters.randbytes(700_000).hex().encode() for _ in range(3)]
+        big += [b'"%b"' % (b"%d" % number * 3_000_000) for number in range(3)]  # nothing, once compressed
+        one, two = begun("s/1", b"1", *big, b"2", *big), begun("s/2", *big, b"3")
+        said = msgspec.structs.replace(one.records[1], message="m" * 3_000_000)
+        one = msgspec.structs.replace(one, records=[one.records[0], said, *one.records[2:]])
+        await accepted(backend, one, two)
+
+        def bounded(page: list[Record]) -> list[Record]:
+            assert sum(r.size_bytes for r in page[:-1]) < PAGE_BYTES
+            return page
+
+        async def fed() -> list[Record]:
+            log: list[Record] = []
+            more = True
+            while page := bounded(await backend.feed(log[-1].position if log else 0, limit=1000)):
+                assert more, "a page that is not full ends the feed"
+                log += page
+                more = more_may_follow(page, 1000)
+            return bare(log)
+
+        for stream, item in (("s/1", one), ("s/2", two)):
+            found: list[Record] = []
+            more = True
+            while page := bounded(await backend.read(stream, after=len(found), limit=1000)):
+                assert more, "a page that is not full ends the stream"
+                found += page
+                more = more_may_follow(page, 1000)
+            assert bare(found) == bare(item.records)
+            assert bare(await backend.read(stream)) == bare(item.records), "without a limit it is no page"
+        assert await fed() == bare([*one.records, *two.records])
+        await backend.put_keyframe(Keyframe("s/1", 3, one.records[2].chain, 2, bytes(32), b"{}"))
+        assert await backend.trim("s/1", 2) == 2
+        left = bare([*one.records[2:], *two.records])
+        assert await fed() == left
+        three = begun("s/3", b"3")
+        await accepted(backend, three)
+        assert await fed() == [*left, *bare(three.records)]
 
     @promise
     async def test_unknown_stream_is_empty(self) -> None:
@@ -87,6 +131,19 @@ class LogPromises(Suite):
                 later = [name for name in wanted if name > mark]
                 assert await backend.streams(prefix, after=mark) == later
                 assert await backend.streams(prefix, after=mark, limit=1) == later[:1]
+
+    @promise
+    async def test_a_tally_counts_streams_by_prefix_and_kind_of_head(self) -> None:
+        backend = await self.handle()
+        for name in ODD_NAMES:
+            await appended(backend, name, b"1", b"2")
+        await accepted(backend, after(head_of(begun("a_b", b"1", b"2")), b"3", kind="end\0"))
+        for prefix in ("", "a", "a%", "a_", "a*", "a\u00e9", "b", "a%bc"):
+            found = [name for name in ODD_NAMES if name.startswith(prefix)]
+            ended = "a_b" in found
+            assert await backend.tally(prefix, but="") == Tally(len(found), 2 * len(found) + ended)
+            assert await backend.tally(prefix, but="end\0") == Tally(len(found) - ended, 2 * (len(found) - ended))
+        assert await (await self.handle("other")).tally("", but="") == Tally(0, 0)
 
     @promise
     async def test_feed_is_in_commit_order_and_pages(self) -> None:

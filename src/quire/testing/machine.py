@@ -289,6 +289,7 @@ class BackendMachine(RuleBasedStateMachine):
         for namespace, subject in self._subject.items():
             assert self._run(subject.latest()) >= self._newest
             self._same(namespace, "heads", (*STREAMS, "none", STREAMS[0]))
+            self._same(namespace, "tally", "w/", but="delete")
             wanted, found = self._both(namespace, "stats")
             assert [getattr(found, name) for name in counted] == [getattr(wanted, name) for name in counted]
 

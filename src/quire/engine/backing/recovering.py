@@ -13,11 +13,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import msgspec
 from blake3 import blake3
 
+from quire.calls import call
 from quire.core import record
 from quire.engine.backing.books import damaged
 from quire.engine.backing.extending import Extension
@@ -94,7 +96,7 @@ class Reader:
         self._plan = plan
         self._shelf = shelf
         self._shown = shown
-        self._tell = tell
+        self._tell = partial(call, tell)
         self._frames: dict[tuple[str, int], Keyframe] = {}
 
     async def records(self, after: int = 0) -> AsyncGenerator[list[Record]]:
@@ -225,7 +227,7 @@ class Recovery:
         self._shown = shown
         self._wrap = wrap
         self._now_ms = now_ms
-        self._tell = tell
+        self._tell = partial(call, tell)
 
     async def mark(self, *, replace: bool, before: Callable[[], Awaitable[str]]) -> Recovering:
         """Have the target say what is being put back. before: backs up what is there and returns that backup's name.

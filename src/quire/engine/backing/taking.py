@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol
 
 import msgspec
 from blake3 import blake3
 
+from quire.calls import call
 from quire.core import record
 from quire.core.segment import Segment, encode, weight
 from quire.engine.backing.books import FORMAT, Inventory, Life, Manifest, Mark, Piece, Shelved, write_inventory
@@ -27,7 +29,7 @@ from quire.engine.moving.loading import COPIES, at_once, pages
 from quire.errors import CorruptRecord, QuireError, StorageError, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTED, REDACTIONS, Cell, Head, Keyframe, Record, Set
-from quire.storage.base import BACKUP, BENEATH, Backend, CellWrite, Item
+from quire.storage.base import BACKUP, BENEATH, Backend, CellWrite, Item, more_may_follow
 
 _PAGE = 1000
 _SEGMENT_BYTES = 8 * 1024 * 1024
@@ -146,7 +148,7 @@ class _Taking:
         self._shelf = shelf
         self._of = of
         self._now_ms = now_ms
-        self._tell = tell
+        self._tell = partial(call, tell)
         self._streams: dict[str, Life] = {}
         self._added = 0
         self._pieces: list[Piece] = []
@@ -318,7 +320,7 @@ class _Taking:
             self._remember(page)
             after = page[-1].position
             self._tell(min(after, goal), goal)
-            if after >= goal or len(page) < _PAGE:
+            if after >= goal or not more_may_follow(page, _PAGE):
                 break
         return after
 

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Literal
 
 import msgspec
 from blake3 import blake3
 
+from quire.calls import call
 from quire.core import record
 from quire.engine.moving.beside import Blobs, Cells, first_of
 from quire.engine.moving.comparing import Comparison, check_target, names
@@ -104,7 +106,7 @@ class _Copy:
         self.loader = Loader(target, source_id, self._base)
         self._source = source
         self._target = target
-        self._tell = tell
+        self._tell = partial(call, tell)
         self._redacted = 0
         self._trimmed = 0
         self._stale = False

@@ -148,7 +148,7 @@ class Loader:
             self._latest = entry
             await self._add(entry)
             self.versions += 1
-            self.size_bytes += len(entry.body)
+            self.size_bytes += entry.size_bytes
         self._latest = records[-1]
 
     @property
@@ -239,7 +239,7 @@ class Loader:
             self._before[entry.stream] = head
         self._heads[entry.stream] = Head(entry.stream, entry.version, entry.chain, entry.kind)
         self._batch.append(entry)
-        self._size += len(entry.body)
+        self._size += entry.size_bytes
         if len(self._batch) >= _RECORDS_MAX or self._size >= _BYTES_MAX or len(self._before) >= _STREAMS_MAX:
             await self._send()
 

@@ -8,34 +8,51 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from quire.model import Record
-from quire.storage.base import Backend
+from quire.storage.base import Backend, more_may_follow
 
 T = TypeVar("T")
 
 _AT_ONCE = 16
 _PAGE = 1000
 _PAGE_MIN = 16
-"""Records of the first page, when nobody knows how large they are."""
-_PAGE_BYTES = 4 << 20
-"""What a page is to weigh at most, as far as the one before it tells."""
 
 
-async def pages(backend: Backend, stream: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record]:
-    """Yield the records of a stream, read in pages."""
-    while page := await backend.read(stream, after=after, upto=upto, limit=_PAGE):
+async def pages(
+    backend: Backend, stream: str, after: int = 0, upto: int | None = None, *, limit: int = _PAGE
+) -> AsyncGenerator[Record]:
+    """Yield the records of a stream, read in pages. limit: of a page."""
+    while upto is None or after < upto:
+        page = await backend.read(stream, after=after, upto=upto, limit=limit)
         for entry in page:
             yield entry
+        if not more_may_follow(page, limit):
+            return
         after = page[-1].version
 
 
+async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PAGE) -> AsyncGenerator[Record]:
+    """Yield the records of a stream from version `top` on down, read in pages. limit: of a page.
+
+    A page is bounded in bytes from its oldest record on. So where one does not reach the newest that was asked for, less is
+    asked for: half of it, and then about as many records as made a page.
+    """
+    count = limit
+    while top > 0:
+        low = max(0, top - count)
+        page = await backend.read(stream, after=low, upto=top, limit=top - low)
+        if page and page[-1].version < top and top - low > 1 and more_may_follow(page, None):
+            count = max(1, min(len(page), (top - low) // 2))
+            continue
+        for entry in reversed(page):
+            yield entry
+        top, count = low, min(limit, max(_PAGE_MIN, 2 * count) if not more_may_follow(page, None) else count)
+
+
 async def feed(backend: Backend, after: int) -> AsyncGenerator[list[Record]]:
-    """Yield the records after a position in commit order, in pages that are bounded by what records weigh."""
-    limit = _PAGE_MIN
-    while page := await backend.feed(after, limit=limit):
+    """Yield the records after a position in commit order, in pages."""
+    while page := await backend.feed(after, limit=_PAGE):
         yield page
         after = page[-1].position
-        size = sum(len(entry.body) for entry in page)
-        limit = max(1, min(_PAGE, 2 * limit, limit * _PAGE_BYTES // (size + 1)))
 
 
 async def at_once(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quire.errors import Denied, InvalidKey, QuireError, StorageFull, StorageUnavailable
+from quire.storage._inodes import Inode, inode_of
 from quire.storage.objects.names import checked, oversized
 
 T = TypeVar("T")
@@ -20,11 +21,16 @@ _TRIES = 100
 
 
 class Folder:
-    """A folder, made when something is put there, for its owner's eyes only."""
+    """A folder, made when something is put there, for its owner's eyes only.
+
+    One that is removed, moved or replaced later, or a disk that is no longer mounted there, is not made again: what was put
+    there before would be missing.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.url = f"file:///{self.root}"
+        self._inode = self._found()
 
     async def put(self, name: str, data: bytes) -> bool:
         """Keep bytes: written aside, synced, linked to their name, the folders synced."""
@@ -44,11 +50,29 @@ class Folder:
 
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
         try:
-            return await asyncio.to_thread(work, *args)
+            return await asyncio.to_thread(self._worked, work, *args)
         except QuireError:
             raise
         except OSError as cause:
             raise _translated(self.url, cause) from cause
+
+    def _worked(self, work: Callable[..., T], *args: Any) -> T:
+        found = self._found()
+        if self._inode is not None and found != self._inode:
+            raise StorageUnavailable(
+                f"{self.url} was {'replaced' if found else 'removed or moved away'} since it was opened; nothing was kept: "
+                "bring the folder back, or open the store again if it is to be this one"
+            )
+        done = work(*args)
+        if self._inode is None:
+            self._inode = self._found()
+        return done
+
+    def _found(self) -> Inode | None:
+        try:
+            return inode_of(self.root.stat())
+        except OSError:
+            return None
 
     def _put(self, name: str, data: bytes) -> bool:
         target = self.root / name

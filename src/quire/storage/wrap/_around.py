@@ -25,7 +25,9 @@ from quire.storage.base import (
     Item,
     Outcome,
     StorageStats,
+    Tally,
     Vitals,
+    page_of,
 )
 
 T = TypeVar("T")
@@ -137,6 +139,11 @@ class Around:
         await self.before_loading(records)
         return [self._record_out(r) for r in records]
 
+    async def _page(self, records: Sequence[Record], limit: int | None) -> list[Record]:
+        """Return the records of a page as they are to be seen: fewer, where they are larger than they are stored."""
+        await self.before_loading(records)
+        return page_of(map(self._record_out, records), limit)
+
     def _head_out(self, h: Head) -> Head:
         return Head(h.stream, h.version, self.load_chain(h.chain, h.version), h.kind)
 
@@ -164,7 +171,7 @@ class Around:
         self, stream: str, *, after: int = 0, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
         """Records with after < version <= upto, oldest first."""
-        return await self.shown(await self.inner.read(stream, after=after, upto=upto, limit=limit))
+        return await self._page(await self.inner.read(stream, after=after, upto=upto, limit=limit), limit)
 
     async def heads(self, streams: Sequence[str]) -> list[Head]:
         """The head of each stream, in the order asked."""
@@ -174,9 +181,13 @@ class Around:
         """Names of streams, sorted."""
         return await self.inner.streams(prefix, after=after, limit=limit)
 
+    async def tally(self, prefix: str, *, but: str) -> Tally:
+        """Count streams by their heads."""
+        return await self.inner.tally(prefix, but=but)
+
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace in commit order."""
-        return await self.shown(await self.inner.feed(after, limit=limit))
+        return await self._page(await self.inner.feed(after, limit=limit), limit)
 
     async def latest(self) -> int:
         """The newest position."""

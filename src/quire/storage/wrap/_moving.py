@@ -21,7 +21,7 @@ from quire.errors import CorruptRecord, Invalid, StorageError, StorageUnavailabl
 from quire.failpoints import hit
 from quire.locks import NamedLocks
 from quire.model import Cell, Keyframe, Record
-from quire.storage.base import Backend
+from quire.storage.base import Backend, more_may_follow
 from quire.storage.wrap._books import Books, Overtaken, pause
 from quire.storage.wrap._catalogue import Catalogue, Entry, Loose, read_catalogue
 from quire.storage.wrap._shelf import Made, Shelf
@@ -88,9 +88,26 @@ class Mover:
         first = await self._inner.read(stream, limit=1)
         if not first or first[0].version > upto:
             return False
-        if not framed:
+        if not framed and not await self._framed(stream, upto + 1):
             raise Invalid(f"{stream}: what stays begins with version {upto + 1}, which has no keyframe")
         return True
+
+    async def _framed(self, stream: str, version: int) -> bool:
+        """Put here the keyframe that the archive has of a version, and tell whether it has one.
+
+        There, and not here, is one of a version that somebody stored, and was killed before removing it here.
+        """
+        for tried in range(_TRIES):
+            await pause(tried)
+            cell = await self._books.cell(stream)
+            frame = await self._books.settled(stream, lambda known: self._shelf.frame(known, stream, version))
+            if frame is None or frame.version != version:
+                return False
+            await self._inner.put_keyframe(frame)
+            if await self._books.cell(stream) == cell:
+                return True
+            await self._inner.drop_keyframes(stream, [version])  # something may have been taken out of it meanwhile
+        raise StorageUnavailable(f"{stream}: other processes kept changing the archive; try again")
 
     async def hold(self, stream: str, versions: Collection[int]) -> int:
         """Keep versions within reach that are in the archive; return how many were not before."""
@@ -131,7 +148,7 @@ class Mover:
                     weight += segment.frame_weight([frame])
                 if weight >= _SEGMENT_BYTES:
                     break
-            if len(more) < limit:
+            if not more_may_follow(more, limit):
                 break
             first = more[-1].version + 1
             limit = min(max((_SEGMENT_BYTES - weight) * len(page) // weight, 1), _PAGE)

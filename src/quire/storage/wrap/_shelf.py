@@ -23,7 +23,7 @@ from quire.model import Keyframe, Record
 from quire.storage.base import Backend
 from quire.storage.objects import Objects, open_objects
 from quire.storage.wrap import ARCHIVE
-from quire.storage.wrap._catalogue import About, Entry, Loose, about_of
+from quire.storage.wrap._catalogue import About, Catalogue, Entry, Loose, about_of
 
 log = logging.getLogger("quire.archive")
 
@@ -129,6 +129,14 @@ class Shelf:
         found = await self.examine(entry, stream)
         self._keep(entry.name, found)
         return found
+
+    async def frame(self, known: Catalogue, stream: str, at: int) -> Keyframe | None:
+        """Return the newest keyframe at or before a version. Raises CorruptRecord, StorageUnavailable."""
+        place = known.framed(at)
+        if place is None:
+            return None
+        entry, version = place
+        return next((k for k in (await self.get(entry, stream)).keyframes if k.version == version), None)
 
     async def examine(self, entry: Entry, stream: str) -> Segment:
         """Return a segment as it is there now, whatever was read before. Raises CorruptRecord, StorageUnavailable."""

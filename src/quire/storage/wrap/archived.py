@@ -26,7 +26,7 @@ from quire.core.segment import Segment
 from quire.errors import CorruptRecord, InvalidKey, QuireError, StorageUnavailable
 from quire.model import Cell, Keyframe, Record
 from quire.storage.base import Archived as Held
-from quire.storage.base import Backend, CellWrite, Item, Outcome, StorageStats
+from quire.storage.base import Backend, CellWrite, Item, Outcome, StorageStats, more_may_follow, page_of
 from quire.storage.objects import Objects, open_objects
 from quire.storage.wrap import ARCHIVE
 from quire.storage.wrap._around import Around, claim_cell
@@ -173,12 +173,14 @@ class Archived(Around):
             for entry in known.reading(after, stop):
                 records = (await self.shelf.get(entry, stream)).records
                 old += [r for r in records if after < r.version <= stop]
-                if limit is not None and len(old) >= limit:
+                if limit is not None and more_may_follow(old, limit):
                     break
             return old
 
         old = await self.books.settled(stream, look)
-        return [*old, *found] if limit is None else [*old, *found][:limit]
+        if limit is not None and old and old[-1].version < stop and more_may_follow(old, limit):
+            return page_of(old, limit)  # what is between is on the next page
+        return page_of([*old, *found], limit)
 
     async def feed(self, after: int = 0, *, limit: int = 1000) -> list[Record]:
         """Records of this namespace in commit order, wherever they are.
@@ -190,7 +192,7 @@ class Archived(Around):
             if _dense(after, page):
                 return page
             about = await self.books.about()  # after the page: what left meanwhile is named there
-            if after >= about.top:
+            if after >= about.top or not page:
                 return page
             try:
                 return await self._merged(about, after, page, limit)
@@ -211,10 +213,11 @@ class Archived(Around):
             for r in (await self.shelf.get(entry, stream)).records:
                 if after < r.position <= bound:
                     found[r.position] = r
-            if len(found) > limit:  # what is beyond is asked for again: it need not be kept in mind
-                found = {p: found[p] for p in sorted(found)[:limit]}
+            kept = page_of((found[p] for p in sorted(found)), limit)
+            if len(kept) < len(found):  # what is beyond is asked for again: it need not be kept in mind
+                found = {r.position: r for r in kept}
                 bound = max(found)
-        return [found[position] for position in sorted(found)[:limit]]
+        return page_of((found[p] for p in sorted(found)), limit)
 
     async def _by_position(self, about: About) -> list[tuple[str, Entry]]:
         if self._placed[0] != about.changes:
@@ -269,12 +272,7 @@ class Archived(Around):
         if found is not None or at is None:
             return found
 
-        async def look(known: Catalogue) -> Keyframe | None:
-            place = known.framed(at)
-            frames = () if place is None else (await self.shelf.get(place[0], stream)).keyframes
-            return next((k for k in frames if place is not None and k.version == place[1]), None)
-
-        return await self.books.settled(stream, look)
+        return await self.books.settled(stream, lambda known: self.shelf.frame(known, stream, at))
 
     async def keyframes(self, stream: str) -> list[int]:
         """Versions that have one, ascending, wherever they are."""

@@ -106,11 +106,13 @@ async def run(campaign: Campaign, folder: Path) -> Outcome:
 
 async def write(campaign: Campaign, handle: int, store: Any, keep: Any) -> None:
     """Let the clients of one handle write, as tasks."""
-    await asyncio.gather(*(_client(campaign, store, name, keep) for name in campaign.names(handle)))
+    async with _open(campaign) as beside:
+        await asyncio.gather(*(_client(campaign, store, beside, name, keep) for name in campaign.names(handle)))
 
 
-async def _client(campaign: Campaign, store: Any, name: str, keep: Any) -> None:
-    client = Client(store, name, campaign.seed, keep, ways=campaign.ways, steps=campaign.steps, policy=campaign.policy)
+async def _client(campaign: Campaign, store: Any, beside: Any, name: str, keep: Any) -> None:
+    how: dict[str, Any] = {"ways": campaign.ways, "steps": campaign.steps, "policy": campaign.policy}
+    client = Client(store, beside, name, campaign.seed, keep, **how)
     first, second = campaign.workflows
     for number in range(campaign.writes):
         await client.write(*((second, first) if number % 4 == 3 else (first, second)))
@@ -145,16 +147,17 @@ async def _threads(campaign: Campaign, folder: Path) -> list[Entry]:  # noqa: AR
     entries: list[Entry] = []
     failed: list[BaseException] = []
 
-    def client(store: Any, name: str) -> None:
+    def client(store: Any, beside: Any, name: str) -> None:
         try:
-            asyncio.run(_client(campaign, store, name, entries.append))
+            asyncio.run(_client(campaign, store, beside, name, entries.append))
         except BaseException as error:  # noqa: BLE001 - it is raised below, in the thread that waits
             failed.append(error)
 
     def all_of_them() -> None:
-        stores = [quire.sync.open(campaign.url, on_conflict=_policy(campaign.policy)) for _ in range(campaign.handles)]
+        how = {"on_conflict": _policy(campaign.policy)}
+        beside, *stores = [quire.sync.open(campaign.url, **how) for _ in range(campaign.handles + 1)]
         threads = [
-            threading.Thread(target=client, args=(store, name))
+            threading.Thread(target=client, args=(store, beside, name))
             for number, store in enumerate(stores)
             for name in campaign.names(number)
         ]
@@ -162,7 +165,7 @@ async def _threads(campaign: Campaign, folder: Path) -> list[Entry]:  # noqa: AR
             thread.start()
         for thread in threads:
             thread.join()
-        for store in stores:
+        for store in (beside, *stores):
             store.close()
 
     await asyncio.to_thread(all_of_them)

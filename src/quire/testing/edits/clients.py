@@ -53,13 +53,15 @@ Keep = Callable[[Entry], None]
 class Client:
     """One who writes.
 
-    store: of `quire` or `quire.sync`, which has the policy.  keep: is given each entry as soon as it is known.  ways,
-    steps: which to choose from.  policy: what is decided by, of the writes that have a base.
+    store: of `quire` or `quire.sync`, which has the policy.  beside: another handle on it, for what others wrote before a
+    write: `store` is not to learn of that.  keep: is given each entry as soon as it is known.  ways, steps: which to
+    choose from.  policy: what is decided by, of the writes that have a base.
     """
 
     def __init__(
         self,
         store: Any,
+        beside: Any,
         name: str,
         seed: str,
         keep: Keep,
@@ -69,6 +71,7 @@ class Client:
         policy: str | None = None,
     ) -> None:
         self._store = store
+        self._beside = beside
         self._name = name
         self._keep = keep
         self._ways = ways
@@ -82,7 +85,7 @@ class Client:
         entry = self._entry(workflow, self._rng.choice(self._ways))
         entry.more["other"] = other
         wf = self._store.workflow(workflow)
-        entry.before = (await of(wf.version())).number
+        entry.before = (await of(self._beside.workflow(workflow).version())).number
         try:
             await WAYS[entry.how](self, wf, entry)
         except QuireError as error:
@@ -173,6 +176,12 @@ class Client:
         entry.program, entry.base, entry.told = [["set", path, value]], self._older(entry), [None]
         answered(entry, await of(wf.set(path, value, base=entry.base, **self._signed(entry, policy=True))))
 
+    async def _blind(self, wf: Any, entry: Entry) -> None:
+        """Set what may be there already, whatever the newest version is."""
+        value = self._rng.choice((0, 1))
+        entry.program, entry.told = [["set", ["flag"], value]], [None]
+        answered(entry, await of(wf.set("/flag", value, **self._signed(entry))))
+
     async def _increment(self, wf: Any, entry: Entry) -> None:
         by, low, high = self._rng.choice((-60, -7, 5, 9)), 0, 120
         entry.program, entry.told = [["add within", ["budget"], by, low, high]], [None]
@@ -238,6 +247,7 @@ WAYS: dict[str, Callable[[Client, Any, Entry], Coroutine[Any, Any, None]]] = {
     "update": Client._update,  # pyright: ignore[reportPrivateUsage]
     "save": Client._save,  # pyright: ignore[reportPrivateUsage]
     "set": Client._set,  # pyright: ignore[reportPrivateUsage]
+    "blind": Client._blind,  # pyright: ignore[reportPrivateUsage]
     "increment": Client._increment,  # pyright: ignore[reportPrivateUsage]
     "restore": Client._restore,  # pyright: ignore[reportPrivateUsage]
     "merge": Client._merge,  # pyright: ignore[reportPrivateUsage]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from quire.testing.edits.reads import Path, Place, at_place, place_of
 from quire.testing.edits.sides import DECIDING, YIELDING, Refused, Sides, Terms
@@ -50,10 +51,11 @@ class Meeting(Sides):
         self.met: list[Met] = []
         self.texts: list[str] = []
         """What is put into texts later on."""
-        self._base, self._head = base, head
         self._rehearsal = rehearsal
         self._decide: list[Met] = []
         self._inserted: list[Place] = []
+        self._added: set[int] = set()
+        """The slots of items that the write put in: beside them there is a place in whatever list they are in."""
         self._undone: list[Path] = []
         self._written: list[Path] = []
 
@@ -65,10 +67,27 @@ class Meeting(Sides):
         try:
             make()
         except Refused as refused:
+            if refused.why == "gone" and (self._both_took(path) or self._is_in_vain(path)):
+                return
             if refused.why != "gone" or self.terms.policy not in YIELDING:
                 raise
             self.met.append(Met(path, place, self.value(path), ABSENT, stale=False))
             self.closed.append(place)
+
+    def _both_took(self, path: Path) -> bool:
+        """Tell whether in the end neither side has what held a place: whatever was done in it then is no matter."""
+        if self._rehearsal is None or any(isinstance(token, int) for token in path):
+            return False
+        ends = (self._rehearsal.mine, self.head)
+        return any(all(find(end, path[:depth]) is ABSENT for end in ends) for depth in range(1, len(path) + 1))
+
+    def _is_in_vain(self, path: Path) -> bool:
+        """Tell whether the write itself replaces later what it changes here: whether it is refused is left open."""
+        if self._rehearsal is None or self.terms.lenient:
+            return False
+        whole, so_far = self._rehearsal._written, self._written
+        places = [path[:depth] for depth in range(1, len(path) + 1)]
+        return any(whole.count(place) > so_far.count(place) for place in places)
 
     # what commutes
 
@@ -91,10 +110,15 @@ class Meeting(Sides):
                 there = 0
             if type(there) is not int and there is not ABSENT:
                 raise Refused("gone", path, "is no number")
-            if self.terms.policy in DECIDING and self.was_removed(path) and same(self.at_last(path), there):
-                self.closed.append(place_of(self.mine, path))  # whether it is the number that it was is left open
-                return
+            if self.terms.lenient and self.terms.policy == "reject" and self.was_removed(path):
+                raise Refused("met", path, "may be another number by now")
             now, key = self.there(path)
+            if self.terms.policy in DECIDING and self.was_removed(path):  # whether it is that number is left open
+                for decided in (there, self._ending(path, before)):
+                    if same(self.at_last(path), decided):
+                        self.closed.append(place_of(self.mine, path))
+                        _lay(now, key, decided)
+                        return
             now[key] = (0 if there is ABSENT else there) + amount
             _check(now[key], path, low, high)
 
@@ -117,8 +141,10 @@ class Meeting(Sides):
             ):
                 raise Refused("gone", path, "is not that text")
             found = len(before) if at is None else self._chosen_in_text(path, added, place)
-            if at is not None and not (
-                _within(whole[:place], before[:found]) and _within(whole[place:], before[found:])
+            if (
+                at is not None
+                and _within(whole, before)
+                and not (_within(whole[:place], before[:found]) and _within(whole[place:], before[found:]))
             ):
                 raise Refused("gone", path, "an insertion moved past what it was put beside")
             now, key = self.there(path)
@@ -171,10 +197,11 @@ class Meeting(Sides):
 
         def made() -> None:
             there = self.found(path)
-            if not isinstance(there, Arr) or there.id != mine.id:
+            if not isinstance(there, Arr) or (there.id != mine.id and (self.terms.lenient or not right <= self._added)):
                 raise Refused("gone", path, "is not that list")
             low = max((i + 1 for i, slot in enumerate(there.ids) if slot in left), default=0)
             high = min((i for i, slot in enumerate(there.ids) if slot in right), default=len(there))
+            low = low if there.id == mine.id else high
             if low > high:
                 raise Refused("gone", path, "the order of its items changed")
             put(there, self._chosen(path, there, mark, low, high), [clone(node) for node in nodes], ids)
@@ -185,6 +212,7 @@ class Meeting(Sides):
     def _marked(self, path: Path, ids: list[int]) -> Any:
         """Return what tells the first of items that are inserted from others in the end, ABSENT where it is gone."""
         number = len(self._inserted)
+        self._added.update(ids)
         self._inserted.append((*place_of(self.mine, path), ("slot", ids[0] if ids else 0)))
         if self._rehearsal is None or number >= len(self._rehearsal._inserted):
             return ABSENT
@@ -254,6 +282,9 @@ class Meeting(Sides):
                 _lay(now, key, node)
 
         self._done(path, made)
+        if value is not ABSENT:  # in the end there is something of ours, which "both" keeps
+            place = place_of(self.mine, path)
+            self._decide = [replace(met, sets=met.sets or met.place == place) for met in self._decide]
         self._written.append(path)
         _lay(find(self.mine, path[:-1]), path[-1], node)
 
@@ -272,6 +303,8 @@ class Meeting(Sides):
                 if self.terms.lenient or self.terms.policy in (None, "reject", *YIELDING):
                     raise
             if key is None:
+                if self.terms.lenient and self.terms.policy == "reject":
+                    raise Refused("met", item)
                 if relied and self.terms.policy in (None, "reject"):
                     raise Refused("stale", item, f"was {before!r}, is gone")
                 if relied:
@@ -290,8 +323,10 @@ class Meeting(Sides):
         place = place_of(self.mine, path)
         there = plain(self.found(path))
         differs = not same(before, there)
-        if self.terms.lenient and relied and not differs:
-            differs = not same(plain(at_place(self._base, place)), plain(at_place(self._head, place)))
+        if relied and not differs and (self.terms.lenient or self.terms.policy in DECIDING):
+            # both may have come to the same value independently: whether that is a conflict is left open
+            is_open = not self.terms.lenient and same(self.at_last(path), self._ending(path, value))
+            differs = not is_open and not same(plain(at_place(self.base, place)), plain(at_place(self.head, place)))
         if not differs and self.was_touched(path) and (not relied or path in self._written):
             if self.terms.policy == "reject" and self.terms.lenient:
                 raise Refused("met", path)
@@ -309,6 +344,8 @@ class Meeting(Sides):
         ):
             return True
         if self.terms.policy == "reject":
+            if self._rehearsal is not None and same(self._ending(path, value), plain(at_place(self.head, place))):
+                return True
             raise Refused("met", path)
         met = Met(path, place, before, there, stale=relied, sets=sets and value is not ABSENT)
         self.met.append(met)
@@ -316,6 +353,8 @@ class Meeting(Sides):
             return True
         self.closed.append(place)
         self._decide.append(met)
+        now, key = self.there(path)
+        _lay(now, key, at_place(self.head, place))  # what the write did there before was to be replaced
         return False
 
     def _ending(self, path: Path, otherwise: Any) -> Any:
@@ -326,8 +365,8 @@ class Meeting(Sides):
         """True if the write leaves at a path what it began with, and the log what was there: whether it wrote is left open."""
         if self._rehearsal is None or self.terms.policy == "merge" or any(isinstance(token, int) for token in path):
             return False
-        ended, began = plain(find(self._rehearsal.mine, path)), plain(find(self._base, path))
-        return same(ended, began) and same(self.at_last(path), plain(find(self._head, path)))
+        ended, began = plain(find(self._rehearsal.mine, path)), plain(find(self.base, path))
+        return same(ended, began) and same(self.at_last(path), plain(find(self.head, path)))
 
     # numbers put at 0
 
@@ -351,20 +390,25 @@ class Meeting(Sides):
         self._settle(())
         for path in self._undone:
             if isinstance(parent := find(self.now, path[:-1]), Obj):
-                _lay(parent, path[-1], find(self._head, path))
+                _lay(parent, path[-1], find(self.head, path))
         for met in self._decide:
             ours = plain(at_place(self.mine, met.place))
             now, key = at_place(self.now, met.place[:-1]), met.place[-1]
             if not isinstance(key, str) or (ours is ABSENT and met.theirs is ABSENT):
                 continue
             if self.terms.policy == "smaller":
-                theirs = plain(at_place(self._head, met.place))
+                theirs = plain(at_place(self.head, met.place))
                 _lay(now, key, boxed(smaller(theirs, ours)))
             elif self.terms.policy == "both" and (met.sets or self.terms.differs) and ours is not ABSENT:
                 if met.theirs is not ABSENT:
-                    key = next(f"{key}~{n}" for n in range(2, len(now) + 3) if f"{key}~{n}" not in now)
+                    taken = {*now, *at_place(self.mine, met.place[:-1])}
+                    key = next(f"{key}~{n}" for n in range(2, len(taken) + 3) if f"{key}~{n}" not in taken)
                 _lay(now, key, boxed(ours))
-        self.met = [m for m in self.met if m.stale or not same(plain(at_place(self.mine, m.place)), m.theirs)]
+        self.met = [m for m in self.met if m.stale or not self._agrees(m)]
+
+    def _agrees(self, met: Met) -> bool:
+        ours, others = plain(at_place(self.mine, met.place)), plain(at_place(self.head, met.place))
+        return same(ours, met.theirs) or same(ours, others)
 
 
 def smaller(theirs: Any, ours: Any) -> Any:

@@ -57,6 +57,7 @@ class Sides:
     """A write's own state and the one that it met. base, head: trees of one fold, not altered."""
 
     def __init__(self, base: Obj, head: Obj, terms: Terms) -> None:
+        self.base, self.head = base, head
         self.mine: Obj = clone(base)
         self.now: Obj = clone(head)
         self.terms = terms
@@ -83,7 +84,8 @@ class Sides:
         if self.terms.strict and not self.is_closed(place):
             before, there = at_place(self.mine, place), at_place(self.now, place)
             before = ABSENT if path in self.zeros else before
-            if not alike(kind, before, there):
+            ends = at_place(self.base, place), at_place(self.head, place)
+            if not alike(kind, before, there) or (self.terms.lenient and not alike(kind, *ends)):
                 raise Refused("stale", path, f"was read as {plain(before)!r}, is {plain(there)!r}")
 
     def reach(self, path: Path) -> Any:

@@ -1,0 +1,332 @@
+"""Locks on the files of an open SQLite store that hold for the whole process, and whether those files are still there.
+
+POSIX drops every fcntl lock that a process has on a file when the process closes any descriptor of it. So another SQLite
+library in this process (Python's own `sqlite3`, pandas) drops the locks of ours when it closes the file, takes itself for
+the last one, and removes the write-ahead log under us (https://sqlite.org/howtocorrupt.html section 2.2). Locks of an open
+file description (`F_OFD_SETLK`, Linux) conflict with fcntl's, even within a process, and only their owner drops them:
+
+1. A shared lock on the bytes that SQLite locks to remove a log, and on the byte that says that the shared memory is in
+   use: no library, here or in another process, removes or empties either while a store is open.
+2. An exclusive lock on a byte behind SQLite's, the turn, around every write of ours: two processes never write at once, even
+   where SQLite's own lock was dropped.
+
+Files can be removed, moved or replaced all the same, by hand. Each write compares device and inode of the three files,
+within its turn, before it begins and again before it is acknowledged. Where the log is gone but the database is the same,
+`rescue` copies what the log holds into the database. That is all that was acknowledged: a commit is acknowledged only when the
+files were found in place after it, `rescue` comes after it as it needs the turn, and its locks keep everybody else out.
+
+One object for each file and process, as closing a descriptor of ours would drop SQLite's locks too: it is closed after the
+last connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import apsw
+
+from quire.errors import StorageUnavailable
+from quire.storage import _sqlite_worker as worker
+from quire.storage._inodes import Inode, Inodes, inode_of
+from quire.storage._sqlite_worker import Db
+
+_PENDING = 0x40000000  # SQLite's bytes are in its src/os.h and os_unix.c
+_SHARED, _SHARED_BYTES = _PENDING + 2, 510
+_TURN = _PENDING + 512
+_IN_USE = 128
+"""Of the shared memory's file: locked by all who use it (UNIX_SHM_DMS)."""
+_FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
+_SET = getattr(fcntl, "F_OFD_SETLK", None)
+_FORK_WAIT_S = 1.0
+_LOCKS = "/proc/locks"
+_AWAIT_LOG_S, _LOOK_S = 2.0, 0.01
+"""How long, and how often, it is looked whether a log is there that should be."""
+
+
+class Presence(Inodes):
+    """What this process has of one database file. Made by `enter`."""
+
+    def __init__(self, path: str, *, wal: bool) -> None:
+        super().__init__(path)
+        self.path = path
+        self.users = 0
+        """Handles that have it open."""
+        self._wal = wal
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._others: list[int] = []
+        """Further descriptors, to be closed with the first."""
+        self.inode = inode_of(os.fstat(self._file))
+        self._database = Inodes(path)
+        self._database.of = self.of = {path: self.inode}
+        self.one = threading.Lock()
+        """Held by the handle whose turn it is."""
+        self._locks = _SET is not None
+
+    # joining and leaving: with `_registry` held
+
+    def lock(self) -> None:
+        """Keep others from removing the write-ahead log. Waits for one who is about to. Raises BusyError."""
+        self.of = {self.path: self.inode}
+        if self._wal:
+            self._take(self._file, fcntl.F_RDLCK, _SHARED, _SHARED_BYTES)
+
+    def unlock(self) -> None:
+        """Let SQLite remove the log as the last connection is closed. Never while the names may be another store's."""
+        if self.trouble() is None:
+            for handle in (self._file, *self._others) if self._locks else ():
+                _try(handle, fcntl.F_UNLCK, 0, 0)
+
+    def close(self) -> None:
+        """Close all descriptors: after the last connection."""
+        for handle in (self._file, *self._others):
+            os.close(handle)
+        self._others.clear()
+
+    def adopt(self, twin: Presence) -> None:
+        """Close the descriptor of another together with this."""
+        self._others.append(twin._file)
+
+    def note(self) -> None:
+        """Remember which files a connection has opened since `lock`, and mark the shared memory as in use."""
+        if not self._wal or len(self.of) > 1:
+            return
+        shm = os.open(f"{self.path}-shm", os.O_RDONLY | os.O_CLOEXEC)
+        self._others.append(shm)
+        self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
+        log = f"{self.path}-wal"
+        self.of = self.of | {log: inode_of(os.lstat(log)), f"{self.path}-shm": inode_of(os.fstat(shm))}
+
+    # while it is open
+
+    def check(self) -> None:
+        """Raise unless the files are those that were opened: FilesChanged for the database, StorageUnavailable for the log."""
+        said = self.trouble()
+        if said is not None:
+            self.check_file()
+            raise StorageUnavailable(f"{said}; nothing of this write is stored: write again, the log is put back first")
+
+    def check_file(self) -> None:
+        """Raise FilesChanged unless the database is the file that was opened."""
+        self._database.check()
+
+    @contextmanager
+    def turn(self, wait_s: float | None = None) -> Generator[None]:
+        """Be the only handle of Quire that writes, in all processes. Raises BusyError after `BUSY_S` or `wait_s`."""
+        limit_s = worker.BUSY_S if wait_s is None else wait_s
+        if not self.one.acquire(timeout=limit_s):
+            raise apsw.BusyError("another handle of this process is writing")
+        try:
+            self._take(self._file, fcntl.F_WRLCK, _TURN, 1, wait_s)
+            try:
+                yield
+            finally:
+                if self._locks:
+                    _try(self._file, fcntl.F_UNLCK, _TURN, 1)
+        finally:
+            self.one.release()
+
+    def rescue(self, db: Db) -> None:
+        """Copy a write-ahead log that was removed into the database, durably, and remove what is left of it by name.
+
+        db: a connection that was opened before.  Raises FilesChanged where the database is another, StorageUnavailable where
+        the log cannot be copied any more: another program has begun a new one.
+        """
+        self.check_file()
+        said = self.trouble()
+        if said is None:
+            return
+        if not self._locks:
+            raise StorageUnavailable(f"{said}; close the store in all processes, then open it again")
+        with self.turn():
+            self._take(self._file, fcntl.F_WRLCK, _PENDING, 1)  # nobody opens the database meanwhile
+            try:
+                left = [path for path in self.of if path != self.path and self._is_ours(path, said)]
+                # emptied, too: a log that was only moved away, and comes back, must not be played over what came since
+                busy, pages, copied = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy or pages != copied:
+                    raise StorageUnavailable(f"{said}, and a reader keeps it from being copied; write again later")
+                for path in left:  # who still uses them would not see what is written from now on
+                    os.unlink(path)  # noqa: PTH108 - as cheap as the rest here
+            finally:
+                _try(self._file, fcntl.F_UNLCK, _PENDING, 1)
+
+    def _is_ours(self, path: str, said: str) -> bool:
+        try:
+            there = inode_of(os.lstat(path))
+        except FileNotFoundError:
+            return False
+        if there != self.of[path]:
+            raise StorageUnavailable(
+                f"{said}, and another program has opened the database since, so that the log cannot be put back; close the "
+                "store in all processes, open it again and run `quire verify`"
+            )
+        return True
+
+    def _take(self, handle: int, kind: int, start: int, length: int, wait_s: float | None = None) -> None:
+        if not self._locks:
+            return
+        patience, attempts = worker.patience(wait_s), 0
+        try:
+            while not _try(handle, kind, start, length):
+                if not patience(attempts):
+                    raise apsw.BusyError("another process has the file locked")
+                attempts += 1
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            self._locks = False  # a file system without locks of open file descriptions
+
+
+def _try(handle: int, kind: int, start: int, length: int) -> bool:
+    """Set a lock of the open file description; return False where another has it. length 0: to the end."""
+    if _SET is None:
+        return True
+    try:
+        fcntl.fcntl(handle, _SET, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def await_log(path: str) -> None:
+    """Raise StorageUnavailable where a file's write-ahead log was removed while another process has the file open.
+
+    Opening the file would begin a new log, and then nobody could bring back what the other process wrote. Waits for one who is
+    just opening or closing it. Blocks. On systems other than Linux it finds nothing.
+    """
+    with _registry, suppress(FileNotFoundError):
+        found = _open.get(inode_of(os.lstat(path)))
+        if found is not None:
+            _check_shared(found, path)
+    until = time.monotonic() + _AWAIT_LOG_S
+    while _is_without_log(path):
+        if time.monotonic() > until:
+            raise StorageUnavailable(
+                f"{path}-wal was removed while another process has the store open; only that one can put back what it wrote: "
+                "write something there, or close it there, then open it here"
+            )
+        time.sleep(_LOOK_S)
+
+
+def _is_without_log(path: str) -> bool:
+    """Tell whether there is no log, though somebody has a lock that says that the database is open."""
+    if os.path.lexists(f"{path}-wal"):
+        return False
+    try:
+        found = os.lstat(path)
+        locks = Path(_LOCKS).read_text()
+    except OSError:
+        return False
+    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in locks.splitlines():
+        place, *bounds = line.split()[-3:]
+        if place == inode and "->" not in line:  # an arrow is before those who wait for a lock
+            first, last = (sys.maxsize if bound == "EOF" else int(bound) for bound in bounds)
+            if first < _SHARED + _SHARED_BYTES and last >= _SHARED:
+                return True
+    return False
+
+
+_open: dict[Inode, Presence] = {}
+_registry = threading.Lock()
+
+
+def enter(path: str, *, wal: bool) -> Presence:
+    """Return what this process has of a file, locked. Call `leave` and `left`, before and after connections are closed.
+
+    path: as SQLite has it.  wal: whether it is in that mode.  Raises StorageUnavailable, BusyError. Blocks.
+    """
+    with _registry:
+        found = _open.get(inode_of(os.lstat(path)))
+        if found is None:
+            made = Presence(path, wal=wal)
+            found = _open.get(made.inode)
+            if found is None:
+                found = _open[made.inode] = made
+            else:
+                found.adopt(made)
+        try:
+            _check_shared(found, path)
+            if found.users == 0:
+                found.lock()
+            found.users += 1
+        finally:
+            _drop(found)
+        return found
+
+
+def _check_shared(found: Presence, path: str) -> None:
+    if found.path != path:
+        raise StorageUnavailable(
+            f"{path} is open in this process as {found.path}; two names of one file damage it: close it there first"
+        )
+    if found.users and (said := found.trouble()) is not None:
+        raise StorageUnavailable(f"{said}; close every handle that this process has on it, then open it again")
+
+
+def note(presence: Presence) -> None:
+    """Remember the files of a store whose first connection has read from it."""
+    with _registry:
+        presence.note()
+
+
+def leave(presence: Presence) -> None:
+    """Say that a handle is about to close its connections; the last one lets SQLite remove the log."""
+    with _registry:
+        presence.users -= 1
+        if presence.users == 0:
+            presence.unlock()
+
+
+def left(presence: Presence) -> None:
+    """Say that a handle has closed its connections."""
+    with _registry:
+        _drop(presence)
+
+
+def _drop(presence: Presence) -> None:
+    if presence.users == 0 and _open.get(presence.inode) is presence:
+        del _open[presence.inode]
+        presence.close()
+
+
+class _Fork:
+    """What is held while the process forks: no write is under way then, as SQLite in the child would wait for its end."""
+
+    def __init__(self) -> None:
+        self._registered = False
+        self._turns: list[threading.Lock] = []
+
+    def before(self) -> None:
+        """Wait for writes that are under way, though not for ever."""
+        self._registered = _registry.acquire(timeout=_FORK_WAIT_S)
+        turns = [presence.one for presence in list(_open.values())]
+        self._turns = [turn for turn in turns if turn.acquire(timeout=_FORK_WAIT_S)]
+
+    def in_parent(self) -> None:
+        """Go on."""
+        for turn in self._turns:
+            turn.release()
+        if self._registered:
+            _registry.release()
+
+    def in_child(self) -> None:
+        """Let go: the locks are the parent's, and would outlive it as long as a copy of its descriptors is open."""
+        global _registry  # noqa: PLW0603 - another thread of the parent may have held it
+        for presence in _open.values() if self._registered else ():
+            presence.close()
+        _open.clear()
+        _registry = threading.Lock()
+
+
+_fork = _Fork()
+os.register_at_fork(before=_fork.before, after_in_parent=_fork.in_parent, after_in_child=_fork.in_child)

@@ -1,0 +1,457 @@
+"""Acknowledged writes survive what others do to the files of an open store, or the store says so and takes no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+import quire
+from quire.config import Retention
+from quire.errors import FilesChanged, StorageError, StorageUnavailable
+from quire.storage import _inodes, _sqlite_presence
+from quire.storage._files_disk import Disk
+from quire.storage._inodes import Inodes
+from quire.storage._sqlite_presence import Presence
+
+LOOKING = """
+import os, signal, sqlite3, sys, quire
+from quire.errors import StorageError
+from quire.storage import _inodes, _sqlite_presence
+path, off = sys.argv[1:]
+if "locks" in off:
+    _sqlite_presence._SET = None
+if "inodes" in off:
+    _inodes.Inodes.trouble = lambda self: None
+store = quire.sync.open(path)
+wf = store.create("a", {"n": 0})
+wf.set("/n", 1)
+n = 1
+for look in range(3):
+    db = sqlite3.connect(path)
+    db.execute("select count(*) from log").fetchone()
+    db.close()
+    for _ in range(4):
+        try:
+            wf.set("/n", n + 1)
+        except StorageError:
+            break
+        n += 1
+print(n, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def look(path):
+    """Open and close a store with Python's own SQLite, as pandas and notebooks do."""
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute("select count(*) from log").fetchone()
+
+
+def after_looks(path, off=""):
+    """Write, look, and be killed; return what was acknowledged last, and what is there."""
+    done = subprocess.run([sys.executable, "-c", LOOKING, path, off], stdout=-1, check=False)
+    with quire.sync.open(path) as store:
+        assert store.verify().ok
+        return int(done.stdout), store.workflow("a").get("/n")
+
+
+# another SQLite library in the process
+
+
+def test_looks_with_another_library_lose_nothing_and_disturb_nobody(tmp_path):
+    assert after_looks(str(tmp_path / "s.db")) == (13, 13)
+
+
+def test_without_locks_of_open_file_descriptions_no_lost_write_is_acknowledged(tmp_path):
+    assert after_looks(str(tmp_path / "s.db"), "locks") == (1, 1)
+
+
+def test_without_both_acknowledged_writes_are_lost(tmp_path):
+    acknowledged, found = after_looks(str(tmp_path / "s.db"), "locks inodes")
+    assert found < acknowledged == 13  # the control
+
+
+ATTEMPT = """
+import asyncio, sys
+from quire.errors import StorageTimeout
+from quire.storage import _sqlite_worker
+from quire.storage.base import CellWrite, Item
+from quire.storage.sqlite import open_sqlite
+async def main():
+    _sqlite_worker.BUSY_S = 0.3
+    db = await open_sqlite(sys.argv[1], namespace="default")
+    try:
+        await db.commit([Item(cells=(CellWrite("c", None, b"x"),))])
+        print("wrote")
+    except StorageTimeout:
+        print("waited")
+    await db.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+async def test_a_look_in_the_midst_of_a_write_lets_no_other_process_write(tmp_path, monkeypatch, locks):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        await store.create("w", {})
+        backend = store.engine.backend
+        if not locks:
+            monkeypatch.setattr(_sqlite_presence, "_try", lambda *_: True)
+
+        def job(_):
+            look(path)
+            return subprocess.run([sys.executable, "-c", ATTEMPT, path], stdout=-1, check=False).stdout.split()
+
+        said = await backend._writer.do(lambda db: backend._log.change(db, job))
+        assert said == ([b"waited"] if locks else [b"wrote"])  # the control: two who write at once
+
+
+# the write-ahead log is removed
+
+
+@pytest.mark.parametrize("names", [("-wal",), ("-wal", "-shm"), ("-shm",)])
+async def test_a_log_that_was_removed_is_put_back(tmp_path, names):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        await store.put_blob(b"kept")
+        await wf.set("/n", 1)
+        for name in names:
+            Path(path + name).unlink()
+        with pytest.raises(StorageUnavailable, match="removed.*write again"):
+            await wf.set("/n", 2)
+        await wf.set("/n", 3)
+        assert await wf.get("/n") == 3
+        assert (await store.health()).status != "unhealthy"
+    async with quire.open(path) as store:
+        assert await store.workflow("w").get("/n") == 3
+        assert (await store.verify()).ok
+        assert len(await store.workflow("w").history()) == 3
+
+
+async def test_a_read_too_puts_a_removed_log_back(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store, quire.open(path, namespace="b") as other:
+        await store.create("w", {"n": 1})
+        await other.create("w", {"n": 2})
+        await other.close()
+        Path(f"{path}-wal").unlink()
+        await asyncio.sleep(_inodes.LOOK_S)
+        assert await store.workflow("w").get("/n") == 1
+        assert Path(f"{path}-wal").exists()
+        async with quire.open(path, namespace="b") as again:
+            assert await again.workflow("w").get("/n") == 2
+
+
+async def test_a_log_that_two_handles_share_is_put_back_once_both_are_closed(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store, quire.open(path, namespace="b") as other:
+        await store.create("w", {"n": 1})
+        await other.create("w", {"n": 2})
+        Path(f"{path}-wal").unlink()
+        with pytest.raises(StorageError, match="every handle"):
+            await store.workflow("w").set("/n", 3)
+        with pytest.raises(StorageError):
+            await store.workflow("w").set("/n", 3)
+        await other.close()
+        await store.workflow("w").set("/n", 4)
+    for namespace, n in (("default", 4), ("b", 2)):
+        async with quire.open(path, namespace=namespace) as store:
+            assert await store.workflow("w").get("/n") == n
+
+
+@pytest.mark.parametrize("rescued", [True, False])
+async def test_closing_puts_a_removed_log_back(tmp_path, monkeypatch, rescued):
+    path = str(tmp_path / "s.db")
+    if not rescued:
+        monkeypatch.setattr(Presence, "rescue", lambda *_: None)
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        await asyncio.sleep(0.4)  # the first version goes into the file
+        await wf.set("/n", 1)
+        Path(f"{path}-wal").unlink()
+    async with quire.open(path) as store:
+        assert await store.workflow("w").get("/n") == int(rescued)  # the control loses it
+
+
+KEEPER = """
+import sys, quire
+from quire.errors import StorageError
+with quire.sync.open(sys.argv[1]) as store:
+    wf = store.create("theirs", {"n": 0})
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            wf.set("/n", int(line))
+            print("wrote", flush=True)
+        except StorageError as error:
+            print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_log_that_two_processes_share_is_put_back_with_what_both_wrote(tmp_path):
+    path = str(tmp_path / "s.db")
+    with subprocess.Popen([sys.executable, "-c", KEEPER, path], stdin=-1, stdout=-1, text=True) as other:
+
+        def ask(text):
+            other.stdin.write(text)
+            other.stdin.flush()
+            return other.stdout.readline().strip()
+
+        assert other.stdout.readline() == "ready\n"
+        with quire.sync.open(path) as store:
+            wf = store.create("ours", {"n": 0})
+            assert ask("1\n") == "wrote"
+            wf.set("/n", 1)
+            Path(f"{path}-wal").unlink()
+            Path(f"{path}-shm").unlink()
+            with pytest.raises(StorageUnavailable):
+                wf.set("/n", 2)
+            wf.set("/n", 3)
+            assert ask("2\n") in ("OutcomeUnknown", "StorageUnavailable")  # its log is not the one in use any more
+            wf.set("/n", 4)
+            other.stdin.close()
+            assert other.wait(30) == 0
+            assert store.workflow("theirs").get("/n") == 1
+    with quire.sync.open(path) as store:
+        assert (store.workflow("ours").get("/n"), store.workflow("theirs").get("/n")) == (4, 1)
+        assert store.verify().ok
+
+
+async def test_a_log_that_another_program_began_anew_is_not_written_over(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        await asyncio.sleep(0.4)
+        for name in ("-wal", "-shm"):
+            Path(path + name).unlink()
+        with closing(apsw.Connection(path)) as other:
+            other.execute("CREATE TABLE theirs (x)")
+            for n in range(2):
+                with pytest.raises(StorageError, match="another program"):
+                    await wf.set("/n", n + 1)
+            health = await store.health()
+            assert health.status == "unhealthy" and any("another program" in reason for reason in health.reasons)
+    with closing(apsw.Connection(path)) as db:
+        assert db.execute("PRAGMA integrity_check").get == "ok"
+        assert db.execute("SELECT count(*) FROM theirs").get == 0
+
+
+async def test_a_second_name_of_an_open_file_is_refused(tmp_path):
+    async with quire.open(str(tmp_path / "s.db")):
+        os.link(tmp_path / "s.db", tmp_path / "t.db")
+        with pytest.raises(StorageUnavailable, match="two names"):
+            await quire.open(str(tmp_path / "t.db"))
+
+
+# the store is removed, moved or replaced
+
+URLS = ["sqlite:///{}", "file:///{}", "rocksdb:///{}"]
+
+
+def parts(place):
+    return list(place.parent.glob(f"{place.name}*"))
+
+
+def remove(place, _):
+    for part in parts(place):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def move(place, aside):
+    aside.mkdir(exist_ok=True)
+    for part in parts(place):
+        part.rename(aside / part.name)
+
+
+def replace(place, aside):
+    copy = aside.parent / "copy"
+    shutil.copytree(place, copy) if place.is_dir() else shutil.copy(place, copy)
+    move(place, aside)
+    copy.rename(place)
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("how", [remove, move, replace])
+async def test_a_store_that_is_gone_takes_no_writes_and_answers_no_reads(tmp_path, url, how):
+    place, aside = tmp_path / "s", tmp_path / "aside"
+    async with quire.open(url.format(place)) as store:
+        wf = await store.create("w", {"n": 0})
+        how(place, aside)
+        for n in range(3):
+            with pytest.raises(FilesChanged, match=f"{place}.*(put back|open what is to be used)"):
+                await wf.set("/n", n + 1)
+        with pytest.raises(StorageError):
+            await store.put_blob(b"b")
+        await asyncio.sleep(_inodes.LOOK_S)
+        with pytest.raises(StorageUnavailable):
+            await wf.get("/n")
+        health = await store.health()
+        assert health.status == "unhealthy"
+        assert any(str(place) in reason for reason in health.reasons)
+        if how is move:
+            for part in aside.iterdir():
+                part.rename(tmp_path / part.name)
+            await wf.set("/n", 7)
+            assert await wf.get("/n") == 7
+    if how is move:
+        async with quire.open(url.format(place)) as store:
+            assert await store.workflow("w").get("/n") == 7
+            assert (await store.verify()).ok
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_without_the_look_writes_are_acknowledged_into_nowhere(tmp_path, monkeypatch, url):
+    place = tmp_path / "s"
+    async with quire.open(url.format(place)) as store:
+        wf = await store.create("w", {"n": 0})
+        move(place, tmp_path / "aside")
+        monkeypatch.setattr(Inodes, "trouble", lambda _: None)
+        monkeypatch.setattr(Disk, "expect", lambda *_: None)
+        await wf.set("/n", 1)  # the control
+        monkeypatch.undo()
+    assert not place.exists() or not list(place.iterdir())
+
+
+@pytest.mark.parametrize("wal", ["", "-wal"])
+async def test_what_goes_between_commit_and_answer_is_not_acknowledged(tmp_path, monkeypatch, wal):
+    """The look comes after the transaction: a file that went in its midst is missed then."""
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        commit = store.engine.backend._log._commit
+
+        def late(db, items):
+            done = commit(db, items)
+            Path(path + wal).unlink()
+            return done
+
+        monkeypatch.setattr(store.engine.backend._log, "_commit", late)
+        if wal:
+            await wf.set("/n", 1)  # it was in the log, which was put back, and is found there
+            monkeypatch.undo()
+            assert await wf.get("/n") == 1
+        else:
+            with pytest.raises(StorageError):
+                await wf.set("/n", 1)
+
+
+async def test_a_workflows_file_that_was_removed_takes_no_more_versions(tmp_path):
+    async with quire.open(f"file:///{tmp_path}/s") as store:
+        wf = await store.create("w", {"n": 0})
+        await wf.set("/n", 1)
+        (tmp_path / "s" / "workflows" / "w.state").unlink()
+        with pytest.raises(quire.errors.QuireError):
+            await wf.set("/n", 2)
+        other = await store.create("other", {"n": 0})
+        await other.set("/n", 1)
+        assert not (tmp_path / "s" / "workflows" / "w.state").exists()
+
+
+@pytest.mark.parametrize("how", [remove, move])
+async def test_an_archive_that_is_gone_is_not_begun_anew(tmp_path, how):
+    archive = tmp_path / "archive"
+    keep = Retention(versions=1, every_s=0)
+    async with quire.open(str(tmp_path / "s.db"), archive=str(archive), retention=keep) as store:
+        wf = await store.create("w", {"n": 0})
+        for n in range(5):
+            await wf.set("/n", n)
+        assert (await store.sweep()).moved
+        for n in range(5):
+            await wf.set("/n", n)
+        how(archive, tmp_path / "aside")
+        (problem,) = (await store.sweep()).problems
+        assert "removed or moved away" in problem
+        assert not archive.exists()
+        assert await wf.get("/n") == 4
+        if how is move:
+            (tmp_path / "aside" / "archive").rename(archive)
+            await store.sweep()
+            assert len(await wf.history()) == 10
+
+
+# others who open what was taken away
+
+OPENING = """
+import sys, quire
+from quire.errors import StorageUnavailable
+try:
+    quire.sync.open(sys.argv[1]).close()
+    print("opened")
+except StorageUnavailable as error:
+    print(error)
+"""
+
+
+def opened_elsewhere(path):
+    return subprocess.run([sys.executable, "-c", OPENING, path], stdout=-1, check=True, text=True).stdout
+
+
+async def written(path):
+    """Return an open store with three versions that are in the write-ahead log only."""
+    store = await quire.open(path).__aenter__()
+    wf = await store.create("w", {"n": 0})
+    await wf.set("/n", 1)
+    await wf.set("/n", 2)
+    return store
+
+
+@pytest.mark.parametrize("checked", [True, False])
+async def test_who_opens_a_store_whose_log_was_removed_does_not_begin_another(tmp_path, monkeypatch, checked):
+    path = str(tmp_path / "s.db")
+    store = await written(path)
+    os.unlink(path + "-wal")
+    program = (
+        OPENING
+        if checked
+        else f"from quire.storage import _sqlite_presence as p; p.await_log = lambda _: None{OPENING}"
+    )
+    said = subprocess.run([sys.executable, "-c", program, path], stdout=-1, check=True, text=True).stdout
+    await store.close()
+    async with quire.open(path) as again:
+        there = await again.workflow("w").exists() and await again.workflow("w").get("/n") == 2
+    assert there == checked  # the control loses them
+    assert ("only that one can put back what it wrote" in said) == checked
+
+
+async def test_who_opens_a_store_whose_file_was_moved_away_does_not_make_a_new_one(tmp_path):
+    path = str(tmp_path / "s.db")
+    store = await written(path)
+    os.rename(path, path + ".away")
+    assert "the file was moved away, and a new one would destroy what the log holds" in opened_elsewhere(path)
+    os.rename(path + ".away", path)
+    assert await store.workflow("w").get("/n") == 2
+    await store.workflow("w").set("/n", 3)
+    await store.close()
+    async with quire.open(path) as again:
+        assert await again.workflow("w").get("/n") == 3
+
+
+async def test_a_log_that_was_put_back_after_it_was_rescued_undoes_nothing(tmp_path):
+    path = str(tmp_path / "s.db")
+    store = await written(path)
+    os.rename(path + "-wal", path + ".log")
+    acknowledged = 0
+    for n in range(3, 40):
+        try:
+            await store.workflow("w").set("/n", n)
+        except StorageError:
+            continue
+        acknowledged = n
+    assert acknowledged == 39
+    await asyncio.sleep(0.5)  # a quiet moment, in which the log goes into the file
+    os.rename(path + ".log", path + "-wal")
+    await store.close()
+    async with quire.open(path) as again:
+        assert await again.workflow("w").get("/n") == 39
+        assert (await again.verify()).ok

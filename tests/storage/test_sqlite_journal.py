@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import apsw
@@ -11,6 +13,7 @@ import pytest
 
 import quire
 from quire.errors import StorageError
+from quire.storage import _sqlite_file as files
 from quire.storage import _sqlite_worker, _vitals
 from quire.storage._vitals import file_system_of, shares_memory
 
@@ -109,6 +112,27 @@ def test_two_processes_write_one_file_there(tmp_path, monkeypatch, made_on):
     with quire.sync.open(str(path)) as store:
         assert store.workflow("w").get("/n") == 80
         assert store.verify().ok
+
+
+def test_many_openings_at_one_moment_end_a_log(tmp_path, monkeypatch):
+    path = str(tmp_path / "s.db")
+    monkeypatch.setattr(_sqlite_worker, "BUSY_S", 5.0)
+    with quire.sync.open(path) as store:
+        store.create("w", {"n": 0})
+    start = threading.Barrier(4, timeout=10)
+
+    def opened():
+        start.wait()
+        files.end_log(path)
+        with closing(files.connect(path, "full", None)) as db:
+            files.prepare(db, path, wal=False)
+            return db.pragma("journal_mode")
+
+    for _ in range(10):
+        with closing(apsw.Connection(path)) as db:
+            db.pragma("journal_mode", "WAL")
+        with ThreadPoolExecutor(4) as threads:
+            assert [t.result(30) for t in [threads.submit(opened) for _ in range(4)]] == ["truncate"] * 4
 
 
 def test_a_log_that_another_program_uses_is_not_taken_from_it(tmp_path, monkeypatch):

@@ -242,14 +242,13 @@ def connect(path: str, durability: str, vfs: str | None, *, wal: bool = True, bu
     return db
 
 
-def prepare(db: Db, path: str, *, wal: bool = True, logged: bool = False) -> None:
+def prepare(db: Db, path: str, *, wal: bool = True) -> None:
     """Create the schema in an empty file, upgrade an older one, choose its journal; several processes may do so at once.
 
-    db: a connection that has read nothing yet.  wal: whether shared memory can be used.  logged: whether the file has a
-    write-ahead log; without shared memory it is read, and ended, by one process alone.
+    db: a connection that has read nothing yet.  wal: whether shared memory can be used; if not, `end_log` came before.
     """
-    if logged and not wal:
-        db.pragma("locking_mode", "EXCLUSIVE")
+    if not wal:
+        _roll_back(db, path)
     with one_moment(db):  # else another process could make the file between the two looks that `_version` takes
         version = _version(db, path)
     if version != SCHEMA_VERSION:
@@ -271,10 +270,6 @@ def prepare(db: Db, path: str, *, wal: bool = True, logged: bool = False) -> Non
             raise
     if wal:
         _write_ahead(db)
-        return
-    _roll_back(db, path)
-    db.pragma("locking_mode", "NORMAL")
-    _version(db, path)  # reading lets go of the lock
 
 
 def _version(db: Db, path: str) -> int:
@@ -307,6 +302,29 @@ def _write_ahead(db: Db) -> None:
             time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - jitter, no secret
         else:
             return
+
+
+def end_log(path: str) -> None:
+    """Take a file that `claim` let pass out of WAL mode without shared memory, which one connection alone can do.
+
+    Each of two that try at once holds the shared lock that keeps the other from the exclusive one, and SQLite lets go of it
+    only with the connection. So a try has its own connection, is short, and leaves a longer pause behind it.
+    """
+    until = time.monotonic() + worker.BUSY_S
+    while True:
+        db = cast("Db", apsw.Connection(path, apsw.SQLITE_OPEN_READWRITE))
+        try:
+            db.set_busy_handler(worker.patience(0.005))
+            db.pragma("locking_mode", "EXCLUSIVE")  # before the first read, or that uses shared memory
+            db.pragma("synchronous", "FULL")
+            db.pragma("user_version")  # until it has read something, SQLite does not know the mode of the file
+            return _roll_back(db, path)
+        except apsw.BusyError:
+            if time.monotonic() > until:
+                raise
+        finally:
+            db.close(True)
+        time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - jitter, no secret
 
 
 def _roll_back(db: Db, path: str) -> None:

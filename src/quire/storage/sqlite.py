@@ -111,22 +111,24 @@ class SqliteBackend:
         logged = await asyncio.to_thread(files.claim, self._path, self._vfs)
         if logged and self._wal and self._vfs is None:
             await asyncio.to_thread(presences.await_log, self._path)
-        await self._begin(logged=logged)
+        await self._begin()
 
-    async def _begin(self, *, logged: bool) -> None:
+    async def _begin(self) -> None:
         """Open the file in its journal mode, and say that it is in use.
 
         The connection that switches the mode needs the file for itself, so it comes before that; what it opened may be gone
         by then, so it is closed again.
         """
-        await self._writer.run(lambda: self._enter(logged=logged))
+        await self._writer.run(self._enter)
         if self._log.presence is not None:
             await self._writer.do(self._note)
 
-    def _enter(self, *, logged: bool) -> None:
+    def _enter(self) -> None:
+        if not self._wal:
+            files.end_log(self._path)
         db = files.connect(self._path, self._durability, self._vfs)
         try:
-            files.prepare(db, self._path, wal=self._wal, logged=logged)
+            files.prepare(db, self._path, wal=self._wal)
             if self._vfs is None:
                 self._log.presence = presences.enter(self._path, wal=self._wal)
                 self._log.gone = ""
@@ -406,7 +408,7 @@ class SqliteBackend:
         self._alive()  # a writer that was stopped meanwhile would never answer
         await self._writer.run(self._step_back)
         self._alive()
-        await self._begin(logged=self._wal)
+        await self._begin()
 
     def _step_back(self) -> None:
         """Close the last connection, after bringing home what only it can read. In the writer's thread."""

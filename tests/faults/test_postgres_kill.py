@@ -89,6 +89,36 @@ def test_a_server_that_does_not_come_up_shows_its_log():
     server.stop()
 
 
+class Reluctant(Server):
+    name = "reluctant"
+
+    def command(self):
+        code = """
+            import pathlib, signal
+            def refuse(*_):
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                pathlib.Path("refused").touch()
+            signal.signal(signal.SIGTERM, refuse)
+            pathlib.Path("up").touch()
+            while True:
+                signal.pause()
+        """
+        return [sys.executable, "-c", textwrap.dedent(code)]
+
+    def answers(self):
+        return (self.folder / "up").exists()
+
+
+def test_a_server_that_refuses_to_end_is_told_again():
+    server = Reluctant().start()
+    try:
+        server.restart()
+        assert (server.folder / "refused").exists()
+    finally:
+        server.kill()
+        server.stop()
+
+
 def test_a_missing_server_skips_with_the_reason_and_fails_where_it_is_required(monkeypatch):
     monkeypatch.delenv(servers.REQUIRE, raising=False)
     with pytest.raises(pytest.skip.Exception, match="no such program"):

@@ -26,6 +26,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_TAIL_BYTES = 4000
 _PORTS_TRIED = 5
 """Between finding a free port and the server taking it, somebody else may: then another one is tried."""
+_REFUSED_S = 2.0
+"""After so long a server is told again to end: Redis refuses while it writes its first append-only file."""
 _LOOK_S = 0.02
 """How often a server that is coming up is asked whether it answers."""
 
@@ -252,14 +254,18 @@ class Server:
         process = self._process
         if process is None:
             raise ServerFailed(f"{self.name} does not run")
-        process.send_signal(how)
-        try:
-            process.wait(self.start_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            self._process = None
-            raise ServerFailed(f"{self.name} did not end in {self.start_s:g} s; its log:\n{self.log()}") from None
+        until = time.monotonic() + self.start_s
+        while True:
+            process.send_signal(how)
+            try:
+                process.wait(_REFUSED_S)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > until:
+                    process.kill()
+                    process.wait()
+                    self._process = None
+                    raise ServerFailed(f"{self.name} did not end in {self.start_s:g} s; its log:\n{self.log()}") from None
         self._process = None
 
     def _port_was_taken(self) -> bool:

@@ -247,6 +247,58 @@ async def test_a_log_that_another_program_began_anew_is_not_written_over(tmp_pat
         assert db.execute("SELECT count(*) FROM theirs").get == 0
 
 
+def moved(path, to):
+    os.rename(path, to)
+
+
+def replaced(path, to):
+    shutil.copy(path, to)
+    os.replace(to, path)
+
+
+GOES = {
+    "log removed": lambda place: os.unlink(place / "s.db-wal"),
+    "log moved": lambda place: moved(place / "s.db-wal", place / "x"),
+    "shared memory removed": lambda place: os.unlink(place / "s.db-shm"),
+    "file replaced": lambda place: replaced(place / "s.db", place / "x"),
+    "file moved to another folder": lambda place: moved(place / "s.db", place.parent / "x"),
+    "folder moved": lambda place: moved(place, place.parent / "moved"),
+    "folder replaced": lambda place: (
+        moved(place, place.parent / "moved"),
+        shutil.copytree(place.parent / "moved", place),
+    ),
+}
+
+
+@pytest.mark.parametrize("goes", GOES)
+async def test_a_folder_that_did_not_change_stands_for_its_files_and_one_that_did_does_not(tmp_path, monkeypatch, goes):
+    monkeypatch.setattr(_sqlite_presence, "_COARSE_NS", 50_000_000)
+    place = tmp_path / "place"
+    place.mkdir()
+    async with quire.open(str(place / "s.db")) as store:
+        wf = await store.create("w", {"n": 0})
+        await asyncio.sleep(0.1)
+        await wf.set("/n", 1)  # finds all in place
+        looks, looked = [], Inodes.trouble
+        with monkeypatch.context() as patched:
+            patched.setattr(Inodes, "trouble", lambda self: looks.append(self) or looked(self))
+            await wf.set("/n", 2)
+        assert looks == []
+        (presence,) = _sqlite_presence._open.values()
+        GOES[goes](place)
+        assert presence.trouble() is not None
+        assert presence.trouble() is not None
+
+
+async def test_a_folder_that_has_just_changed_does_not_stand_for_its_files(tmp_path, monkeypatch):
+    async with quire.open(str(tmp_path / "s.db")) as store:
+        wf = await store.create("w", {"n": 0})
+        looks, looked = [], Inodes.trouble
+        monkeypatch.setattr(Inodes, "trouble", lambda self: looks.append(self) or looked(self))
+        await wf.set("/n", 1)
+        assert len(looks) >= 2
+
+
 async def test_a_second_name_of_an_open_file_is_refused(tmp_path):
     async with quire.open(str(tmp_path / "s.db")):
         os.link(tmp_path / "s.db", tmp_path / "t.db")

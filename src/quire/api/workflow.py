@@ -25,7 +25,7 @@ from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
 from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import KEY
-from quire.core.values import clean, same
+from quire.core.values import SMALL, clean, same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
@@ -527,6 +527,8 @@ class Workflow(Reader):
 
     async def _private(self, value: Any, path: Path) -> tuple[Any, bool]:
         """Return a private copy of a value that will be at a path, and whether it is large."""
+        if type(value) in SMALL:
+            return clean(value, path=path, **self.bounds), False
         settings = self._engine.settings
         return await writes.in_time(lambda meter: clean(value, path=path, **self.bounds, meter=meter), settings)
 

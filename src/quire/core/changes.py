@@ -18,6 +18,7 @@ from quire.errors import ChangeError
 from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
+_CONTAINERS = (dict, list)
 
 
 class Gone(Delete, frozen=True, gc=False, array_like=True, tag="del"):
@@ -69,7 +70,7 @@ class Working:
         """
         if self._fresh:
             if isinstance(change, Set):
-                if self._holds_ours(change.value):
+                if type(change.value) in _CONTAINERS and self._holds_ours(change.value):
                     return Set(change.path, self._copied(change.value))
             elif isinstance(change, Append):
                 if self._holds_ours(change.values):
@@ -83,15 +84,13 @@ class Working:
 
     def _holds_ours(self, value: Any) -> bool:
         """Tell whether a container in a value is one that may be altered here."""
-        fresh = self._fresh
-        if not fresh or (type(value) is not dict and type(value) is not list):
-            return False
+        fresh = self._fresh or {}
         todo: list[Any] = [value]
         for node in todo:
             if id(node) in fresh:
                 return True
             inside: Any = cast("dict[str, Any]", node).values() if type(node) is dict else node
-            todo += [child for child in inside if type(child) is dict or type(child) is list]
+            todo += [child for child in inside if type(child) in _CONTAINERS]
         return False
 
     def _set(self, change: Set) -> bool:

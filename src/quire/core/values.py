@@ -20,7 +20,9 @@ from quire.model import Path
 
 _encode = msgspec.json.Encoder().encode
 _PLAIN = frozenset((int, bool, type(None)))
-_LEAVES = frozenset((str, int, float, bool, type(None)))
+SMALL = frozenset((int, float, bool, type(None)))
+"""Types of values that take no time to look at."""
+_LEAVES = SMALL | {str}
 _HINTS = {
     "bytes": "keep bytes in a blob (`store.put_blob`) and store its name",
     "bytearray": "keep bytes in a blob (`store.put_blob`) and store its name",

@@ -34,6 +34,8 @@ from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Path, Record
 
+_UTF8_MAX = 4
+"""Bytes of a character."""
 _STANDS: tuple[Policy | None, ...] = (None, "last", "ours", "reject")
 """Policies that leave no change out: a write stands whole, or is refused."""
 
@@ -47,6 +49,7 @@ class Actor:
 
     __slots__ = (
         "_limits",
+        "_meter",
         "_pending_bytes",
         "_schemas",
         "_settings",
@@ -83,6 +86,7 @@ class Actor:
         self.weight: Weight | None = None
         """What it weighs exactly, once that was needed."""
         self._limits = limits_of(settings) if head.stream.startswith(WORKFLOWS) else None
+        self._meter = Meter(settings.write_bytes_max, settings.write_steps_max, head.stream)
         self.tail: Tail = EMPTY
         """The time of the head, and how many versions right in front of it have the same."""
         self.stale = False
@@ -290,13 +294,15 @@ class Actor:
         """Return the record of what was applied. Raises for a state that its schema does not allow, LimitExceeded."""
         if changes and self._schemas:
             self._schemas.check(write.stream.removeprefix(WORKFLOWS), state)
-        check_words(write, self._settings)
+        most = self._settings.write_bytes_max
+        said = len(write.author) + len(write.message) + len(write.kind)
+        if said > most:
+            check_words(write, self._settings)
         body = record.encode(changes, restored=write.restored)
         sealed = record.seal(
             write.stream, tip.version + 1, time_ms, write.author, write.message, write.kind, body, tip.chain
         )
-        found, most = sealed.size_bytes, self._settings.write_bytes_max
-        if found > most:
+        if len(body) + _UTF8_MAX * said > most and (found := sealed.size_bytes) > most:
             raise LimitExceeded(
                 f"this write to {write.stream} weighs {found:,} bytes: its changes {len(body):,}, its message and other "
                 f"words {found - len(body):,}; allowed are {most:,} (write_bytes_max); nothing was written: divide it, "
@@ -415,10 +421,11 @@ class Actor:
     def _apply(self, working: Working, changes: Sequence[Step | Fork], write: Write) -> list[Change | Fork]:
         """Apply all or none; return those that changed something."""
         kept: list[Change | Fork] = []
-        limits, most = self._limits, self._settings
+        limits = self._limits
         if limits is not None and not limits.of_values:
             limits = None
-        working.meter = Meter(most.write_bytes_max, most.write_steps_max, write.stream)
+        meter = working.meter = self._meter
+        meter.size_bytes = meter.steps = 0
         try:
             for given in changes:
                 if isinstance(given, Guard):

@@ -296,13 +296,15 @@ class Committer:
         """
         while True:
             actors.clear()
+            heavy = False
             for write in submission.writes:
                 actor = self._batch.get(write.stream)
                 if actor is None or (actor.stale and write.stream not in bundles):
                     actor = await self._take(write.stream)
                 actors.append(actor)
+                heavy = heavy or write.heavy
             try:
-                if self.before is None and any(write.heavy for write in submission.writes):
+                if heavy and self.before is None:
                     size = await self._sealed_beside(submission, actors, now_ms)
                 else:
                     size = self._seal(submission, actors, now_ms)

@@ -11,9 +11,9 @@ file description (`F_OFD_SETLK`, Linux) conflict with fcntl's, even within a pro
    where SQLite's own lock was dropped.
 
 Files can be removed, moved or replaced all the same, by hand. Each write compares device and inode of the three files,
-within its turn, before it begins and again before it is acknowledged. Where the log is gone but the database is the same,
-`rescue` copies what the log holds into the database. That is all that was acknowledged: a commit is acknowledged only when the
-files were found in place after it, `rescue` comes after it as it needs the turn, and its locks keep everybody else out.
+within its turn before it begins, and again before it is acknowledged. Where the log is gone but the database is the same,
+`rescue` copies what the log holds into the database. That is all that was acknowledged: `rescue` needs the turn, so it comes
+before a commit, which then finds the log gone, or after it; and its locks keep everybody else out.
 
 One object for each file and process, as closing a descriptor of ours would drop SQLite's locks too: it is closed after the
 last connection.
@@ -48,6 +48,8 @@ _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
 _LOCKS = "/proc/locks"
+_COARSE_NS = 3_000_000_000
+"""A folder that changed less than so long ago may change again and keep its time: some count in steps of 2 s."""
 _AWAIT_LOG_S, _LOOK_S = 2.0, 0.01
 """How long, and how often, it is looked whether a log is there that should be."""
 
@@ -60,6 +62,9 @@ class Presence(Inodes):
         self.path = path
         self.users = 0
         """Handles that have it open."""
+        self._folder = str(Path(path).parent)
+        self._unchanged: tuple[int, int, int, int] | None = None
+        """Device, inode and times of the folder, as they were before all files were found in place."""
         self._wal = wal
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._others: list[int] = []
@@ -75,7 +80,7 @@ class Presence(Inodes):
 
     def lock(self) -> None:
         """Keep others from removing the write-ahead log. Waits for one who is about to. Raises BusyError."""
-        self.of = {self.path: self.inode}
+        self.of, self._unchanged = {self.path: self.inode}, None
         if self._wal:
             self._take(self._file, fcntl.F_RDLCK, _SHARED, _SHARED_BYTES)
 
@@ -103,9 +108,30 @@ class Presence(Inodes):
         self._others.append(shm)
         self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
         log = f"{self.path}-wal"
+        self._unchanged = None
         self.of = self.of | {log: inode_of(os.lstat(log)), f"{self.path}-shm": inode_of(os.fstat(shm))}
 
     # while it is open
+
+    def trouble(self) -> str | None:
+        """Say what is not as it was opened. Cost: one look where the folder is as it was when all was in place.
+
+        Whatever removes, moves or replaces a file in a folder sets the time of the folder; what moves the folder puts another
+        one, or none, under its name.
+        """
+        if not self._wal or len(self.of) == 1:
+            return super().trouble()  # on file systems of other machines, times are kept back
+        try:
+            found = os.lstat(self._folder)
+        except OSError:
+            return super().trouble()
+        folder = found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+        if folder == self._unchanged:
+            return None
+        said = super().trouble()
+        lately = time.time_ns() - max(folder[2:]) < _COARSE_NS
+        self._unchanged = None if said is not None or lately else folder
+        return said
 
     def check(self) -> None:
         """Raise unless the files are those that were opened: FilesChanged for the database, StorageUnavailable for the log."""
@@ -174,12 +200,15 @@ class Presence(Inodes):
     def _take(self, handle: int, kind: int, start: int, length: int, wait_s: float | None = None) -> None:
         if not self._locks:
             return
-        patience, attempts = worker.patience(wait_s), 0
         try:
-            while not _try(handle, kind, start, length):
-                if not patience(attempts):
-                    raise apsw.BusyError("another process has the file locked")
+            if _try(handle, kind, start, length):
+                return
+            patience, attempts = worker.patience(wait_s), 0
+            while patience(attempts):
+                if _try(handle, kind, start, length):
+                    return
                 attempts += 1
+            raise apsw.BusyError("another process has the file locked")
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

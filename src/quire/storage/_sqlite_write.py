@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import apsw
 import msgspec
 
-from quire.errors import FilesChanged, StorageTimeout, StorageUnavailable
+from quire.errors import FilesChanged, StorageError, StorageTimeout, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import Head, Keyframe, Record
 from quire.storage._sqlite_presence import Presence
@@ -90,7 +90,7 @@ class Writer:
             raise StorageUnavailable(f"{self._path}: an earlier commit failed; `recover` has to settle it first")
         with self._turn():
             outcomes = self._commit(db, items)
-            self._confirm(db)
+        self._confirm(db)
         hit("commit:after")
         return outcomes
 
@@ -125,7 +125,7 @@ class Writer:
             except BaseException:
                 self._undo(db)
                 raise
-            self._confirm(db)
+        self._confirm(db)
         return result
 
     @contextmanager
@@ -146,7 +146,10 @@ class Writer:
             yield
 
     def _confirm(self, db: Db) -> None:
-        """After a transaction: see that it is where others look, and copy a log that grew large into the file."""
+        """After a transaction: see that it is where others look, and copy a log that grew large into the file.
+
+        A `rescue` that comes between the two finds it in the log that it copies: then this raises, though it is stored.
+        """
         if self.presence is not None:
             try:
                 self.presence.confirm()
@@ -155,7 +158,7 @@ class Writer:
                 raise
         if self.log_pages >= WAL_PAGES:
             self.log_pages = 0
-            with suppress(apsw.Error):  # as SQLite does it: the next commit tries again
+            with suppress(apsw.Error, StorageError), self._turn():  # as SQLite does it: the next commit tries again
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def watch_log(self, db: Db) -> None:
@@ -233,7 +236,7 @@ class Writer:
         with self._turn():
             db.execute("VACUUM")
             busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._confirm(db)
+        self._confirm(db)
         if busy:
             raise StorageTimeout(
                 f"{self._path}: another process is reading; what was removed is still in the write-ahead log until it "

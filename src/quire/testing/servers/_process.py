@@ -265,7 +265,9 @@ class Server:
                     process.kill()
                     process.wait()
                     self._process = None
-                    raise ServerFailed(f"{self.name} did not end in {self.start_s:g} s; its log:\n{self.log()}") from None
+                    raise ServerFailed(
+                        f"{self.name} did not end in {self.start_s:g} s; its log:\n{self.log()}"
+                    ) from None
         self._process = None
 
     def _port_was_taken(self) -> bool:

@@ -272,7 +272,7 @@ GOES = {
 
 @pytest.mark.parametrize("goes", GOES)
 async def test_a_folder_that_did_not_change_stands_for_its_files_and_one_that_did_does_not(tmp_path, monkeypatch, goes):
-    monkeypatch.setattr(_sqlite_presence, "_COARSE_NS", 50_000_000)
+    monkeypatch.setattr(_sqlite_presence, "_COARSEST_NS", 50_000_000)
     place = tmp_path / "place"
     place.mkdir()
     async with quire.open(str(place / "s.db")) as store:
@@ -290,11 +290,17 @@ async def test_a_folder_that_did_not_change_stands_for_its_files_and_one_that_di
         assert presence.trouble() is not None
 
 
-async def test_a_folder_that_has_just_changed_does_not_stand_for_its_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds_only", [False, True])
+async def test_a_folder_that_has_just_changed_does_not_stand_for_its_files(tmp_path, monkeypatch, seconds_only):
+    if seconds_only:
+        monkeypatch.setattr(_sqlite_presence, "_FINE_NS", 1)  # each time is a multiple of that
+    else:
+        monkeypatch.setattr(_sqlite_presence, "_COARSE_NS", 60_000_000_000)
     async with quire.open(str(tmp_path / "s.db")) as store:
         wf = await store.create("w", {"n": 0})
         looks, looked = [], Inodes.trouble
         monkeypatch.setattr(Inodes, "trouble", lambda self: looks.append(self) or looked(self))
+        await asyncio.sleep(0.1)
         await wf.set("/n", 1)
         assert len(looks) >= 2
 

@@ -48,8 +48,11 @@ _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
 _LOCKS = "/proc/locks"
-_COARSE_NS = 3_000_000_000
-"""A folder that changed less than so long ago may change again and keep its time: some count in steps of 2 s."""
+_COARSE_NS, _COARSEST_NS = 50_000_000, 3_000_000_000
+"""A folder that changed less than so long ago may change again and keep its time. Clocks of kernels go in steps of up to 10 ms;
+some file systems count in steps of 2 s."""
+_FINE_NS = 10_000_000
+"""A time that is no multiple of this is of a file system that counts in smaller steps."""
 _AWAIT_LOG_S, _LOOK_S = 2.0, 0.01
 """How long, and how often, it is looked whether a log is there that should be."""
 
@@ -129,7 +132,8 @@ class Presence(Inodes):
         if folder == self._unchanged:
             return None
         said = super().trouble()
-        lately = time.time_ns() - max(folder[2:]) < _COARSE_NS
+        coarse = _COARSE_NS if found.st_mtime_ns % _FINE_NS else _COARSEST_NS
+        lately = time.time_ns() - max(folder[2:]) < coarse
         self._unchanged = None if said is not None or lately else folder
         return said
 

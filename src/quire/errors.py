@@ -82,8 +82,8 @@ class VersionNotFound(NotFound):
 
     code = "version_not_found"
 
-    def __init__(self, workflow_id: str, version: object, *, newest: int | None = None) -> None:
-        known = "" if newest is None else f"; versions run from 1 to {newest}"
+    def __init__(self, workflow_id: str, version: object, *, oldest: int = 1, newest: int | None = None) -> None:
+        known = "" if newest is None else f"; versions run from {oldest} to {newest}"
         super().__init__(f"Version not found: {workflow_id}@{version}{known}")
         self.workflow_id = workflow_id
         self.version = version

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from quire import StateManager
+from quire.engine.watch import Cursor
 from quire.errors import AlreadyExists, CorruptRecord, InvalidState, NotFound, StorageUnavailable
 
 
@@ -146,6 +147,24 @@ async def test_a_failing_subscriber_is_tried_again_and_disturbs_nobody(manager):
     await manager.persist_workflow_state("w", state())
     await manager.persist_workflow_state("w", state(status="completed"))
     await eventually(lambda: ("moody", "completed") in got and ("calm", "completed") in got)
+
+
+async def test_an_agent_that_registers_and_subscribes_at_once_is_told_once(manager, monkeypatch):
+    got, load = [], Cursor.load
+
+    async def slow(self, after):
+        await asyncio.sleep(0.05)
+        return await load(self, after)
+
+    monkeypatch.setattr(Cursor, "load", slow)
+    await manager.persist_workflow_state("w", state())
+    await manager.subscribe_to_state_changes("w", "ann")
+    manager.register_agent("ann", lambda m: got.append(m["payload"]["change"]["newValue"]))
+    await manager.subscribe_to_state_changes("w", "ann")
+    await manager.persist_workflow_state("w", state(status="completed"))
+    await eventually(lambda: "completed" in got)
+    await asyncio.sleep(0.2)
+    assert got.count("completed") == 1
 
 
 async def test_everything_is_there_after_a_restart(tmp_path):  # A9 A11 A12 E2

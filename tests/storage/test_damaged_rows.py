@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import sqlite3
 from contextlib import asynccontextmanager, closing, suppress
@@ -311,3 +312,91 @@ async def test_whatever_a_message_of_nats_holds_is_an_error_of_ours():
         await client.close()
     print("\n".join(found))
     assert found == []
+
+
+async def memory_without(path):
+    path["memory"]._place.spaces["default"].streams["workflows/w"].pop(GONE - 1)
+
+
+async def sqlite_without(path):
+    with closing(sqlite3.connect(path["sqlite"])) as db, db:
+        assert db.execute(f"DELETE FROM records WHERE {OF_W}", (GONE,)).rowcount == 1
+
+
+async def postgres_without(path):
+    url, schema = path["postgres"]
+    db = await asyncpg.connect(url, server_settings={"search_path": schema})
+    assert await db.execute(f"DELETE FROM records WHERE {OF_W.replace('?', '$1')}", GONE) == "DELETE 1"
+    await db.close()
+
+
+async def files_without(path):
+    found = [p for p in path["files"].rglob("*") if p.is_file() and b"entry 5" in p.read_bytes()]
+    for file in found:
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(line for line in lines if b"entry 5" not in line))
+    assert found
+
+
+async def nats_without(path):
+    url, name = path["nats"]
+    client = await nats.connect(url, allow_reconnect=False)
+    stream = client.jetstream()
+    last = (await stream.stream_info(name)).state.last_seq
+    for sequence in range(1, last + 1):
+        with suppress(nats.js.errors.NotFoundError):
+            if b"entry 5" in ((await stream.get_msg(name, sequence)).data or b""):
+                await stream.delete_msg(name, sequence)
+                break
+    else:
+        pytest.fail("there is no such message")
+    await client.close()
+
+
+GONE = 7
+OF_W = "stream = (SELECT id FROM streams WHERE name = 'workflows/w') AND version = ?"
+WITHOUT = {
+    "memory": memory_without,
+    "sqlite": sqlite_without,
+    "files": files_without,
+    "postgres": postgres_without,
+    "nats": nats_without,
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+async def test_a_version_that_is_gone_is_named_by_whatever_passes_it(tmp_path, kind):
+    key = f"gone-{os.getpid()}"
+    urls = {"memory": f"memory:{key}", "sqlite": str(tmp_path / "s.db"), "files": f"file:///{tmp_path / 'f'}"}
+    place = {"sqlite": tmp_path / "s.db", "files": tmp_path / "f"}
+    if kind == "postgres":
+        urls[kind] = shared(PostgresServer).place(key)
+        place[kind] = shared(PostgresServer).url, shared(PostgresServer).schema(key)
+    if kind == "nats":
+        urls[kind] = shared(NatsServer).place(key)
+        place[kind] = f"nats://127.0.0.1:{shared(NatsServer).port}", urls[kind].partition("stream=")[2]
+    async with quire.open(urls[kind], settings=FRAMES) as kept:  # what is in memory stays
+        await filled(urls[kind])
+        if not any(version > GONE for version in await kept.engine.backend.keyframes("workflows/w")):
+            await kept.engine.frame("workflows/w", 21)  # the newest state is to be had without the log
+        place["memory"] = kept.engine.backend
+        await WITHOUT[kind](place)
+        async with quire.open(urls[kind], settings=FRAMES) as store:
+            wf = store.workflow("w")
+            assert len(await wf.history(limit=5)) == 5
+            told = {}
+            for name, question in {
+                "history": wf.history,
+                "oldest first": lambda: wf.history(order="oldest"),
+                "nobody's": lambda: wf.history(author="nobody"),
+                "blame": lambda: wf.blame("/log"),
+                "old state": lambda: wf.state(GONE),
+                "table": lambda: store.export_table(str(tmp_path / "t.parquet")),
+            }.items():
+                try:
+                    told[name] = await question()
+                except QuireError as error:
+                    told[name] = f"{type(error).__name__}: {error}"
+            print(told)
+            assert all(re.search(rf"CorruptRecord.*(version {GONE}\b|@{GONE}\b)", str(said)) for said in told.values())
+            assert not (await store.verify()).ok

@@ -93,6 +93,8 @@ class StateManager:
         self._store: Store | None = storage if isinstance(storage, Store) else None
         self._handlers: dict[str, Handler] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._starting = asyncio.Lock()
+        """Held while a delivery is begun: of two for one agent, the second finds that of the first."""
         self._times: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         self._seen: dict[str, _Seen] = {}
         """What metrics tell of each workflow, as it was when they were last asked for."""
@@ -249,6 +251,10 @@ class StateManager:
                 await self._deliver(stream.removeprefix(SUBSCRIPTIONS), agent_id)
 
     async def _deliver(self, workflow_id: str, agent_id: str) -> None:
+        async with self._starting:
+            await self._start(workflow_id, agent_id)
+
+    async def _start(self, workflow_id: str, agent_id: str) -> None:
         running = self._deliveries.get((workflow_id, agent_id))
         if running is not None and not running.done():
             return

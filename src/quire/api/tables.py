@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from quire.engine.engine import Engine
+from quire.engine.moving.paging import pages
 from quire.errors import AlreadyExists, Denied, InvalidKey, NotFound, StorageFull, StorageUnavailable, Unsupported
 from quire.model import REDACTED, RESTORED, WORKFLOWS, Record, changes_of
 
-_PAGE = 500
 _GROUP_ROWS = 50_000
 _GROUP_BYTES = 32 * 1024 * 1024
 """Of changes and messages in one group of rows: what reading one costs, and writing holds in memory, a few times over."""
@@ -63,15 +63,12 @@ async def _groups(engine: Engine, ids: AsyncIterator[str]) -> AsyncGenerator[lis
     group: list[Record] = []
     size = 0
     async for workflow_id in ids:
-        after = 0
-        while page := await engine.backend.read(WORKFLOWS + workflow_id, after=after, limit=_PAGE):
-            after = page[-1].version
-            for r in page:
-                group.append(r)
-                size += len(r.body) + len(r.message)
-                if size >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
-                    yield group
-                    group, size = [], 0
+        async for r in pages(engine.backend, WORKFLOWS + workflow_id):
+            group.append(r)
+            size += len(r.body) + len(r.message)
+            if size >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
+                yield group
+                group, size = [], 0
     if group:
         yield group
 

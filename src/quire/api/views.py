@@ -246,7 +246,7 @@ async def states(engine: Engine, stream: str, first: int, last: int) -> AsyncGen
 
 async def log(engine: Engine, stream: str, upto: int) -> list[Record]:
     """Return the records of a stream up to a version, those of the logs it was forked from first."""
-    records = await engine.backend.read(stream, upto=upto)
+    records = [entry async for entry in pages(engine.backend, stream, 0, upto)]
     if not records or records[0].version != 1:
         raise CorruptRecord(
             f"{stream.removeprefix(WORKFLOWS)}: its first version is not there; run `quire verify`", at=stream

@@ -78,11 +78,7 @@ def expected_chain(record: Record, parent: bytes) -> bytes:
 def check(record: Record, version: int, parent: bytes) -> None:
     """Raise CorruptRecord unless `record` is `version` and its chain follows from `parent`."""
     if record.version != version:
-        raise CorruptRecord(
-            f"{record.stream}: version {version} is missing, the log goes on with {record.version}; "
-            "restore a backup, or read older versions with `quire show NAME@VERSION`",
-            at=f"{record.stream}@{version}",
-        )
+        raise missing(record.stream, version)
     wanted = expected_chain(record, parent)
     if record.chain != wanted:
         raise CorruptRecord(
@@ -90,6 +86,15 @@ def check(record: Record, version: int, parent: bytes) -> None:
             "the record or the one before it was altered; `quire verify` lists all damage",
             at=f"{record.stream}@{record.version}",
         )
+
+
+def missing(stream: str, version: int) -> CorruptRecord:
+    """Return the error for a version that is not there though the log goes on."""
+    return CorruptRecord(
+        f"{stream}: version {version} is missing in its log; put it back from a backup with `quire repair`, or read older "
+        "versions with `quire show NAME@VERSION`",
+        at=f"{stream}@{version}",
+    )
 
 
 def check_all(records: Iterable[Record], version: int, parent: bytes) -> bytes:

@@ -26,6 +26,7 @@ from quire.engine.actor import Actor
 from quire.engine.backend_clock import BackendClock
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
+from quire.engine.moving.paging import absent
 from quire.engine.resident import Residents
 from quire.engine.starts import Start
 from quire.engine.write import Write
@@ -211,10 +212,10 @@ class Engine:
         return actor is not None and 1 <= version < actor.head.version
 
     async def record(self, stream: str, version: int) -> Record:
-        """Return one record. Raises VersionNotFound."""
+        """Return one record. Raises VersionNotFound, CorruptRecord."""
         found = await self.backend.read(stream, after=version - 1, upto=version) if version > 0 else []
         if not found:
-            raise VersionNotFound(stream.removeprefix(WORKFLOWS), version)
+            raise await absent(self.backend, stream, version)
         return found[0]
 
     async def outdate(self, stream: str, *, state: bool) -> None:

@@ -196,7 +196,7 @@ async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list
     """Return the changes of a stretch of one log."""
     if upto <= after:
         return []
-    records = await engine.backend.read(WORKFLOWS + workflow_id, after=after, upto=upto)
+    records = [entry async for entry in pages(engine.backend, WORKFLOWS + workflow_id, after, upto)]
     if len(records) != upto - after:
         raise MergeConflict(
             f"{workflow_id}: versions {after + 1} to {upto} are needed to merge, and not all are kept any more; "

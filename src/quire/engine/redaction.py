@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import msgspec
@@ -26,6 +25,7 @@ from quire.core.redact import ByPath, ByText, Rule, follow
 from quire.engine.engine import Engine
 from quire.engine.limits import REDACT
 from quire.engine.lineage import origin
+from quire.engine.moving.paging import pages
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, NotFound, StorageTimeout
 from quire.failpoints import hit
@@ -184,17 +184,10 @@ async def _replaced(engine: Engine, workflow_id: str, path: tuple[Any, ...], aft
             known = entry["knows"].get(workflow_id, bound)
             bound = min(bound, known, int(number) - 1 if name == workflow_id else known)
     last = 0
-    async for entry in _records(engine, WORKFLOWS + workflow_id, after, bound):
+    async for entry in pages(engine.backend, WORKFLOWS + workflow_id, after, bound):
         if any(isinstance(c, Set | Delete) and path[: len(c.path)] == c.path for c in record.decode(entry)):
             last = entry.version
     return max(last - 1, 0)
-
-
-async def _records(engine: Engine, stream: str, after: int, upto: int | None = None) -> AsyncGenerator[Record]:
-    while page := await engine.backend.read(stream, after=after, upto=upto, limit=_PAGE):
-        for entry in page:
-            yield entry
-        after = page[-1].version
 
 
 class _Work:
@@ -220,7 +213,7 @@ class _Work:
         working: Working | None = None
         if after:
             working = Working(await self._engine.state_at(stream, after))
-        async for entry in _records(self._engine, stream, after, upto):
+        async for entry in pages(self._engine.backend, stream, after, upto):
             changes = record.decode(entry)
             if working is None and entry.version > 1:  # what was trimmed begins with a keyframe of its first record
                 working = Working(await self._engine.state_at(stream, entry.version))
@@ -237,7 +230,7 @@ class _Work:
 
     async def merges(self, workflow_id: str) -> None:
         """Gather from what is kept of merges: changes that lead from the other side's state to the result."""
-        async for entry in _records(self._engine, MERGES + workflow_id, 0):
+        async for entry in pages(self._engine.backend, MERGES + workflow_id, 0):
             changes = record.decode(entry)
             left: list[Change | Fork] = []
             for change in changes:
@@ -256,7 +249,7 @@ class _Work:
         """Gather from every other stream of a workflow: a text wherever it is, a path in what conflicts tell of it."""
         for kind in _BESIDE:
             working = Working({})
-            async for entry in _records(self._engine, kind + workflow_id, 0):
+            async for entry in pages(self._engine.backend, kind + workflow_id, 0):
                 changes = cast("list[Change]", record.decode(entry))
                 if isinstance(self._rule, ByText):
                     self._gather(entry, changes, follow(self._rule, changes, working))

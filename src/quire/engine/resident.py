@@ -20,8 +20,9 @@ from quire.core.fold import fold
 from quire.core.schema import Schemas
 from quire.core.updated_at import EMPTY, Tail, tail_of
 from quire.engine.actor import Actor
+from quire.engine.moving.paging import absent
 from quire.engine.starts import Start, Starts
-from quire.errors import CorruptRecord, VersionNotFound
+from quire.errors import CorruptRecord
 from quire.model import WORKFLOWS, Fork, Head, Keyframe, Record
 from quire.storage.base import Archive, Backend, more_may_follow
 
@@ -303,7 +304,7 @@ class Residents:
             if not full:
                 break
         if upto is not None and head.version != upto:
-            raise VersionNotFound(stream.removeprefix(WORKFLOWS), upto, newest=head.version or None)
+            raise await absent(self._backend, stream, upto)
         return state, head, since
 
     async def _forked(self, first: Record, depth: int) -> tuple[dict[str, Any], int]:

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
-from quire.model import Record
+from quire.core.record import missing
+from quire.errors import CorruptRecord, VersionNotFound
+from quire.model import WORKFLOWS, Record
 from quire.storage.base import Backend, more_may_follow
 
 T = TypeVar("T")
@@ -20,14 +22,19 @@ _PAGE_MIN = 16
 async def pages(
     backend: Backend, stream: str, after: int = 0, upto: int | None = None, *, limit: int = _PAGE
 ) -> AsyncGenerator[Record]:
-    """Yield the records of a stream, read in pages. limit: of a page."""
+    """Yield the records of a stream, read in pages. limit: of a page.
+
+    What was trimmed is left out. Raises CorruptRecord where a version is missing between two.
+    """
     while upto is None or after < upto:
         page = await backend.read(stream, after=after, upto=upto, limit=limit)
         for entry in page:
+            if entry.version != after + 1:
+                await _check_trimmed(backend, stream, after + 1)
             yield entry
+            after = entry.version
         if not more_may_follow(page, limit):
             return
-        after = page[-1].version
 
 
 async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PAGE) -> AsyncGenerator[Record]:
@@ -35,6 +42,7 @@ async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PA
 
     A page is bounded in bytes from its oldest record on. So where one does not reach the newest that was asked for, less is
     asked for: half of it, and then about as many records as made a page.
+    What was trimmed is left out. Raises CorruptRecord where a version is missing in front of another, or `top` itself is.
     """
     count = limit
     while top > 0:
@@ -44,8 +52,31 @@ async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PA
             count = max(1, min(len(page), (top - low) // 2))
             continue
         for entry in reversed(page):
+            if entry.version != top:
+                await _check_trimmed(backend, stream, top)
             yield entry
-        top, count = low, min(limit, max(_PAGE_MIN, 2 * count) if not more_may_follow(page, None) else count)
+            top = entry.version - 1
+        if top > low:
+            await _check_trimmed(backend, stream, top)
+            return
+        count = min(limit, max(_PAGE_MIN, 2 * count) if not more_may_follow(page, None) else count)
+
+
+async def absent(backend: Backend, stream: str, version: int) -> VersionNotFound | CorruptRecord:
+    """Return the error for a version that could not be read: whether it never was, was trimmed, or is missing."""
+    (head,) = await backend.heads([stream])
+    first = await backend.read(stream, limit=1)
+    oldest = first[0].version if first else head.version
+    if oldest < version < head.version:
+        return missing(stream, version)
+    return VersionNotFound(stream.removeprefix(WORKFLOWS), version, oldest=oldest, newest=head.version or None)
+
+
+async def _check_trimmed(backend: Backend, stream: str, version: int) -> None:
+    """Raise CorruptRecord for a version that is not there though an older one is."""
+    oldest = await backend.read(stream, limit=1)
+    if oldest and oldest[0].version < version:
+        raise missing(stream, version)
 
 
 async def feed(backend: Backend, after: int) -> AsyncGenerator[list[Record]]:

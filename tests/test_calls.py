@@ -317,7 +317,10 @@ def test_a_number_of_threads_that_means_nothing_is_refused(wrong):
 
 OWN_JOBS = {
     "api/imports.py": {"_labels", "next"},
+    "api/reading.py": {"copied", "_difference"},
     "api/views.py": {"history.blame"},
+    "api/whole_states.py": {"diff", "lambda: reliant(_changes(state, whole))"},
+    "api/workflow.py": {"_guarded"},
     "api/writes.py": {"call"},
     "api/tables.py": {"os.path.lexists", "_Table", "table.add", "table.close", "_finished", "part.unlink"},
     "backends/documents.py": {"places.made"},
@@ -340,6 +343,7 @@ OWN_JOBS = {
     "storage/rocksdb.py": {"places.claim", "places.release"},
     "storage/sqlite.py": {"files.claim", "presences.await_log", "self._copy", "self._stop"},
     "storage/wrap/_shelf.py": {"segment.encode", "segment.decode"},
+    "threads.py": {"work"},
 }
 """What runs in the loop's own threads: small jobs of Quire's, none of which is or calls a function of a user."""
 OWN_THREADS = {
@@ -385,7 +389,8 @@ def strays(source, where):
             continue
         called = ast.unparse(node.func)
         last = called.rpartition(".")[2]
-        if last == "to_thread" and (not node.args or ast.unparse(node.args[0]) not in OWN_JOBS.get(where, ())):
+        job = 0 if last == "to_thread" else 1 if called == "beside" else -1
+        if job >= 0 and (len(node.args) <= job or ast.unparse(node.args[job]) not in OWN_JOBS.get(where, ())):
             found.append(f"{where}:{node.lineno} {ast.unparse(node)}")
         if last in ("run_in_executor", "set_default_executor"):
             found.append(f"{where}:{node.lineno} {called}")

@@ -173,6 +173,11 @@ class _Lane:
             return made
 
 
+async def beside(large: bool, work: Callable[..., T], *args: Any) -> T:
+    """Return `work(*args)`, done in a thread where it is large, so that the event loop goes on. For code of Quire's own."""
+    return await asyncio.to_thread(work, *args) if large else work(*args)
+
+
 class Threads:
     """Thread pool of at most `most` threads in each lane. Starts a thread when a call needs it.
 

@@ -157,12 +157,13 @@ class StateManager:
         started = time.perf_counter()
         validate(state)
         workflow = self.store.workflow(workflow_id)
-        whole = cast("dict[str, Any]", clean(dict(state), **writes.limits_of_wholes(self.store.engine.settings)))
+        given, bounds = dict(state), writes.limits_of_wholes(self.store.engine.settings)
+        whole, _ = await writes.in_time(lambda meter: clean(given, **bounds, meter=meter), bounds["bytes_max"])
         how = {"author": author, "message": change_description, "allow_empty": True}
         states = self._states()
         made, since = await states.write(workflow.stream, whole, how)
         version = await self._version(workflow, made)
-        states.move_on(state, whole, made, since, version.state)
+        await states.move_on(state, whole, made, since, version.state)
         self._measure("persist", started)
         return version
 

@@ -20,7 +20,7 @@ from quire.core.names import check_id
 from quire.core.path import get as get_path
 from quire.core.path import parse, resolve
 from quire.core.schema import typed
-from quire.core.values import copied
+from quire.core.values import copied, is_large
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.lineage import Node, graph
@@ -28,7 +28,7 @@ from quire.engine.starts import Start
 from quire.engine.write import Base
 from quire.errors import ChangeError, Invalid, WorkflowNotFound
 from quire.model import WORKFLOWS, Change, Fork, Path, Point, Record, Version
-from quire.threads import Threads
+from quire.threads import Threads, beside
 
 if TYPE_CHECKING:
     from quire.api.workflow import Workflow
@@ -79,13 +79,13 @@ class Reader:
         whatever schema. Raises InvalidState where it does not fit the type, MigrationFailed.
         Cost: O(state); of an old version also the changes since the keyframe before it, which are more the older it is.
         """
-        state = copied(await self._at(version))
+        state = await private(await self._at(version))
         return state if type is None else typed(state, type, getattr(type, "__name__", str(type)))
 
     async def state_and_version(self, version: Revision = None) -> tuple[dict[str, Any], int]:
         """Return the state, the caller's to keep, and the number of its version: the base of a later `save`."""
         number, state = await self.snapshot(version)
-        return copied(state), number
+        return await private(state), number
 
     async def snapshot(self, version: Revision = None) -> Base:
         """Return a version's number and its state. The state is the engine's own and must not be altered."""
@@ -100,7 +100,7 @@ class Reader:
 
         Cost: O(depth + the value); of an old version that of reading its state.
         """
-        return copied(get_path(await self._at(version), parse(path), default))
+        return await private(get_path(await self._at(version), parse(path), default))
 
     async def history(
         self,
@@ -144,8 +144,7 @@ class Reader:
         """
         other = self if of is None else Reader(self._engine, of if isinstance(of, str) else of.id)
         before, after = await self._at(old), await other._at(new)
-        changes = record.encode(diff(before, after))  # fresh values: these are the caller's to keep
-        return Diff(before, msgspec.json.decode(changes, type=list[Change]))
+        return Diff(before, await beside(is_large(before, after), _difference, before, after))
 
     async def replay(
         self,
@@ -162,7 +161,7 @@ class Reader:
         start, end = await self._number(first), await self._number(last)
         count = 0
         async for version, state in views.states(self._engine, self.stream, start, end):
-            await call_async(callback, version, copied(state))
+            await call_async(callback, version, await private(state))
             count += 1
         return count
 
@@ -177,7 +176,8 @@ class Reader:
         """
 
         async def holds(number: int) -> bool:
-            return call(bool, await call_async(predicate, copied(await self._engine.state_at(self.stream, number))))
+            state = await private(await self._engine.state_at(self.stream, number))
+            return call(bool, await call_async(predicate, state))
 
         low, high = await self._number(good), await self._number(bad)
         if low >= high or await holds(low) or not await holds(high):
@@ -282,6 +282,16 @@ class Reader:
         if version is None:
             return (await self._live()).state
         return await self._engine.state_at(self.stream, await self._number(version))
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Return what turns a state into another, in fresh values: the caller's to keep."""
+    return msgspec.json.decode(record.encode(diff(before, after)), type=list[Change])
+
+
+async def private(value: Any) -> Any:
+    """Return a copy of a value of ours, the caller's to keep. A large one is copied in a thread."""
+    return await beside(is_large(value), copied, value)
 
 
 def tokens_of(state: dict[str, Any], path: Pointer) -> Path:

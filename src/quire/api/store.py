@@ -219,11 +219,10 @@ class Store:
         Raises AlreadyExists, InvalidKey for an id that is not allowed, InvalidState naming the path.
         """
         workflow = Workflow(self.engine, workflow_id)
-        bounds = writes.limits(self.engine.settings)
         first = writes.plain(state)
         if schema is not None:
             first = {KEY: self.engine.schemas.named(schema).label, **first}
-        await self.engine.write(writes.creation(workflow.stream, first, author, message, bounds))
+        await self.engine.write(await writes.creation(workflow.stream, first, author, message, self.engine.settings))
         return workflow
 
     async def import_workflow(

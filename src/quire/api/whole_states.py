@@ -17,20 +17,22 @@ from typing import Any, NamedTuple, cast
 
 from quire.api import writes
 from quire.core import layout
-from quire.core.changes import apply
+from quire.core.changes import apply, are_large
 from quire.core.diff import diff
-from quire.core.guards import reliant
+from quire.core.guards import Step, reliant
 from quire.core.history import touches
 from quire.core.layout import Stamps
 from quire.core.record import decode
 from quire.core.schema import KEY
 from quire.core.updated_at import UpdatedAt, read
+from quire.core.values import is_large
 from quire.engine.actor import Actor
 from quire.engine.engine import Engine
 from quire.engine.updated_at import of_version, version_of
 from quire.engine.write import Base, Meeting, Write
 from quire.errors import MergeConflict, VersionNotFound, WorkflowNotFound
 from quire.model import RUN, Change, Fork, Path, Record, Version
+from quire.threads import beside
 
 UPDATED_AT = "updatedAt"
 _ATTEMPTS = 10
@@ -85,16 +87,20 @@ class WholeStates:
         state[UPDATED_AT] = (await of_version(self._engine, stream, version)).number
         return state
 
-    def move_on(self, given: Any, whole: dict[str, Any], made: Version, since: int, shown: dict[str, Any]) -> None:
+    async def move_on(
+        self, given: Any, whole: dict[str, Any], made: Version, since: int, shown: dict[str, Any]
+    ) -> None:
         """Let the dict that was given name the version made of it, so that it can be changed and given again.
 
         whole: what it held then.  since: the version that was written onto.  shown: the state of the version.
         """
         claimed = whole.get(UPDATED_AT)
-        if not isinstance(given, dict) or type(claimed) not in (int, float) or given.get(UPDATED_AT) != claimed:
-            return  # it is not the caller's to keep, named nothing, or names something else by now
+        if not isinstance(given, dict) or type(claimed) not in (int, float):
+            return  # it is not the caller's to keep, or named nothing
         number = shown[UPDATED_AT]
-        back = diff(_bare(shown), _bare(whole))
+        back = await beside(is_large(whole), diff, _bare(shown), _bare(whole))
+        if given.get(UPDATED_AT) != claimed:
+            return  # it names something else by now
         if back:
             at = cast("UpdatedAt", read(number))
             self._given[made.record.stream, made.number, at.time_ms] = _Given(back, since)
@@ -119,10 +125,14 @@ class WholeStates:
         stale = newest is not None and (not known or claimed <= newest.number or (claim is not None and claim.given))
         if not stale or not actor.exists:
             write, _ = writes.write(
-                stream, lambda state: _changes(state, whole), {**how, "on_conflict": "last"}, exists=None
+                stream,
+                lambda state: _changes(state, whole),
+                {**how, "on_conflict": "last"},
+                exists=None,
+                heavy=is_large(whole),
             )
         else:
-            write = _whole(stream, head, reliant(_changes(head.state, whole)), how)
+            write = _whole(stream, head, await _made_on(head.state, whole), how)
         if stale:
             write.replaces = await self._engine.record(stream, head.version)
         return write
@@ -141,7 +151,7 @@ class WholeStates:
         except VersionNotFound:
             return None
         if not claim.given:
-            return _whole(stream, base, reliant(_changes(base.state, whole)), how)
+            return _whole(stream, base, await _made_on(base.state, whole), how)
         known = self._given.get((stream, version, claim.time_ms))
         return None if known is None else await self._onto_given(stream, base, known, whole, how)
 
@@ -151,8 +161,8 @@ class WholeStates:
         """Return the write of a state that was made from what was given for a version, onto that version."""
         engine = self._engine
         given = apply(base.state, known.back)
-        others = diff(given, base.state)
-        ours = reliant(_changes(given, whole))
+        others = await beside(is_large(given), diff, given, base.state)
+        ours = await _made_on(given, whole)
         settled = layout.settle(
             ours,
             others,
@@ -174,8 +184,13 @@ class WholeStates:
         return write
 
 
-def _whole(stream: str, base: Base, steps: Any, how: Mapping[str, Any]) -> Write:
-    write, _ = writes.write(stream, steps, {**how, "on_conflict": "last"}, base=base)
+async def _made_on(state: dict[str, Any], whole: dict[str, Any]) -> list[Step]:
+    """Return what makes a whole state of another, with guards."""
+    return await beside(is_large(state, whole), lambda: reliant(_changes(state, whole)))
+
+
+def _whole(stream: str, base: Base, steps: Sequence[Step], how: Mapping[str, Any]) -> Write:
+    write, _ = writes.write(stream, steps, {**how, "on_conflict": "last"}, base=base, heavy=are_large(steps))
     write.whole = True
     return write
 

@@ -17,7 +17,7 @@ from quire.api.reading import Pointer, Reader, tokens_of
 from quire.api.revisions import Revision
 from quire.api.writes import BasedWriting, Changes, Writing
 from quire.calls import call
-from quire.core.changes import apply, invert, taken
+from quire.core.changes import apply, are_large, invert, taken
 from quire.core.diff import diff
 from quire.core.guards import Read, Step, pure, reliant
 from quire.core.names import check_id
@@ -25,7 +25,7 @@ from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
 from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import KEY
-from quire.core.values import SMALL, clean, same
+from quire.core.values import SMALL, clean, is_large, same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
@@ -49,6 +49,7 @@ from quire.model import (
     Splice,
     Version,
 )
+from quire.threads import beside
 
 _ITEMS_UNCHECKED = 1000
 """Items that one change takes out of a list before it is looked whether they are there."""
@@ -118,7 +119,9 @@ class Workflow(Reader):
 
     Every writing method takes `Writing` options: author, message, kind, if_version, allow_empty, idempotency_key, base,
     on_conflict. It returns the new Version, or the head when nothing changed.
-    Raises InvalidState, ChangeError, LimitExceeded for what cannot be stored; WorkflowNotFound; StorageError.
+    A value of thousands of items is read in a thread: leave it as it is until the call returns.
+    Raises InvalidState, ChangeError, LimitExceeded for what cannot be stored; Invalid for a value that was altered while it
+    was read; WorkflowNotFound; StorageError.
     """
 
     def __init__(self, engine: Engine, workflow_id: str) -> None:
@@ -270,7 +273,9 @@ class Workflow(Reader):
         """Return a write that is not done yet, for `store.transact`. Takes what `apply` takes, but no key."""
         made_from = how.pop("base", None)
         options = {"on_conflict": self._engine.policy, **how}
-        write, key = writes.write(self.stream, writes.plan_of(changes, self._engine.settings, self.id), options)
+        plan = writes.plan_of(changes, self._engine.settings, self.id)
+        heavy = is_large(changes) or (not callable(plan) and are_large(plan))
+        write, key = writes.write(self.stream, plan, options, heavy=heavy)
         write.made_from = made_from
         if key is not None:
             raise InvalidKey("a transaction takes no idempotency key; give `if_version` to its parts instead")
@@ -296,20 +301,26 @@ class Workflow(Reader):
                 f"{self.id}: a whole state is saved onto the version that it was made from, or over everything: give "
                 "base=version (`state_and_version()` returns both), or overwrite=True"
             )
-        await self._live()
+        head = (await self._live()).state
         plain, bounds = writes.plain(state), writes.limits_of_wholes(self._engine.settings)
+        heavy = is_large(plain, head)
         # what Quire keeps in a state has no place in a type, and is easily left out of a dict made anew
         ours = (KEY, RUN) if isinstance(state, msgspec.Struct) else (KEY,)
 
         def plan(before: dict[str, Any]) -> Sequence[Step]:
-            changes = diff(before, {**{k: before[k] for k in ours if k in before}, **plain}, **bounds)
+            with writes.unaltered():
+                changes = diff(before, {**{k: before[k] for k in ours if k in before}, **plain}, **bounds)
             if overwrite:
                 return changes
             # a text that both sides edited is one place that both changed
             return [step for c in changes for step in ([Read(c.path), c] if isinstance(c, Splice) else [c])]
 
-        content = plain if how.get("idempotency_key") is None else clean(dict(plain), **bounds)
-        return await self._write(plan, ["save", content], {**how, "base": base})
+        content = plain
+        if how.get("idempotency_key") is not None:
+            content, _ = await writes.in_time(
+                lambda meter: clean(dict(plain), **bounds, meter=meter), bounds["bytes_max"]
+            )
+        return await self._write(plan, ["save", content], {**how, "base": base}, heavy=heavy)
 
     async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version | None:
         """Apply changes that were made on `base`, adjusted to what others changed since; only those with guards are stale.
@@ -319,7 +330,7 @@ class Workflow(Reader):
         content: list[Any] = list(pure(changes))
         if how.get("idempotency_key") is not None and (gone := taken(changes, base.state)):
             content = [content, gone]  # the same changes take something else from another state
-        return await self._made(changes, content, how, on=base)
+        return await self._made(changes, content, how, on=base, heavy=are_large(changes))
 
     async def restore(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Make the state what it was, as a new version; history is never rewound.
@@ -330,7 +341,10 @@ class Workflow(Reader):
         number = await self._number(version)
         old = await self._engine.state_at(self.stream, number)
         how = {"message": f"restored version {number}", "kind": "restore", "allow_empty": True, **how}
-        return await self._write(lambda state: diff(state, old), ["restore", number], how, newest=True, restored=number)
+        heavy = is_large(old)
+        return await self._write(
+            lambda state: diff(state, old), ["restore", number], how, newest=True, restored=number, heavy=heavy
+        )
 
     async def revert(self, version: Revision, **how: Unpack[Writing]) -> Version:
         """Undo what one version did, as a new version; what came after it stays.
@@ -529,8 +543,9 @@ class Workflow(Reader):
         """Return a private copy of a value that will be at a path, and whether it is large."""
         if type(value) in SMALL:
             return clean(value, path=path, **self.bounds), False
-        settings = self._engine.settings
-        return await writes.in_time(lambda meter: clean(value, path=path, **self.bounds, meter=meter), settings)
+        return await writes.in_time(
+            lambda meter: clean(value, path=path, **self.bounds, meter=meter), self.bounds["bytes_max"]
+        )
 
     async def _write(
         self, plan: Sequence[Step | Fork] | Plan, content: Any, how: Mapping[str, Any], **inside: Unpack[_Inside]
@@ -562,8 +577,12 @@ class Workflow(Reader):
     async def read_base(self, write: Write) -> None:
         """Read the version that a write was made from, and guard what it replaces there. For the inside."""
         write.base = await self.snapshot(write.made_from)
-        plan = write.plan(write.base.state) if callable(write.plan) else write.plan
-        steps = [step for step in plan if not isinstance(step, Fork)]
-        if any(isinstance(step, Remove) and step.count > _ITEMS_UNCHECKED for step in steps):
-            apply(write.base.state, steps)  # each item has a guard: so they have to be there
-        write.plan, write.made_from = reliant(steps), None
+        write.plan, write.made_from = await beside(write.heavy, _guarded, write.plan, write.base.state), None
+
+
+def _guarded(plan: Sequence[Step | Fork] | Plan, state: dict[str, Any]) -> list[Step]:
+    """Return the steps of a plan on its base, with guards for what it replaces there."""
+    steps = [step for step in (plan(state) if callable(plan) else plan) if not isinstance(step, Fork)]
+    if any(isinstance(step, Remove) and step.count > _ITEMS_UNCHECKED for step in steps):
+        apply(state, steps)  # each item has a guard: so they have to be there
+    return reliant(steps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar, cast
 
@@ -118,20 +119,36 @@ def write(
 
 async def planned(changes: Any, settings: Settings, where: str = "") -> tuple[Sequence[Step | Fork] | Plan, bool]:
     """Return what `plan_of` does, made in a thread where it takes long; and whether it did."""
-    return await in_time(lambda meter: plan_of(changes, settings, where, meter), settings)
+    return await in_time(lambda meter: plan_of(changes, settings, where, meter), settings.write_bytes_max)
 
 
-async def in_time(work: Callable[[Meter], T], settings: Settings) -> tuple[T, bool]:
+async def in_time(work: Callable[[Meter], T], bytes_max: int | None) -> tuple[T, bool]:
     """Do some work; in a thread, from its beginning, where it takes more than a few milliseconds. Return whether it did.
 
-    work: charges the meter that it is given, and alters nothing.
+    work: charges the meter that it is given, and alters nothing.  bytes_max: of the meter.
+    Raises Invalid where the program alters meanwhile what is read there.
     """
     try:
-        return call(work, Meter(settings.write_bytes_max, _QUICK_STEPS)), False
+        return call(work, Meter(bytes_max, _QUICK_STEPS)), False
     except LimitExceeded as error:
         if error.limit != "write_steps_max":
             raise
-    return await asyncio.to_thread(call, work, Meter(settings.write_bytes_max)), True
+    with unaltered():
+        return await asyncio.to_thread(call, work, Meter(bytes_max)), True
+
+
+@contextmanager
+def unaltered() -> Generator[None]:
+    """Raise Invalid where an object of the program is altered while it is read in a thread."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "during iteration" not in str(error):
+            raise
+        raise Invalid(
+            f"the program altered the value while it was read ({error}); nothing was written: leave it as it is until the "
+            "call returns, or give a copy"
+        ) from error
 
 
 def plan_of(
@@ -217,11 +234,14 @@ def plain(state: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", made)
 
 
-def creation(stream: str, state: Mapping[str, Any], author: str, message: str, bounds: Bounds) -> Write:
+async def creation(
+    stream: str, state: Mapping[str, Any] | msgspec.Struct, author: str, message: str, settings: Settings
+) -> Write:
     """Return the write that starts a workflow."""
-    whole = cast("dict[str, Any]", clean(dict(plain(state)), **bounds))
+    given, bounds = dict(plain(state)), limits(settings)
+    whole, heavy = await in_time(lambda meter: clean(given, **bounds, meter=meter), settings.write_bytes_max)
     how = {"author": author, "message": message}
-    return write(stream, [Set((), whole)], how, kind="create", exists=False, allow_empty=True)[0]
+    return write(stream, [Set((), whole)], how, kind="create", exists=False, allow_empty=True, heavy=heavy)[0]
 
 
 def ending(stream: str, author: str, message: str) -> Write:

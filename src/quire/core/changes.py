@@ -13,12 +13,28 @@ from quire.core.guards import Guard, Read, Step, Within, places
 from quire.core.meter import CHARACTERS_PER_STEP, ITEMS_PER_STEP, Meter
 from quire.core.path import describe, get
 from quire.core.path import format as pointer
-from quire.core.values import copied, same
+from quire.core.values import copied, is_large, same
 from quire.errors import ChangeError
-from quire.model import Append, Change, Delete, Ensure, Increment, Insert, Path, Remove, Set, Splice
+from quire.model import Append, Change, Delete, Ensure, Fork, Increment, Insert, Path, Remove, Set, Splice
 
 _MISSING: Any = object()
 _CONTAINERS = (dict, list)
+_QUICK_STEPS = 500
+
+
+def are_large(steps: Sequence[Step | Fork]) -> bool:
+    """Tell whether it takes more than a few milliseconds to apply and write down some steps. Cost: as `is_large`."""
+    if len(steps) > _QUICK_STEPS:
+        return True
+    values: list[Any] = []
+    for step in steps:
+        if isinstance(step, Set):
+            values.append(step.value)
+        elif isinstance(step, Append | Insert):
+            values.append(step.values)
+        elif isinstance(step, Splice):
+            values.append(step.insert)
+    return is_large(values)
 
 
 class Gone(Delete, frozen=True, gc=False, array_like=True, tag="del"):

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from quire.core.meter import Meter
+from quire.core.meter import CHARACTERS_PER_STEP, Meter
 from quire.core.path import format as pointer
 from quire.errors import InvalidState, LimitExceeded
 from quire.model import Path
@@ -34,6 +34,8 @@ _HINTS = {
     "UUID": "store `str(...)`",
     "complex": "store a list of two numbers",
 }
+_QUICK_ITEMS = 5000
+"""Items, or so many times `CHARACTERS_PER_STEP` characters, that are looked at in a few milliseconds."""
 _ITEMS_PER_STEP = 2
 """Items that are looked at in a step."""
 _DIGITS_MAX = 4000
@@ -149,6 +151,27 @@ def copied(value: Any) -> Any:
     if kind is list:
         return [v if type(v) in _LEAVES else copied(v) for v in cast("list[Any]", value)]
     return value
+
+
+def is_large(*values: Any) -> bool:
+    """Tell whether values have so many items that copying or comparing them takes more than a few milliseconds.
+
+    Cost: a look at the containers, until that is known.
+    """
+    left, todo = _QUICK_ITEMS, list(values)
+    while todo:
+        node = todo.pop()
+        kind: type[Any] = type(node)
+        if kind is str:
+            left -= len(node) // CHARACTERS_PER_STEP
+        elif kind is dict or kind is list or kind is tuple:
+            left -= len(node)
+            if left > 0:
+                inside: Any = node.values() if kind is dict else node
+                todo += [child for child in inside if type(child) not in SMALL]
+        if left <= 0:
+            return True
+    return False
 
 
 def same(a: Any, b: Any) -> bool:

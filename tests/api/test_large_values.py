@@ -1,0 +1,131 @@
+"""Large values are copied, compared and written down in threads, so that the event loop goes on."""
+
+import asyncio
+import threading
+
+import pytest
+
+import quire
+from quire import Append, Set
+from quire.api import reading, whole_states
+from quire.core import record
+from quire.core.changes import are_large
+from quire.core.diff import diff
+from quire.core.values import copied, is_large
+from quire.errors import Invalid
+
+LARGE = {f"k{n}": {"n": n, "of": [n, "x"]} for n in range(5000)}
+OTHER = {f"k{n}": {"n": -n, "of": [n, "x"]} for n in range(5000)}
+SMALL = {"k": {"n": 1, "of": [1, "x"]}}
+
+
+async def edited(wf, value):
+    async with wf.edit() as state:
+        state["new"] = value
+
+
+async def saved(wf, value):
+    await wf.save({**await wf.state(), **value}, base=(await wf.version()).number)
+
+
+async def transacted(store, wf, value):
+    await store.transact([wf.change([Set(("new",), value)])])
+
+
+WRITES = {
+    "create": lambda store, wf, value: store.create("v", value),
+    "set": lambda store, wf, value: wf.set("/new", value),
+    "append": lambda store, wf, value: wf.append("/list", value),
+    "insert": lambda store, wf, value: wf.insert("/list", 0, value),
+    "apply a list": lambda store, wf, value: wf.apply([Append(("list",), [value])]),
+    "apply a merge patch": lambda store, wf, value: wf.apply({"new": value}),
+    "transact": transacted,
+    "edit": lambda store, wf, value: edited(wf, value),
+    "save over all": lambda store, wf, value: wf.save(value, overwrite=True),
+    "save": lambda store, wf, value: saved(wf, value),
+}
+
+
+@pytest.fixture
+async def store():
+    async with quire.open("memory:") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+@pytest.mark.parametrize("write", WRITES)
+async def test_what_is_large_is_written_down_in_a_thread(store, monkeypatch, write, large):
+    wf = await store.create("w", {"list": []})
+    threads, encode = set(), record.encode
+
+    def noted(changes, **how):
+        threads.add(threading.current_thread())
+        return encode(changes, **how)
+
+    monkeypatch.setattr(record, "encode", noted)
+    await WRITES[write](store, wf, LARGE if large else SMALL)
+    assert len(threads) == 1
+    assert (threading.current_thread() in threads) is not large
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+async def test_what_is_large_is_read_in_a_thread(store, monkeypatch, large):
+    value, other = (LARGE, OTHER) if large else (SMALL, {"k": 2})
+    wf = await store.create("w", value)
+    await wf.save(other, overwrite=True)
+    threads = []
+
+    def noted(work):
+        def noting(*args):
+            threads.append(threading.current_thread())
+            return work(*args)
+
+        return noting
+
+    monkeypatch.setattr(reading, "copied", noted(copied))
+    monkeypatch.setattr(reading, "diff", noted(diff))
+    for count, read in enumerate(
+        (wf.state, wf.state_and_version, lambda: wf.get(""), lambda: wf.state(1), lambda: wf.diff(1, 2)), 1
+    ):
+        await read()
+        assert len(threads) == count
+    assert (threading.current_thread() in threads) is not large
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+async def test_a_whole_state_that_is_large_is_compared_in_a_thread(monkeypatch, large):
+    own = {"id": "w", "name": "w", "status": "running", "priority": "high", "createdAt": 1}
+    threads = set()
+
+    def noted(*args):
+        threads.add(threading.current_thread())
+        return diff(*args)
+
+    monkeypatch.setattr(whole_states, "diff", noted)
+    async with quire.StateManager("memory:") as manager:
+        state = {**own, **(LARGE if large else SMALL)}
+        await manager.persist_workflow_state("w", state)
+        state = await manager.get_workflow_state("w")
+        state["k0"] = 1
+        await manager.persist_workflow_state("w", state)
+        assert (await manager.get_workflow_state("w"))["k0"] == 1
+    assert (threading.current_thread() in threads) is not large
+
+
+async def test_what_the_program_alters_while_it_is_read_is_refused(store):
+    wf, value = await store.create("w", {}), {f"k{n}": [n] for n in range(300_000)}
+    write = asyncio.ensure_future(wf.set("/new", value))
+    while not write.done():
+        await asyncio.sleep(0.001)
+        value[f"more {len(value)}"] = 1
+    with pytest.raises(Invalid, match="altered the value while it was read"):
+        await write
+    assert await wf.state() == {}
+
+
+def test_large_is_what_has_many_items_or_is_long():
+    assert is_large([0] * 6000) and is_large({str(n): n for n in range(6000)}) and is_large([[n] for n in range(3000)])
+    assert is_large("x" * 100_000_000) and is_large(*[[1] * 100] * 60)
+    assert not is_large([0] * 4000) and not is_large("x" * 1_000_000) and not is_large(None, 1, "a", {"a": [1, {}]})
+    assert are_large([Set(("a",), n) for n in range(600)]) and are_large([Set(("a",), LARGE)])
+    assert not are_large([Set(("a",), n) for n in range(300)])

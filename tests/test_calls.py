@@ -331,6 +331,7 @@ OWN_JOBS = {
     "engine/backing/taking.py": {"write_inventory", "encode"},
     "engine/engine.py": {"keyframes.make"},
     "engine/moving/loading.py": {"_fitting"},
+    "engine/lineage.py": {"_all_named"},
     "engine/redaction.py": {"keyframes.make"},
     "events/fold.py": {"keyframes.make"},
     "events/keyframes.py": {"keyframes.state_of"},

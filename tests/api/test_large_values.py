@@ -129,3 +129,24 @@ def test_large_is_what_has_many_items_or_is_long():
     assert not is_large([0] * 4000) and not is_large("x" * 1_000_000) and not is_large(None, 1, "a", {"a": [1, {}]})
     assert are_large([Set(("a",), n) for n in range(600)]) and are_large([Set(("a",), LARGE)])
     assert not are_large([Set(("a",), n) for n in range(300)])
+
+
+async def test_a_write_from_a_base_long_ago_is_rebased_in_a_thread(store, monkeypatch):
+    wf = await store.create("w", {"n": 0, "m": 0})
+    await asyncio.gather(*(wf.set("/n", n) for n in range(1, 1500)))
+    threads, encode = [], record.encode
+
+    def noted(changes, **how):
+        threads.append(threading.current_thread())
+        return encode(changes, **how)
+
+    monkeypatch.setattr(record, "encode", noted)
+    await wf.set("/m", 1, base=1000)
+    await wf.set("/m", 2, base=(await wf.version()).number)
+    await wf.set("/m", 3, base=1000, on_conflict="ours")
+    on_loop = [thread is threading.current_thread() for thread in threads]
+    assert on_loop[:2] == [True, True] and await wf.get("/m") == 3
+    threads.clear()
+    async with wf.edit(base=2) as state:
+        state["k"] = 1
+    assert threads and threading.current_thread() not in threads

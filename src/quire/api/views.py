@@ -285,14 +285,18 @@ async def blame(engine: Engine, stream: str, version: int, state: dict[str, Any]
     wanted = _mentions(path)
     by_entry: list[Record] = []
     made: list[tuple[int, list[Change]]] = []
-    for entry in records:
+    for number, entry in enumerate(records):
+        if number % _PAGE == 0:
+            await asyncio.sleep(0)
         if not wanted(entry.body) and not (kinds and kinds.keyed()) and by_entry:
             continue
         for by, changes in await _by_source(engine, entry):
             made.append((len(by_entry), changes))
             by_entry.append(by)
     lines: list[BlameLine] = []
-    for line in await asyncio.to_thread(history.blame, made, path, kinds=kinds):
+    for number, line in enumerate(await asyncio.to_thread(history.blame, made, path, kinds=kinds)):
+        if number % _PAGE == 0:
+            await asyncio.sleep(0)
         by = Version(by_entry[max(0, line.entry)])  # what nobody set was there from the first version on
         value = copied(get_path(state, line.path))
         lines.append(BlameLine(pointer(line.path), value, by.workflow_id, by.number, by.author, by.time, by.message))

@@ -32,6 +32,7 @@ from quire.engine.actor import Actor, NeedHistory
 from quire.engine.bundle import Bundle, Stamp, Submission, join
 from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
+from quire.engine.moving.paging import pages
 from quire.engine.quota import Quota, frees
 from quire.engine.resident import Residents
 from quire.engine.telling import INTERRUPTED, STOPPED, stops, twin, typed
@@ -54,6 +55,8 @@ log = logging.getLogger("quire.engine")
 
 _WEIGHINGS_MAX = 3
 """How often a state is weighed that other processes go on writing, before that is done without letting go of it."""
+_QUICK_RECORDS = 1000
+"""Records that a write is rebased over on the event loop; more are looked at in a thread."""
 _TOOK_KEPT = 512
 """Commits whose duration is remembered; older ones are forgotten."""
 
@@ -426,8 +429,9 @@ class Committer:
                 first, upto = write.base.version + 1, actor.head.version  # which may move on while it is read
                 known = write.history if write.history and write.history[0].version == first else ()  # of another try
                 after = known[-1].version if known else write.base.version
-                more = await self._backend.read(write.stream, after=after, upto=upto)
+                more = [entry async for entry in pages(self._backend, write.stream, after, upto)]
                 write.history = [*known, *more]
+                write.heavy = write.heavy or len(write.history) > _QUICK_RECORDS
                 if [r.version for r in write.history] != list(range(first, upto + 1)):
                     name = write.stream.removeprefix(WORKFLOWS)
                     raise MergeConflict(

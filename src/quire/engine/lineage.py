@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,6 +25,7 @@ from quire.engine.moving.paging import pages
 from quire.errors import CorruptRecord, MergeConflict
 from quire.model import MERGES, WORKFLOWS, Change, Fork, Point, Record, Version
 from quire.storage.base import PAGE_BYTES, more_may_follow
+from quire.threads import beside
 
 _PAGE_MIN, _PAGE_MAX = 500, 8000
 """Records of the first page when it is asked what a version descends from, and of later ones: on some stores a page costs
@@ -204,14 +205,17 @@ async def _made(engine: Engine, workflow_id: str, after: int, upto: int) -> list
             conflicts=[],
         )
     entries = await merges(engine, Point(workflow_id, upto))
-    return await _dated(
-        engine,
-        [
-            (change, entry, origin)
-            for entry in records
-            for change, origin in named(workflow_id, entry, entries.get(entry.version))
-        ],
-    )
+    return await _dated(engine, await beside(len(records) > _PAGE_MIN, _all_named, workflow_id, records, entries))
+
+
+def _all_named(
+    workflow_id: str, records: Sequence[Record], entries: Mapping[int, Entry]
+) -> list[tuple[Change, Record, str | None]]:
+    return [
+        (change, entry, origin)
+        for entry in records
+        for change, origin in named(workflow_id, entry, entries.get(entry.version))
+    ]
 
 
 async def _dated(engine: Engine, made: list[tuple[Change, Record, str | None]]) -> list[Made]:

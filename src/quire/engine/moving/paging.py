@@ -35,6 +35,7 @@ async def pages(
             after = entry.version
         if not more_may_follow(page, limit):
             return
+        await asyncio.sleep(0)  # a store in memory answers without letting others go on
 
 
 async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PAGE) -> AsyncGenerator[Record]:
@@ -59,6 +60,7 @@ async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PA
         if top > low:
             await _check_trimmed(backend, stream, top)
             return
+        await asyncio.sleep(0)
         count = min(limit, max(_PAGE_MIN, 2 * count) if not more_may_follow(page, None) else count)
 
 

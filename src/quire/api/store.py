@@ -37,6 +37,7 @@ from quire.engine.backing.mending import Mended
 from quire.engine.clock import Clock, SystemClock, system_ids
 from quire.engine.engine import Engine
 from quire.engine.moving.copying import Copied, Step
+from quire.engine.moving.paging import names
 from quire.engine.sweep import Holdings, Sweeper, Swept, holdings
 from quire.engine.verify import Report, verify
 from quire.engine.write import Write
@@ -465,11 +466,9 @@ class Store:
         if workflow_id is not None:
             yield workflow_id
             return
-        after = ""
-        while names := await self.engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
-            for name in names:
+        async for page in names(self.engine.backend, WORKFLOWS):
+            for name in page:
                 yield name.removeprefix(WORKFLOWS)
-            after = names[-1]
 
     async def train(self, kind: str = "workflows") -> Gain:
         """Train a zstd dictionary on the newest changes of a kind of stream, and compress with it from now on.

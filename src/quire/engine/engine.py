@@ -26,7 +26,7 @@ from quire.engine.actor import Actor
 from quire.engine.backend_clock import BackendClock
 from quire.engine.clock import Clock
 from quire.engine.committer import Committer
-from quire.engine.moving.paging import absent
+from quire.engine.moving.paging import absent, names
 from quire.engine.resident import Residents
 from quire.engine.starts import Start
 from quire.engine.write import Write
@@ -194,10 +194,8 @@ class Engine:
 
     async def heads(self, prefix: str) -> AsyncGenerator[list[Head]]:
         """Yield the heads of the streams whose names begin so, in pages, in the order of their names."""
-        after = ""
-        while names := await self.backend.streams(prefix, after=after, limit=_FEED_PAGE):
-            yield [head for head in await self.backend.heads(names) if head.version]
-            after = names[-1]
+        async for page in names(self.backend, prefix):
+            yield [head for head in await self.backend.heads(page) if head.version]
 
     async def state_of(self, head: Head) -> dict[str, Any]:
         """Return the state at a head that was listed, not to be altered. What has to be read is not kept in memory."""

@@ -25,7 +25,7 @@ from quire.core.redact import ByPath, ByText, Rule, follow
 from quire.engine.engine import Engine
 from quire.engine.limits import REDACT
 from quire.engine.lineage import origin
-from quire.engine.moving.paging import pages
+from quire.engine.moving.paging import names, pages
 from quire.engine.write import Write
 from quire.errors import CorruptRecord, Invalid, NotFound, StorageTimeout
 from quire.failpoints import hit
@@ -159,14 +159,12 @@ async def _family(engine: Engine, workflow_id: str, *, merged: bool = False) -> 
     for stream in await engine.backend.streams(MERGES) if merged else ():
         for entry in (await engine.current(stream)).state.values():
             children.setdefault(entry["workflow"], []).append(stream.removeprefix(MERGES))
-    after = ""
-    while names := await engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
-        for name in names:
+    async for page in names(engine.backend, WORKFLOWS):
+        for name in page:
             forked = name.removeprefix(WORKFLOWS)
             source = await origin(engine, forked)
             if source is not None:
                 children.setdefault(source.workflow_id, []).append(forked)
-        after = names[-1]
     found = [workflow_id]
     for name in found:
         found += [child for child in dict.fromkeys(children.get(name, ())) if child not in found]

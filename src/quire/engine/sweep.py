@@ -21,6 +21,7 @@ from quire.config import Retention
 from quire.core import retention
 from quire.engine.engine import Engine
 from quire.engine.lineage import origin
+from quire.engine.moving.paging import names
 from quire.engine.write import Write
 from quire.errors import Closed, Invalid, QuireError
 from quire.model import CHECKPOINTS, WORKFLOWS, Delete, Record
@@ -146,14 +147,12 @@ class Sweeper:
 
     async def _workflows(self) -> AsyncGenerator[tuple[str, int, int]]:
         """Yield each workflow with the number of its newest version, and of that of its checkpoints."""
-        after = ""
-        while names := await self._engine.backend.streams(WORKFLOWS, after=after, limit=_PAGE):
-            ids = [name.removeprefix(WORKFLOWS) for name in names]
-            heads = await self._engine.backend.heads([*names, *(CHECKPOINTS + i for i in ids)])
+        async for page in names(self._engine.backend, WORKFLOWS):
+            ids = [name.removeprefix(WORKFLOWS) for name in page]
+            heads = await self._engine.backend.heads([*page, *(CHECKPOINTS + i for i in ids)])
             for workflow_id, head, labels in zip(ids, heads, heads[len(ids) :], strict=False):
                 if head.version:
                     yield workflow_id, head.version, labels.version
-            after = names[-1]
 
     async def _forked(self, workflow_id: str) -> set[int]:
         """Return the versions of a workflow that forks began from, as of now."""

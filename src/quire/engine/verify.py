@@ -13,6 +13,7 @@ from blake3 import blake3
 from quire.core import keyframes, record
 from quire.core.changes import Working
 from quire.core.values import same
+from quire.engine.moving.paging import names
 from quire.engine.resident import Residents
 from quire.errors import ChangeError, CorruptRecord, NotFound, StorageError
 from quire.model import GENESIS, REDACTED, REDACTIONS, WORKFLOWS, Fork, Record
@@ -51,9 +52,8 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
     try:
         problems += await backend.check()
         await redacted.learn(backend, residents)
-        after = ""
-        while names := await backend.streams(prefix, after=after, limit=_PAGE):
-            for name in names:
+        async for page in names(backend, prefix):
+            for name in page:
                 counts["streams"] += 1
                 seen = _Seen()
                 try:
@@ -66,7 +66,6 @@ async def verify(backend: Backend, residents: Residents, *, prefix: str = "") ->
                         raise
                 counts["versions"] += seen.versions
                 counts["keyframes"] += seen.keyframes
-            after = names[-1]
         counts["blobs"] = await _blobs(backend, problems)
         cell = ""
         while found := await backend.cells(after=cell, limit=_PAGE):

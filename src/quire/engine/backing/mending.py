@@ -22,6 +22,7 @@ from quire.core.values import same
 from quire.engine.backing.finding import Finder, Where
 from quire.engine.committer import CellMoved
 from quire.engine.engine import Engine
+from quire.engine.moving.paging import names
 from quire.engine.verify import Redactions, Report, applied, verify
 from quire.errors import ChangeError, CorruptRecord, NotFound
 from quire.failpoints import hit
@@ -95,11 +96,9 @@ class _Mending:
             await self._engine.outdate(stream, state=True)
 
     async def _streams(self) -> AsyncGenerator[str]:
-        after = ""
-        while names := await self._backend.streams(after=after, limit=_PAGE):
-            for name in names:
+        async for page in names(self._backend):
+            for name in page:
                 yield name
-            after = names[-1]
 
     # records
 

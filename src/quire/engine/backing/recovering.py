@@ -27,6 +27,7 @@ from quire.engine.backing.plan import ARCHIVE, OWN, Plan, segments
 from quire.engine.backing.shelf import BLOBS, Shelf
 from quire.engine.backing.taking import Shown, Tell
 from quire.engine.moving.loading import Loader, at_once
+from quire.engine.moving.paging import names
 from quire.errors import AlreadyExists, Conflict, CorruptRecord
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTIONS, WORKFLOWS, Cell, Keyframe, Record
@@ -376,18 +377,14 @@ class Recovery:
 
 async def _heads(backend: Backend) -> Heads:
     found: Heads = {}
-    after = ""
-    while names := await backend.streams(after=after, limit=_PAGE):
-        found |= {h.stream: (h.version, h.chain) for h in await backend.heads(names)}
-        after = names[-1]
+    async for page in names(backend):
+        found |= {h.stream: (h.version, h.chain) for h in await backend.heads(page)}
     return found
 
 
 async def workflows(bare: Backend) -> dict[str, int]:
     """Return the workflows that a namespace has, by id, with their newest version."""
     found: dict[str, int] = {}
-    after = ""
-    while names := await bare.streams(WORKFLOWS, after=after, limit=_PAGE):
-        found |= {h.stream.removeprefix(WORKFLOWS): h.version for h in await bare.heads(names)}
-        after = names[-1]
+    async for page in names(bare, WORKFLOWS):
+        found |= {h.stream.removeprefix(WORKFLOWS): h.version for h in await bare.heads(page)}
     return found

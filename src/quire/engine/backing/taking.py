@@ -26,6 +26,7 @@ from quire.core.segment import Segment, encode, weight
 from quire.engine.backing.books import FORMAT, Inventory, Life, Manifest, Mark, Piece, Shelved, write_inventory
 from quire.engine.backing.shelf import BLOBS, INVENTORIES, SEGMENTS, Kept, Shelf, digest_of
 from quire.engine.moving.loading import COPIES, at_once, pages
+from quire.engine.moving.paging import names
 from quire.errors import CorruptRecord, QuireError, StorageError, StorageUnavailable
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTED, REDACTIONS, Cell, Head, Keyframe, Record, Set
@@ -386,10 +387,8 @@ class _Taking:
         raise StorageUnavailable("the log is trimmed faster than it can be read; take the backup again")
 
     async def _heads(self) -> AsyncGenerator[Sequence[Head]]:
-        after = ""
-        while names := await self._bare.streams(after=after, limit=_PAGE):
-            yield await self._bare.heads(names)
-            after = names[-1]
+        async for page in names(self._bare):
+            yield await self._bare.heads(page)
 
     async def _follows(self, stream: str) -> bool:
         """Whether the version after the last that was read is there: then it was committed later than we read."""

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from blake3 import blake3
 
 from quire.engine.moving.loading import COPIES, Loader
-from quire.engine.moving.paging import at_once, pages
+from quire.engine.moving.paging import at_once, names, pages
 from quire.errors import CorruptRecord, StorageTimeout
 from quire.failpoints import hit
 from quire.model import CHECKPOINTS, WORKFLOWS, Cell, Record
@@ -145,12 +145,10 @@ class Blobs:
     async def _drop(self, beyond: set[str], gone: set[str]) -> None:
         """Remove blobs that the source once named and does not have; what else the target has is not ours."""
         ours = beyond & gone
-        after = CHECKPOINTS
-        while names := await self._source.streams(CHECKPOINTS, after=after, limit=_PAGE):
-            for stream in names:
+        async for page in names(self._source, CHECKPOINTS):
+            for stream in page:
                 async for entry in pages(self._source, stream):
                     ours |= beyond & set(_found(entry.body))
-            after = names[-1]
         await at_once(self._target.drop_blob(name) for name in sorted(ours))
         self.dropped += len(ours)
 

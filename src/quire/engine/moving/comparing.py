@@ -7,11 +7,11 @@ that something was taken out of, is compared byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 from quire.core import record
 from quire.engine.moving.loading import differs
-from quire.engine.moving.paging import at_once, feed
+from quire.engine.moving.paging import at_once, feed, names
 from quire.errors import Conflict, CorruptRecord
 from quire.model import GENESIS, REDACTED, Head, Record
 from quire.storage.base import Backend
@@ -21,14 +21,6 @@ _HEADS_MAX = 100_000
 """Chains remembered while reading back; beyond that all are forgotten and read again."""
 _PROBLEMS_MAX = 20
 """Problems told of; who has more has seen enough."""
-
-
-async def names(backend: Backend) -> AsyncGenerator[list[str]]:
-    """Yield the names of all streams, in pages."""
-    after = ""
-    while page := await backend.streams(after=after, limit=_PAGE):
-        yield page
-        after = page[-1]
 
 
 async def check_target(source: Backend, target: Backend, *, begun: bool) -> None:

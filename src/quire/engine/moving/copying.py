@@ -27,9 +27,9 @@ from blake3 import blake3
 from quire.calls import call
 from quire.core import record
 from quire.engine.moving.beside import Blobs, Cells, first_of
-from quire.engine.moving.comparing import Comparison, check_target, names
+from quire.engine.moving.comparing import Comparison, check_target
 from quire.engine.moving.loading import COPIES, Loader
-from quire.engine.moving.paging import at_once, feed, pages
+from quire.engine.moving.paging import at_once, feed, names, pages
 from quire.errors import CorruptRecord, Invalid
 from quire.failpoints import hit
 from quire.model import REDACTIONS, Keyframe, Record, Set
@@ -185,15 +185,13 @@ class _Copy:
 
     async def _redact(self) -> None:
         """Bring over the bodies of records that were redacted after they had been loaded."""
-        after = REDACTIONS
-        while notes := await self._source.streams(REDACTIONS, after=after, limit=_PAGE):
+        async for notes in names(self._source, REDACTIONS):
             at: dict[str, dict[int, str]] = {}
             for note in notes:
                 async for entry in pages(self._source, note):
                     _learn(entry, at)
             for stream, versions in at.items():
                 await self._rewrite(stream, versions)
-            after = notes[-1]
 
     async def _rewrite(self, stream: str, versions: dict[int, str]) -> None:
         """Replace the bodies that are not yet what a redaction left. versions: the digest of each."""

@@ -81,6 +81,14 @@ async def _check_trimmed(backend: Backend, stream: str, version: int) -> None:
         raise missing(stream, version)
 
 
+async def names(backend: Backend, prefix: str = "") -> AsyncGenerator[list[str]]:
+    """Yield the names of the streams that begin so, sorted, in pages."""
+    after = ""
+    while page := await backend.streams(prefix, after=after, limit=_PAGE):
+        yield page
+        after = page[-1]
+
+
 async def feed(backend: Backend, after: int) -> AsyncGenerator[list[Record]]:
     """Yield the records after a position in commit order, in pages."""
     while page := await backend.feed(after, limit=_PAGE):

@@ -33,7 +33,8 @@ class Schema:
 
     name: letters, digits and any of `._-`.  version: 1, 2, 3...; counted up when states have to be migrated.
     model: a msgspec.Struct (or any type msgspec converts to), or a JSON Schema as a dict, which takes the extra
-    `quire[jsonschema]`; None for any object.  kinds: of lists, numbers and texts by JSON Pointer, `*` for any key:
+    `quire[jsonschema]`; None for any object. States are checked on the event loop, so a `pattern` in it must not be one that
+    Python's `re` takes exponential time for.  kinds: of lists, numbers and texts by JSON Pointer, `*` for any key:
     {"/notes": "log", "/tags": "set", "/agents": "keyed(id)", "/agents/*/done": "counter"}; see core/kinds.py.
     no_history: paths of object keys of which only the present value is kept: what they held before it was replaced whole
     is taken out of the past from time to time (see engine/redaction.py).

@@ -9,13 +9,14 @@
    alone. Threads are daemons: a function that hangs does not keep the program from ending. A program that ends without
    closing its store cuts running functions off.
 
-What functions raise is quire/calls.py's to decide.
+Quire's own jobs that take long run in a pool of their own, see `aside`. What functions raise is quire/calls.py's to decide.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("quire.threads")
 
+_OWN_MOST = 8
+"""Threads for what Quire itself computes beside the event loop."""
 _CLOSE_S = 5.0
 """How long `close` waits for running functions; those that take longer are left alone."""
 _IDLE_S = 10.0
@@ -173,11 +176,6 @@ class _Lane:
             return made
 
 
-async def beside(large: bool, work: Callable[..., T], *args: Any) -> T:
-    """Return `work(*args)`, done in a thread where it is large, so that the event loop goes on. For code of Quire's own."""
-    return await asyncio.to_thread(work, *args) if large else work(*args)
-
-
 class Threads:
     """Thread pool of at most `most` threads in each lane. Starts a thread when a call needs it.
 
@@ -239,3 +237,31 @@ class Threads:
 def _stop(lanes: list[_Lane]) -> None:
     for lane in list(lanes):
         lane.stop()
+
+
+_own = Threads(_OWN_MOST, "quire-own")
+_left: list[Threads] = []
+
+
+def _begin_anew() -> None:
+    """In the child of a fork, where the threads are not."""
+    global _own  # noqa: PLW0603 - made anew, as its threads cannot be
+    _left.append(_own)  # to end it would take a lock that a thread of the parent may have held
+    _own = Threads(_OWN_MOST, "quire-own")
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Return `work(*args)`, done in a thread, so that the event loop goes on. For code of Quire's own that waits for nobody.
+
+    The loop's default pool would not do: the program may fill it with functions that wait for Quire.
+    Raises StorageUnavailable where no thread can be started; then the work is not done.
+    """
+    return cast("T", await _own.call(work, *args))
+
+
+async def beside(large: bool, work: Callable[..., T], *args: Any) -> T:
+    """Return `work(*args)`, done as `aside` where it is large."""
+    return await aside(work, *args) if large else work(*args)

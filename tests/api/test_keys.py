@@ -4,7 +4,9 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections import UserDict, deque
 from contextlib import AsyncExitStack, ExitStack
+from types import MappingProxyType
 
 import hypothesis.strategies as st
 import pytest
@@ -844,3 +846,23 @@ async def test_a_key_is_not_spent_for_another_item_than_was_taken(pair, take):
     with pytest.raises(KeyReused):
         await taken("ann")  # "b" is somebody else's
     assert await taken("bob") == "b"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [quire.Set(("v",), UserDict(a=1))],
+        {"v": UserDict(a=1)},
+        MappingProxyType({"v": 1}),
+        [MappingProxyType({"op": "add", "path": "/v", "value": 1})],
+        deque([quire.Set(("v",), 1)]),
+    ],
+    ids=["value", "merge patch", "mapping", "JSON Patch", "deque"],
+)
+async def test_a_key_stands_for_whatever_form_of_changes_is_applied(changes):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {})
+        first = await wf.apply(changes, idempotency_key="k")
+        assert await wf.apply(changes, idempotency_key="k") == first
+        with pytest.raises(KeyReused):
+            await wf.apply({"v": 7}, idempotency_key="k")

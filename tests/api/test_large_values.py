@@ -6,13 +6,13 @@ import threading
 import pytest
 
 import quire
-from quire import Append, Set
+from quire import Append, Set, threads
 from quire.api import reading, whole_states
-from quire.core import record
+from quire.core import layout, record
 from quire.core.changes import are_large
 from quire.core.diff import diff
 from quire.core.values import copied, is_large
-from quire.errors import Invalid
+from quire.errors import Invalid, StorageUnavailable
 
 LARGE = {f"k{n}": {"n": n, "of": [n, "x"]} for n in range(5000)}
 OTHER = {f"k{n}": {"n": -n, "of": [n, "x"]} for n in range(5000)}
@@ -150,3 +150,63 @@ async def test_a_write_from_a_base_long_ago_is_rebased_in_a_thread(store, monkey
     async with wf.edit(base=2) as state:
         state["k"] = 1
     assert threads and threading.current_thread() not in threads
+
+
+async def test_a_part_removed_from_a_base_is_guarded_and_compared_in_a_thread(store, monkeypatch):
+    wf = await store.create("w", {"list": [{"n": n} for n in range(3000)]})
+    seen, settle = set(), layout.settle
+
+    def noted(*args, **how):
+        seen.add(threading.current_thread())
+        return settle(*args, **how)
+
+    base = (await wf.version()).number
+    await wf.append("/list", 1)
+    monkeypatch.setattr(layout, "settle", noted)
+    await wf.remove("/list", 0, 1200, base=base)
+    assert seen and threading.current_thread() not in seen
+    assert len(await wf.get("/list")) == 1801
+
+
+async def test_what_the_program_fills_its_own_threads_with_may_wait_for_large_writes(store):
+    wf, loop = await store.create("w", {}), asyncio.get_running_loop()
+
+    def job(n):
+        return asyncio.run_coroutine_threadsafe(wf.set(f"/k{n}", LARGE), loop).result(60)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(asyncio.to_thread(job, n) for n in range(20)))
+    assert len(await wf.state()) == 20
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_without_a_thread_a_large_write_is_refused_and_never_done(tmp_path, monkeypatch, busy):
+    """A thread that cannot be started leaves nothing behind that a later one would do."""
+    monkeypatch.setattr(threads, "_own", threads.Threads(1, "test"))
+    async with quire.open(str(tmp_path / "s.db")) as store:
+        wf = await store.create("w", {"n": 0})
+        part = wf.change([Set(("v",), LARGE), quire.Increment(("n",), 1)])
+        held = threading.Event()
+        nap = asyncio.create_task(threads.aside(held.wait)) if busy else None
+        await asyncio.sleep(0.05)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refused)
+            writing = asyncio.create_task(store.transact([part]))
+            await asyncio.sleep(0.05)
+        held.set()
+        if busy:  # it waits for the thread that there is
+            await nap
+            await writing
+        else:
+            with pytest.raises(StorageUnavailable, match="no thread"):
+                await writing
+        for _ in range(3):
+            await wf.inc("/n")
+        assert await wf.get("/n") == 3 + busy and ("v" in await wf.state()) is busy
+    async with quire.open(str(tmp_path / "s.db")) as store:
+        assert await store.workflow("w").get("/n") == 3 + busy
+        assert (await store.verify()).ok
+
+
+def refused(_thread):
+    raise RuntimeError("can't start new thread")

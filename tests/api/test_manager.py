@@ -8,6 +8,7 @@ import apsw
 import msgspec
 import pytest
 
+import quire
 from quire import StateManager
 from quire.engine.watch import Cursor
 from quire.errors import AlreadyExists, CorruptRecord, InvalidState, NotFound, StorageUnavailable
@@ -165,6 +166,23 @@ async def test_an_agent_that_registers_and_subscribes_at_once_is_told_once(manag
     await eventually(lambda: "completed" in got)
     await asyncio.sleep(0.2)
     assert got.count("completed") == 1
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_subscription_that_is_begun_while_the_manager_closes_is_not_delivered_to(turns):
+    async with quire.open("memory:") as store:
+        manager, got = StateManager(store), []
+        await manager.start()
+        wf = await store.create("w", state())
+        manager.register_agent("ann", got.append)
+        subscribing = asyncio.create_task(manager.subscribe_to_state_changes("w", "ann"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await manager.close()
+        await subscribing
+        await wf.set("/n", 5)
+        await asyncio.sleep(0.05)
+        assert got == []
 
 
 async def test_everything_is_there_after_a_restart(tmp_path):  # A9 A11 A12 E2

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import quire
 from quire import Ensure, Set, Settings
 from quire.api import imports
+from quire.api.imports import end_of
 from quire.cli.moving import _exported
 from quire.config import Retention
 from quire.core.values import same
-from quire.errors import AlreadyExists, InvalidState, LimitExceeded, QuireError
+from quire.errors import AlreadyExists, FunctionFailed, Invalid, InvalidState, LimitExceeded, QuireError
 from quire.testing.servers.fixtures import PLACES
 
 WRAPPED = {
@@ -75,9 +76,14 @@ def exported(store, name):
     return json.loads(json.dumps(_exported(store.workflow(name))))
 
 
+def ended(lines):
+    """Put the end that belongs to them behind lines that were altered."""
+    return [*lines[:-1], end_of(lines[:-1])]
+
+
 def compared(lines):
     keys = ("version", "author", "message", "kind", "changes", "restored")
-    found = [{key: line.get(key) for key in keys} for line in lines[1:] if "checkpoint" not in line]
+    found = [{key: line.get(key) for key in keys} for line in lines[1:] if "version" in line]
     found[0]["kind"] = "create"
     marks = [line["checkpoint"] for line in lines if "checkpoint" in line]
     kept = ("name", "version", "tags", "description", "author", "kind", "blob", "size_bytes")
@@ -173,10 +179,62 @@ HOSTILE = {
 async def test_a_hostile_version_makes_no_workflow(source, how):
     lines = exported(source, "f")
     lines[2] = {**lines[2], **HOSTILE[how]}
+    if how != "message":  # which no JSON can hold
+        lines = ended(lines)
     async with quire.open("memory:") as store:
         with pytest.raises(InvalidState, match="line 3 is damaged"):
             await store.import_workflow(lines)
         await nothing_is_there(store)
+
+
+@pytest.mark.parametrize("name", ["w", "f"])
+async def test_an_export_that_was_cut_or_altered_makes_no_workflow(source, name):
+    whole = exported(source, name)
+    assert len(whole) > 5
+    damaged = [whole[:kept] for kept in range(len(whole))]
+    damaged += [[*whole[:number], *whole[number + 1 :]] for number in range(len(whole))]
+    damaged += [[*whole, whole[-1]], [*whole, whole[2]], [*whole[:-2], whole[-1], whole[-2]]]
+    for number, line in enumerate(whole):
+        for key in line:
+            damaged.append([*whole[:number], {**line, key: "stolen"}, *whole[number + 1 :]])
+    async with quire.open("memory:") as store:
+        for lines in damaged:
+            with pytest.raises(InvalidState):
+                await store.import_workflow(lines)
+        await nothing_is_there(store)
+        await store.import_workflow(whole)
+
+
+class Failing:
+    """Lines that raise something after some of them."""
+
+    def __init__(self, lines, raised):
+        self.lines, self.raised = iter(lines), raised
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for line in self.lines:
+            return line
+        raise self.raised
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("x")])
+async def test_what_the_lines_raise_is_the_failure_of_their_code(source, count, raised):
+    async with quire.open("memory:") as store:
+        ends = isinstance(raised, SystemExit) and count == 0  # it is raised in the main thread
+        with pytest.raises(SystemExit if ends else FunctionFailed):
+            await store.import_workflow(Failing(exported(source, "w")[:count], raised))
+        await nothing_is_there(store)
+
+
+@pytest.mark.parametrize("lines", [None, 5, object()])
+async def test_what_is_no_lines_is_refused(lines):
+    async with quire.open("memory:") as store:
+        with pytest.raises(Invalid, match="lines"):
+            await store.import_workflow(lines)
 
 
 @given(st.data())
@@ -197,6 +255,8 @@ def test_a_damaged_export_makes_no_workflow_or_a_whole_one(source, data):
         case _:
             line = lines[number].get("checkpoint", lines[number])
             line[data.draw(st.sampled_from(sorted(line)))] = data.draw(junk)
+    if data.draw(st.booleans()) and all(isinstance(line, dict) for line in lines):
+        lines = ended(lines)
 
     async def check():
         async with quire.open("memory:") as store:
@@ -215,6 +275,7 @@ def test_a_damaged_export_makes_no_workflow_or_a_whole_one(source, data):
 async def test_limits_hold_for_each_version_and_nothing_is_left(source):
     lines = exported(source, "f")
     lines[2]["changes"] = [["set", ["big"], "x" * 3000]]
+    lines = ended(lines)
     for limits in ({"write_bytes_max": 2000}, {"state_bytes_max": 2500}, {"value_bytes_max": 2000}):
         async with quire.open("memory:", settings=Settings(**limits)) as store:
             with pytest.raises(LimitExceeded) as caught:
@@ -222,7 +283,7 @@ async def test_limits_hold_for_each_version_and_nothing_is_left(source):
             assert caught.value.limit in limits and "line 3" in caught.value.__notes__[0]
             await nothing_is_there(store)
     lines[1]["changes"] = [["set", [], {"big": "x" * 3000}]]  # what a fork began with was no write of its own
-    lines[2:] = []
+    lines = ended(lines[:3])
     async with quire.open("memory:", settings=Settings(write_bytes_max=2000)) as store:
         assert (await store.import_workflow(lines)).number == 1
 
@@ -238,6 +299,7 @@ async def test_more_versions_than_a_transaction_may_have(tmp_path):
     head = {"quire": "export", "schema": 1, "workflow": "many"}
     said = {"author": "a", "message": "m", "kind": "change"}
     lines = [head] + [{"version": n, "changes": [["set", [], {"n": n}]], **said} for n in range(1, 12_001)]
+    lines.append(end_of(lines))
     async with quire.open(f"{tmp_path}/s.db") as store:
         assert (await store.import_workflow(lines)).number == 12_000
         assert await store.workflow("many").state() == {"n": 12_000}

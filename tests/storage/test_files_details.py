@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -565,3 +566,18 @@ async def test_urls_name_a_folder(tmp_path, monkeypatch):
             await quire.open(url)
         assert said in str(caught.value)
     assert sorted(p.name for p in Path().iterdir()) == ["s"]
+
+
+async def test_a_store_that_came_without_its_empty_folders_opens(tmp_path):
+    """Git carries no empty folders."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    async with quire.open(f"file:///{here}") as store:
+        await store.create("w", {"n": 1})
+    shutil.copytree(here, there)
+    empty = [folder for folder, inside, files in os.walk(there) if not inside and not files]
+    assert len(empty) > 3
+    for folder in empty:
+        os.rmdir(folder)
+    async with quire.open(f"file:///{there}") as store:
+        assert (await store.workflow("w").inc("/n")).number == 2
+        assert (await store.verify()).ok

@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count as count_from
 from typing import Any, cast
 
 import msgspec
@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from quire.api import revisions, writes
 from quire.api.checkpoints import SNAPSHOT, label_of
+from quire.calls import call, in_words
 from quire.config import Settings
 from quire.core.changes import Working
 from quire.core.meter import too_large
@@ -33,7 +34,9 @@ from quire.errors import AlreadyExists, ChangeError, Invalid, InvalidState, Limi
 from quire.failpoints import hit
 from quire.model import CHECKPOINTS, GENESIS, WORKFLOWS, Change, Fork, Head, Record, Set, Version
 from quire.storage.base import Expect, Item, Refused
+from quire.threads import aside
 
+_NO_MORE: Any = object()
 SCHEMA = 1
 """Version of the lines that are read."""
 
@@ -60,6 +63,14 @@ class _Mark(msgspec.Struct):
     kind: str
 
 
+class _End(msgspec.Struct):
+    """The last line of an export: how many versions and checkpoints it has, and blake3 of all lines before it in hex."""
+
+    versions: int
+    checkpoints: int
+    digest: str
+
+
 class _Read:
     """What an export holds, sealed: the versions, and the checkpoints with the numbers of their lines."""
 
@@ -76,16 +87,18 @@ async def import_workflow(
     engine: Engine, lines: Iterable[Mapping[str, Any]], *, workflow_id: str | None, what: str
 ) -> Version:
     """Make a workflow of an export: see `Store.import_workflow`."""
-    given = iter(lines)
-    first = next(given, None)
+    if not isinstance(lines, Iterable):
+        raise Invalid(f"import takes the lines of an export, as JSON objects, not {type(lines).__name__}")
+    given = call(iter, lines)
+    first = call(next, given, None)
     exported = check_head(first, what)
     name = check_id(exported if workflow_id is None else workflow_id)
     stream = WORKFLOWS + name
     if (await engine.current(stream)).head.version:
         raise AlreadyExists(f"workflow {name} exists, or existed; import it under another name")
     now_ms = engine.clock.now_ms()
-    read: _Read = await engine.threads.call(_read, given, stream, engine.settings, now_ms, what)
-    records, marks = read.records, await asyncio.to_thread(_labels, read, name, engine.settings, now_ms)
+    read: _Read = await engine.threads.call(_read, first, given, stream, engine.settings, now_ms, what)
+    records, marks = read.records, await aside(_labels, read, name, engine.settings, now_ms)
     if records[-1].kind != DELETED:
         engine.schemas.check(name, _state(records))
     await _put_snapshots(engine, records, read.marks.values())
@@ -109,16 +122,50 @@ def check_head(line: Any, what: str) -> Any:
     return head.get("workflow")
 
 
-def _read(lines: Iterable[Mapping[str, Any]], stream: str, settings: Settings, now_ms: int, what: str) -> _Read:
+def end_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the line that an export of these lines ends with."""
+    versions = checkpoints = 0
+    digest = blake3()
+    for line in lines:
+        versions, checkpoints = versions + ("changes" in line), checkpoints + ("checkpoint" in line)
+        digest.update(_line(line))
+    return {"end": {"versions": versions, "checkpoints": checkpoints, "digest": digest.hexdigest()}}
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    """Return what counts of a line. Raises InvalidState."""
+    try:
+        return canonical(dict(line)) + b"\n"
+    except (TypeError, ValueError, OverflowError, RecursionError) as cause:
+        raise InvalidState(f"it is not JSON: {in_words(cause)}") from None
+
+
+def _read(
+    head: Mapping[str, Any],
+    lines: Iterator[Mapping[str, Any]],
+    stream: str,
+    settings: Settings,
+    now_ms: int,
+    what: str,
+) -> _Read:
     """Seal every version. Raises InvalidState for what `export` does not write, LimitExceeded."""
     most = settings.state_bytes_max
     wide = msgspec.structs.replace(settings, write_bytes_max=max(settings.write_bytes_max, most or sys.maxsize))
     read: _Read | None = None
+    end: _End | None = None
+    digest = blake3(_line(head))
     count = 0
-    for number, line in enumerate(lines, 2):
+    for number in count_from(2):
+        line = call(next, lines, _NO_MORE)
+        if line is _NO_MORE:
+            break
         try:
-            if not isinstance(line, Mapping):
-                raise InvalidState("it is no object")
+            if end is not None or not isinstance(line, Mapping):
+                raise InvalidState("it is behind the end" if end is not None else "it is no object")
+            if "end" in line:
+                end = msgspec.convert(line["end"], _End)
+                continue
+            digest.update(_line(line))
             if "checkpoint" in line:
                 if read is not None:
                     _mark(read, msgspec.convert(line["checkpoint"], _Mark))
@@ -137,6 +184,10 @@ def _read(lines: Iterable[Mapping[str, Any]], stream: str, settings: Settings, n
             raise InvalidState(f"{what} line {number} is damaged: {cause}") from None
     if read is None:
         raise InvalidState(f"{what} holds no versions: it was cut off")
+    if end is None:
+        raise InvalidState(f"{what} was cut off: its last line, which says what belongs to it, is not there")
+    if end != _End(count, len(read.marks), digest.hexdigest()):
+        raise InvalidState(f"{what} is damaged: it has not the lines that were exported; export it again")
     return read
 
 
@@ -202,7 +253,7 @@ def _labels(read: _Read, name: str, settings: Settings, now_ms: int) -> list[Rec
 async def _put_snapshots(engine: Engine, records: Sequence[Record], marks: Iterable[_Mark]) -> None:
     """Put the states that snapshots keep whole, one after the other."""
     wholes = _snapshots(records, marks)
-    while (found := await asyncio.to_thread(next, wholes, None)) is not None:
+    while (found := cast("tuple[int, bytes] | None", await aside(next, wholes, None))) is not None:
         _, whole = found
         await engine.take_blob(len(whole))
         await engine.backend.put_blob(blake3(whole).hexdigest(), whole)

@@ -30,6 +30,7 @@ from quire.api.managed import (
     state_conflict,
     validate,
 )
+from quire.api.reading import private
 from quire.api.store import Store
 from quire.api.store import open as open_store
 from quire.api.tasks import TaskResult, Tasks
@@ -42,7 +43,7 @@ from quire.core.diff import diff
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.updated_at import Tail, UpdatedAt, following
-from quire.core.values import clean, copied
+from quire.core.values import clean, copied, is_large
 from quire.engine.updated_at import of_version
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
@@ -60,6 +61,7 @@ from quire.model import (
     Set,
     Version,
 )
+from quire.threads import beside
 
 log = logging.getLogger("quire.manager")
 
@@ -93,6 +95,7 @@ class StateManager:
         self._store: Store | None = storage if isinstance(storage, Store) else None
         self._handlers: dict[str, Handler] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._closed = False
         self._starting = asyncio.Lock()
         """Held while a delivery is begun: of two for one agent, the second finds that of the first."""
         self._times: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -113,12 +116,15 @@ class StateManager:
         """Open the store, if a URL was given, and go on delivering to subscribers known from before."""
         if self._store is None:
             self._store = await open_store(cast("str", self._storage))
+        self._closed = False
         for agent_id in self._handlers:
             await self._deliver_to(agent_id)
 
     async def close(self) -> None:
         """Stop deliveries; close the store if it was opened here."""
-        tasks = list(self._deliveries.values())
+        self._closed = True
+        async with self._starting:  # one that is begun just now ends as well
+            tasks = list(self._deliveries.values())
         self._deliveries.clear()
         for task in tasks:
             end(task)
@@ -200,7 +206,7 @@ class StateManager:
             if version is not first:
                 state = apply(state, [c for c in version.changes if not isinstance(c, Fork)])
                 tail = following(tail, version.record.time)
-            shown: dict[str, Any] = {**copied(state), UPDATED_AT: UpdatedAt(tail.time_ms, tail.nth or 0).number}
+            shown: dict[str, Any] = {**await private(state), UPDATED_AT: UpdatedAt(tail.time_ms, tail.nth or 0).number}
             told.append(_told(version, shown, parent))
             parent = version.id
         return told[::-1]
@@ -253,7 +259,8 @@ class StateManager:
 
     async def _deliver(self, workflow_id: str, agent_id: str) -> None:
         async with self._starting:
-            await self._start(workflow_id, agent_id)
+            if not self._closed:
+                await self._start(workflow_id, agent_id)
 
     async def _start(self, workflow_id: str, agent_id: str) -> None:
         running = self._deliveries.get((workflow_id, agent_id))
@@ -316,7 +323,7 @@ class StateManager:
     async def get_snapshot(self, workflow_id: str, snapshot_id: str) -> StateSnapshot:
         """Return a snapshot. Raises NotFound "Snapshot not found: ...", CorruptRecord when its state is damaged."""
         label, state = await self._kept(workflow_id, snapshot_id)
-        whole = record.canonical(state)
+        whole = await beside(is_large(state), record.canonical, state)
         return StateSnapshot(
             id=label.name,
             workflow_id=workflow_id,
@@ -337,6 +344,7 @@ class StateManager:
             how,
             allow_empty=True,
             restored=label.version,
+            heavy=is_large(state),
         )
         await self.store.engine.write(write)
 

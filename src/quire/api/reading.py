@@ -116,7 +116,7 @@ class Reader:
     ) -> list[Version]:
         """Return versions, newest first unless order="oldest".
 
-        limit: how many at most.  before: only versions older than this.  author, kind: only theirs.  path: only
+        limit: how many at most, None for all.  before: only versions older than this.  author, kind: only theirs.  path: only
         versions that changed something at or below it.  since, until: only versions made from one moment on, or before
         another; without a zone it is UTC, as in "2026-01-31". That of a workflow that was deleted ends with the version
         that did so. Cost: reads the records passed over, never the state.

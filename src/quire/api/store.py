@@ -244,7 +244,12 @@ class Store:
         return Workflow(self.engine, workflow_id)
 
     async def workflows(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
-        """Return the ids of existing workflows that start with `prefix`, sorted, greater than `after`."""
+        """Return the ids of existing workflows that start with `prefix`, sorted, greater than `after`.
+
+        limit: how many at most, None for all. Raises Invalid.
+        """
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise Invalid(f"limit={limit!r} is not a number of workflows; leave it out for all of them")
         found: list[str] = []
         last = WORKFLOWS + after if after else ""
         page = _PAGE if limit is None else min(limit, _PAGE)

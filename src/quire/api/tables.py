@@ -6,10 +6,10 @@ grow with the store; the file has its name when it is whole and durable.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from quire.engine.engine import Engine
 from quire.engine.moving.paging import pages
 from quire.errors import AlreadyExists, Denied, InvalidKey, NotFound, StorageFull, StorageUnavailable, Unsupported
 from quire.model import REDACTED, RESTORED, WORKFLOWS, Record, changes_of
+from quire.threads import aside
 
 _GROUP_ROWS = 50_000
 _GROUP_BYTES = 32 * 1024 * 1024
@@ -36,17 +37,17 @@ async def export(engine: Engine, ids: AsyncIterator[str], path: str, *, replace:
     if not path or "\0" in path:
         raise InvalidKey("a table needs the path of a file")
     target = Path(path)
-    if await asyncio.to_thread(os.path.lexists, target) and not replace:
+    if await aside(os.path.lexists, target) and not replace:
         raise AlreadyExists(f"{path} exists; name another file, or say that it is to be replaced")
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
-        table = await asyncio.to_thread(_Table, part)
+        table = await aside(_Table, part)
         try:
             async for group in _groups(engine, ids):
-                await asyncio.to_thread(table.add, group)
+                await aside(table.add, group)
         finally:
-            await asyncio.to_thread(table.close)
-        await asyncio.to_thread(_finished, part, target)
+            await aside(table.close)
+        await aside(_finished, part, target)
     except FileNotFoundError as cause:
         raise NotFound(f"{target.parent}: there is no such folder") from cause
     except PermissionError as cause:
@@ -55,7 +56,7 @@ async def export(engine: Engine, ids: AsyncIterator[str], path: str, *, replace:
         kind = StorageFull if cause.errno == 28 else StorageUnavailable
         raise kind(f"{path}: {cause.strerror or cause}; no table was written") from cause
     finally:
-        await asyncio.to_thread(part.unlink, missing_ok=True)
+        await aside(partial(part.unlink, missing_ok=True))
     return table.rows
 
 

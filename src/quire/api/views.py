@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -38,6 +39,7 @@ from quire.model import (
     Splice,
     Version,
 )
+from quire.threads import aside
 
 Order = Literal["newest", "oldest"]
 STORE = "store"
@@ -215,6 +217,10 @@ async def scan(
     """Return the versions up to `top` that match, in the order asked, at most `limit`. Raises Invalid."""
     if limit is not None and type(limit) is not int:
         raise Invalid(f"limit={limit!r} is not a number of versions")
+    if limit is not None and limit < 0:
+        raise Invalid(f"limit={limit} is below 0; leave it out for all versions")
+    if limit == 0:
+        return []
     if order not in ("newest", "oldest"):
         raise Invalid(f"order={order!r}; there are newest and oldest")
     found: list[Version] = []
@@ -294,7 +300,7 @@ async def blame(engine: Engine, stream: str, version: int, state: dict[str, Any]
             made.append((len(by_entry), changes))
             by_entry.append(by)
     lines: list[BlameLine] = []
-    for number, line in enumerate(await asyncio.to_thread(history.blame, made, path, kinds=kinds)):
+    for number, line in enumerate(await aside(partial(history.blame, made, path, kinds=kinds))):
         if number % _PAGE == 0:
             await asyncio.sleep(0)
         by = Version(by_entry[max(0, line.entry)])  # what nobody set was there from the first version on

@@ -220,8 +220,12 @@ class Workflow(Reader):
     async def remove(self, path: Pointer, index: int, count: int = 1, **how: Unpack[BasedWriting]) -> Version:
         """Remove `count` items of a list from `index` on."""
         tokens = writes.place(path, self.bounds)
+        heavy = type(count) is int and count > _ITEMS_UNCHECKED
         return await self._write(
-            lambda state: [Remove(resolve(state, tokens), index, count)], ["remove", tokens, index, count], how
+            lambda state: [Remove(resolve(state, tokens), index, count)],
+            ["remove", tokens, index, count],
+            how,
+            heavy=heavy,
         )
 
     async def splice(
@@ -267,7 +271,12 @@ class Workflow(Reader):
         Source: RFC 6902, RFC 7396.
         """
         plan, heavy = await writes.planned(changes, self._engine.settings, self.id)
-        return await self._write(plan, changes, how, heavy=heavy)
+        content: Any = None
+        if how.get("idempotency_key") is not None:
+            content, _ = await writes.in_time(
+                lambda meter: writes.content_of(changes, plan, self.bounds, meter), self.bounds["bytes_max"]
+            )
+        return await self._write(plan, content, how, heavy=heavy)
 
     def change(self, changes: Changes, **how: Unpack[BasedWriting]) -> Write:
         """Return a write that is not done yet, for `store.transact`. Takes what `apply` takes, but no key."""
@@ -577,7 +586,8 @@ class Workflow(Reader):
     async def read_base(self, write: Write) -> None:
         """Read the version that a write was made from, and guard what it replaces there. For the inside."""
         write.base = await self.snapshot(write.made_from)
-        write.plan, write.made_from = await beside(write.heavy, _guarded, write.plan, write.base.state), None
+        steps = await beside(write.heavy, _guarded, write.plan, write.base.state)
+        write.plan, write.made_from, write.heavy = steps, None, write.heavy or are_large(steps)
 
 
 def _guarded(plan: Sequence[Step | Fork] | Plan, state: dict[str, Any]) -> list[Step]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,6 +23,7 @@ from quire.engine.limits import REDACT
 from quire.engine.write import Plan, Write
 from quire.errors import Invalid, InvalidState, LimitExceeded
 from quire.model import Append, Change, Delete, Ensure, Fork, Increment, Insert, Path, Remove, Set, Splice
+from quire.threads import aside
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ async def in_time(work: Callable[[Meter], T], bytes_max: int | None) -> tuple[T,
         if error.limit != "write_steps_max":
             raise
     with unaltered():
-        return await asyncio.to_thread(call, work, Meter(bytes_max)), True
+        return await aside(call, work, Meter(bytes_max)), True
 
 
 @contextmanager
@@ -178,6 +178,14 @@ def plan_of(
         most_bytes, most_steps = settings.write_bytes_max, settings.write_steps_max
         return lambda state: patch.from_json_patch(state, operations, Meter(most_bytes, most_steps, where))
     return _all_cleaned(items, bounds, meter)
+
+
+def content_of(changes: Any, plan: Sequence[Step | Fork] | Plan, bounds: Bounds, meter: Meter) -> Any:
+    """Return what a key stands for: any form of change, in plain values. plan: what `plan_of` made of it."""
+    if not callable(plan):
+        return list(plan)
+    whole = dict(changes) if isinstance(changes, Mapping) else [dict(change) for change in changes]
+    return clean(whole, **bounds, meter=meter)
 
 
 def _all_cleaned(changes: Sequence[Any], bounds: Bounds, meter: Meter) -> list[Step]:

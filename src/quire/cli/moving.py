@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from quire.api.imports import check_head
+from quire.api.imports import check_head, end_of
 from quire.cli.base import file_of, given, name_argument, opened, strict
 from quire.cli.lines import SCHEMA, plain, say, told
 from quire.errors import AlreadyExists, Denied, Invalid, NotFound
@@ -43,7 +43,7 @@ def export(ctx: click.Context, name: str, file: str, force: bool) -> None:
         click.echo(data, nl=False)
     else:
         _write(file, data)
-        say(f"{len(lines) - 1} entries to {file}")
+        say(f"{len(lines) - 2} entries to {file}")
 
 
 def _exported(wf: Workflow) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def _exported(wf: Workflow) -> list[dict[str, Any]]:
     start = len(lines) - 1
     lines += [_exported_version(v) for v in wf.history(order="oldest")[start:]]
     lines += [{"checkpoint": plain(c)} for c in wf.checkpoints()]
-    return lines
+    return [*lines, end_of(lines)]
 
 
 def _exported_version(version: Version) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def are_large(steps: Sequence[Step | Fork]) -> bool:
     if len(steps) > _QUICK_STEPS:
         return True
     values: list[Any] = []
+    removed = 0
     for step in steps:
         if isinstance(step, Set):
             values.append(step.value)
@@ -34,7 +35,9 @@ def are_large(steps: Sequence[Step | Fork]) -> bool:
             values.append(step.values)
         elif isinstance(step, Splice):
             values.append(step.insert)
-    return is_large(values)
+        elif isinstance(step, Remove):
+            removed += step.count
+    return removed > _QUICK_STEPS or is_large(values)
 
 
 class Gone(Delete, frozen=True, gc=False, array_like=True, tag="del"):

@@ -91,7 +91,7 @@ def check(record: Record, version: int, parent: bytes) -> None:
 def missing(stream: str, version: int) -> CorruptRecord:
     """Return the error for a version that is not there though the log goes on."""
     return CorruptRecord(
-        f"{stream}: version {version} is missing in its log; put it back from a backup with `quire repair`, or read older "
+        f"{stream}: version {version} is missing in its log; put it back from a backup with `quire verify --repair`, or read older "
         "versions with `quire show NAME@VERSION`",
         at=f"{stream}@{version}",
     )

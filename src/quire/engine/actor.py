@@ -33,6 +33,7 @@ from quire.engine.limits import check_words, limits_of, weight_of
 from quire.engine.write import Base, Before, Meeting, Write
 from quire.errors import AlreadyExists, ChangeError, HeadMoved, LimitExceeded, MergeConflict, WorkflowNotFound
 from quire.model import DELETED, WORKFLOWS, Change, Fork, Head, Increment, Path, Record
+from quire.threads import aside
 
 _UTF8_MAX = 4
 """Bytes of a character."""
@@ -200,7 +201,7 @@ class Actor:
     async def weigh(self) -> None:
         """Find out what the state weighs. Cost: some 25 ms for each MiB of small values, in a thread; once for each load."""
         state = self.state
-        weight = await asyncio.to_thread(weigh, state)
+        weight = await aside(weigh, state)
         if self.state is state:  # else what other processes wrote was taken in meanwhile
             self.weight = weight
 

@@ -50,6 +50,7 @@ from quire.errors import (
 )
 from quire.model import WORKFLOWS, Record, Version
 from quire.storage.base import Backend, CellWrite, Committed, Item, Outcome, Refused
+from quire.threads import aside
 
 log = logging.getLogger("quire.engine")
 
@@ -329,7 +330,7 @@ class Committer:
         if any(callable(w.policy) or w.guard is not None for w in submission.writes):
             return self._seal(submission, actors, now_ms)
         async with self.still:
-            job = asyncio.ensure_future(asyncio.to_thread(self._seal, submission, actors, now_ms))
+            job = asyncio.ensure_future(aside(self._seal, submission, actors, now_ms))
             try:
                 return await asyncio.shield(job)
             finally:

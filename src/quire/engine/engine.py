@@ -45,7 +45,7 @@ from quire.failpoints import hit
 from quire.locks import NamedLocks
 from quire.model import WORKFLOWS, Head, Path, Record, Version
 from quire.storage.base import Archive, Backend, CellWrite, more_may_follow
-from quire.threads import Threads
+from quire.threads import Threads, aside
 
 log = logging.getLogger("quire.engine")
 
@@ -398,7 +398,7 @@ class Engine:
         if version not in await self.backend.keyframes(stream):
             state = await self.state_at(stream, version)
             head = Head(stream, version, (await self.record(stream, version)).chain)
-            await self.backend.put_keyframe(await asyncio.to_thread(keyframes.make, head, state))
+            await self.backend.put_keyframe(await aside(keyframes.make, head, state))
 
     async def _write_keyframes(self) -> None:
         """Off the commit path: nobody waits for this, and losing it loses nothing."""
@@ -411,7 +411,7 @@ class Engine:
                     continue
                 head, state = actor.head, actor.state
                 changes, size = actor.changes_since_keyframe, actor.size_since_keyframe
-                frame = await asyncio.to_thread(keyframes.make, head, state)
+                frame = await aside(keyframes.make, head, state)
                 await self.backend.put_keyframe(frame)
                 actor.changes_since_keyframe -= changes
                 actor.size_since_keyframe -= size

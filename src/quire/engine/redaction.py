@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 import msgspec
@@ -45,6 +44,7 @@ from quire.model import (
     Record,
     Set,
 )
+from quire.threads import aside
 
 _PAGE = 500
 _ROUNDS = 10
@@ -334,7 +334,7 @@ async def _reframed(
         left = rule.value((), state)
         if left is not state:
             had.append(version)
-            new.append(await asyncio.to_thread(keyframes.make, Head(stream, version, chain=frame.chain), left))
+            new.append(await aside(keyframes.make, Head(stream, version, chain=frame.chain), left))
     return had, new
 
 

@@ -190,6 +190,7 @@ class Place:
                     f"the files of {self.path} end in {self.ending}, not in {self._asked}: the store was made so; say "
                     f"{self.ending}, or name another folder"
                 )
+            self._make_folders()
             self._presence = Lock(self.disk.at(MARK))
             self._journal = Journal(self.disk)
             if self._presence.take_now():
@@ -203,10 +204,14 @@ class Place:
             self._lock.give()
 
     def _make(self) -> None:
-        for folder in (TEMP, NAMESPACES):
-            self.disk.make_folder(folder)
+        self._make_folders()
         journals.create(self.disk)
         self.disk.publish(self.disk.write_temp([mark(self.ending)]), MARK)
+
+    def _make_folders(self) -> None:
+        """Make the folders that may be empty: what carried a store here (git, an archive) may have left them out."""
+        for folder in (TEMP, NAMESPACES):
+            self.disk.make_folder(folder)
 
     def _furnish(self) -> None:
         for folder in (self.base.rstrip("/"), *(f"{self.base}{area}" for area in _AREAS)):

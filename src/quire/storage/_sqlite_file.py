@@ -165,6 +165,8 @@ def _make(path: str) -> None:
     except FileExistsError:
         return
     except FileNotFoundError:
+        if os.path.lexists(folder):  # such as /proc, where nothing can be made
+            raise _unwritable(path, "no file can be made in that folder") from None
         raise StorageUnavailable(f"{path}: the folder {folder} does not exist; make it first") from None
     except PermissionError as cause:
         raise _unwritable(path, str(cause.strerror)) from None

@@ -52,6 +52,7 @@ from quire.storage.base import (
     page_of,
     tally_of,
 )
+from quire.threads import aside
 
 FORMAT = "quire 1"
 
@@ -183,7 +184,7 @@ class RedisBackend:
             return []
         async with self._turn:  # first come, first sent
             size = sum(r.size_bytes for item in items for r in item.records)
-            plan, parts = await asyncio.to_thread(rows.plan, items) if size > _THREAD_BYTES else rows.plan(items)
+            plan, parts = await aside(rows.plan, items) if size > _THREAD_BYTES else rows.plan(items)
             self._alive()
             if self._broken:
                 raise StorageUnavailable(f"{self._shown}: an earlier commit failed; `recover` has to settle it first")

@@ -382,6 +382,7 @@ class SqliteBackend:
         Raises InvalidKey if there is a file of that name.
         """
         self._alive()
+        await self._look()
         await asyncio.to_thread(self._copy, path)
 
     def _copy(self, path: str) -> None:

@@ -7,7 +7,6 @@ A segment is one stream's, so these versions come back stream by stream, not in 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -18,6 +17,7 @@ from quire.engine.backing.shelf import Place
 from quire.engine.backing.taking import Shown
 from quire.errors import CorruptRecord
 from quire.model import GENESIS, Record
+from quire.threads import aside
 
 _SEGMENT_MAX_BYTES = EXPANDED_MAX_BYTES
 
@@ -71,5 +71,5 @@ class Extension:
         digest = name.rpartition("/")[2].removesuffix(SUFFIX)
         if segment.name_of(data) != digest:
             raise CorruptRecord(f"{name} in {self._place.url}: its bytes do not match its name", at=name)
-        found = await asyncio.to_thread(segment.decode, data, name)
+        found = await aside(segment.decode, data, name)
         return list(found.records) if found.namespace == self._namespace else []

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -28,6 +27,7 @@ from quire.engine.backing import books
 from quire.engine.backing.books import Inventory, Manifest, Piece, Shelved, damaged
 from quire.engine.moving.loading import at_once
 from quire.errors import CorruptRecord, IncompatibleFormat, Invalid, NotFound, QuireError
+from quire.threads import aside
 
 MANIFESTS = "backups/manifests/"
 OBJECTS = "backups/objects/"
@@ -157,7 +157,7 @@ class Shelf:
     async def segment(self, of: Manifest, piece: Piece) -> Segment:
         """Return what is in a segment, and what the manifest says of it. Raises CorruptRecord."""
         what = f"{_path(of.id, of.series, SEGMENTS, piece.name)} in {self.place.url}"
-        found = await asyncio.to_thread(segment.decode, await self.get(of, SEGMENTS, piece), what)
+        found = await aside(segment.decode, await self.get(of, SEGMENTS, piece), what)
         positions = [r.position for r in found.records]
         if (
             found.namespace != of.namespace
@@ -172,7 +172,7 @@ class Shelf:
         """Return the inventory of a backup. Raises CorruptRecord."""
         what = f"{_path(of.id, of.series, INVENTORIES, of.inventory.name)} in {self.place.url}"
         data = await self.get(of, INVENTORIES, of.inventory)
-        found = await asyncio.to_thread(books.read_inventory, data, what)
+        found = await aside(books.read_inventory, data, what)
         if (len(found.streams), len(found.blobs), len(found.cells)) != (of.streams, of.blobs, of.cells):
             raise damaged(what, "it is not what its manifest says")
         return found

@@ -31,6 +31,7 @@ from quire.errors import CorruptRecord, QuireError, StorageError, StorageUnavail
 from quire.failpoints import hit
 from quire.model import GENESIS, REDACTED, REDACTIONS, Cell, Head, Keyframe, Record, Set
 from quire.storage.base import BACKUP, BENEATH, Backend, CellWrite, Item, more_may_follow
+from quire.threads import aside
 
 _PAGE = 1000
 _SEGMENT_BYTES = 8 * 1024 * 1024
@@ -188,7 +189,7 @@ class _Taking:
         now = Inventory(self._streams, blobs, tuple(sorted(cells.values(), key=lambda c: c.name)))
         if parent is not None and inventory is not None and not self._pieces and _same(now, inventory):
             return Taken(parent, added=False)
-        data = await asyncio.to_thread(write_inventory, now)
+        data = await aside(write_inventory, now)
         kept_inventory = await self._put(INVENTORIES, data)
         hit("backup:inventory")
         manifest = Manifest(
@@ -427,7 +428,7 @@ class _Taking:
         self._sending.append(asyncio.get_running_loop().create_task(self._segment(number, records, frames)))
 
     async def _segment(self, number: int, records: list[Record], frames: list[Keyframe]) -> None:
-        data = await asyncio.to_thread(encode, Segment(self._source.namespace, records, frames))
+        data = await aside(encode, Segment(self._source.namespace, records, frames))
         hit("backup:segment")
         found = await self._put(SEGMENTS, data)
         self._pieces[number] = msgspec.structs.replace(self._pieces[number], name=found.name, bytes=found.bytes)

@@ -28,6 +28,7 @@ from quire.errors import Conflict, CorruptRecord, IncompatibleFormat
 from quire.failpoints import hit
 from quire.model import Head, Keyframe, Record
 from quire.storage.base import Backend, CellWrite, Expect, Item, Refused
+from quire.threads import aside
 
 COPIES = "copies/"
 """How the names of cells begin that tell of copies."""
@@ -203,7 +204,7 @@ class Loader:
                     if frame is None:
                         continue
                     met.add(entry.stream)
-                    gaps[entry.stream] = _Gap(entry, await asyncio.to_thread(_fitting, entry, frame))
+                    gaps[entry.stream] = _Gap(entry, await aside(_fitting, entry, frame))
             left.append(entry)
         return list(gaps.values()), left
 

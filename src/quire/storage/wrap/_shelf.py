@@ -24,6 +24,7 @@ from quire.storage.base import Backend
 from quire.storage.objects import Objects, open_objects
 from quire.storage.wrap import ARCHIVE
 from quire.storage.wrap._catalogue import About, Catalogue, Entry, Loose, about_of
+from quire.threads import aside
 
 log = logging.getLogger("quire.archive")
 
@@ -75,7 +76,7 @@ class Shelf:
         within = place == WITHIN if within is None else within
         frames = sorted(frames, key=lambda k: k.version)
         content = Segment(self._namespace, list(records), frames, secrets.token_hex(8))
-        data = await asyncio.to_thread(segment.encode, content)
+        data = await aside(segment.encode, content)
         versions = [r.version for r in records]
         positions = [0] if unplaced else [r.position for r in records]
         full = versions == list(range(versions[0], versions[-1] + 1))
@@ -106,7 +107,7 @@ class Shelf:
             await objects.put(path, made.data)
             hit("archive:put")
             found = await objects.get(path, max_bytes=len(made.data))
-        back = found == made.data and await asyncio.to_thread(segment.decode, made.data, "what was just written")
+        back = found == made.data and await aside(segment.decode, made.data, "what was just written")
         if back != made.content:
             where = made.place or "the store"
             raise StorageUnavailable(f"{where} does not give back what was written to it; nothing was removed")
@@ -157,7 +158,7 @@ class Shelf:
                 raise _damaged(what, "damaged in", place, stream) from error
         if data is None or segment.name_of(data) != entry.name:
             raise _damaged(what, "gone from" if data is None else "damaged in", place, stream)
-        found = await asyncio.to_thread(segment.decode, data, what)
+        found = await aside(segment.decode, data, what)
         if [r.version for r in found.records if r.stream == stream and entry.holds(r.version)] != _versions(entry):
             raise _damaged(what, "another one's in", place, stream)
         return found

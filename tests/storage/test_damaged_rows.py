@@ -1,5 +1,7 @@
 """Whatever is wrong with a row, what reads it says so with an error of ours, or answers what was stored."""
 
+import asyncio
+import itertools
 import os
 import random
 import re
@@ -7,6 +9,7 @@ import shutil
 import sqlite3
 from contextlib import asynccontextmanager, closing, suppress
 
+import apsw
 import asyncpg
 import nats
 import pytest
@@ -14,7 +17,7 @@ import redis
 
 import quire
 from quire.config import Retention, Settings
-from quire.errors import QuireError
+from quire.errors import CorruptRecord, QuireError
 from quire.storage import _sqlite_read
 from quire.testing.servers.fixtures import shared
 from quire.testing.servers.nats import NatsServer
@@ -400,3 +403,30 @@ async def test_a_version_that_is_gone_is_named_by_whatever_passes_it(tmp_path, k
             print(told)
             assert all(re.search(rf"CorruptRecord.*(version {GONE}\b|@{GONE}\b)", str(said)) for said in told.values())
             assert not (await store.verify()).ok
+
+
+@pytest.mark.parametrize("query", ["_READ", "_FEED"])
+async def test_an_index_that_goes_round_ends_no_loop_later_but_at_once(tmp_path, monkeypatch, query):
+    """A flipped bit made `read` give the same page again and again, and what paged through it ran for ever."""
+    path = str(tmp_path / "s.db")
+    await filled(path)
+    turned = getattr(_sqlite_read, query).replace("ORDER BY version", "ORDER BY version DESC")
+    monkeypatch.setattr(_sqlite_read, query, turned.replace("ORDER BY position", "ORDER BY position DESC"))
+    async with quire.open(path, settings=FRAMES) as store:
+        async with asyncio.timeout(30):
+            with pytest.raises(CorruptRecord, match="the order of records"):
+                await (store.engine.backend.read("workflows/w") if query == "_READ" else store.engine.backend.feed())
+            if query == "_READ":
+                assert not (await store.verify()).ok
+                assert not (await store.repair()).ok
+
+
+async def test_names_that_go_round_are_an_error_of_ours(tmp_path):
+    path = str(tmp_path / "s.db")
+    await filled(path)
+    with closing(apsw.Connection(path)) as db:
+        names = [name for (name,) in db.execute("SELECT name FROM streams ORDER BY name DESC")]
+        assert len(names) > 2
+        with pytest.raises(CorruptRecord, match="the order of streams"):
+            for name, last in itertools.pairwise(names):
+                _sqlite_read._check_behind(last, name, "streams")

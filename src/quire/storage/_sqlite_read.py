@@ -6,8 +6,9 @@ in or, outside the log, does not match its checksum; the log's chain is checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from quire.storage._sqlite_worker import Db
 from quire.storage.base import StorageStats, Tally, page_of
 from quire.storage.codec import checksum, unpack
 
+_VERSION, _POSITION = attrgetter("version"), attrgetter("position")
+_ROUND = "an index leads back to what was before it"
 FLOOR, REMOVED = "position_floor", "records_removed"
 """Keys of `meta`: the newest position at the time it was removed; how many records were removed ever."""
 
@@ -70,13 +73,24 @@ def one_moment(db: Db) -> Generator[None]:
 def records(db: Db, namespace: str, stream: str, *, after: int, upto: int | None, limit: int | None) -> list[Record]:
     """Records of a stream, oldest first."""
     bounds = (after, _ENDLESS if upto is None else upto, -1 if limit is None else limit)
-    return page_of((_record(stream, row) for row in db.execute(_READ, (namespace, stream, *bounds))), limit)
+    rows = db.execute(_READ, (namespace, stream, *bounds))
+    return page_of(_rising((_record(stream, row) for row in rows), _VERSION, after), limit)
 
 
 def feed(db: Db, namespace: str, after: int, limit: int) -> list[Record]:
     """Records of a namespace in commit order."""
     rows = db.execute(_FEED, (after, namespace, limit))
-    return page_of((_record(_text(row[0], "a stream"), row[1:]) for row in rows), limit)
+    return page_of(_rising((_record(_text(row[0], "a stream"), row[1:]) for row in rows), _POSITION, after), limit)
+
+
+def _rising(found: Iterable[Record], place: Callable[[Record], int], after: int) -> Iterator[Record]:
+    """Yield records as long as they go up, as an index that is damaged may go round. Raises CorruptRecord."""
+    for entry in found:
+        if place(entry) <= after:
+            at = f"{entry.stream}@{entry.version}"
+            raise _damaged(f"the order of records ({place(entry)} behind {after})", at, _ROUND)
+        after = place(entry)
+        yield entry
 
 
 def heads(db: Db, namespace: str, streams: Sequence[str]) -> list[Head]:
@@ -100,8 +114,15 @@ def names(db: Db, namespace: str, prefix: str, after: str, limit: int | None) ->
     for (name,) in rows:
         if len(found) == limit or not _text(name, "a stream").startswith(prefix):
             break  # sorted: no later one does
+        _check_behind(name, found[-1] if found else after, "streams")
         found.append(name)
     return found
+
+
+def _check_behind(name: str, last: str, what: str) -> None:
+    """Raise CorruptRecord unless a name comes after the last one: an index that is damaged may go round."""
+    if name.encode(errors="surrogatepass") <= last.encode(errors="surrogatepass"):
+        raise _damaged(f"the order of {what} ({name!r} behind {last!r})", name, _ROUND)
 
 
 def _text(name: Any, whose: str) -> str:
@@ -188,7 +209,11 @@ def blob(db: Db, namespace: str, name: str) -> bytes | None:
 def blob_names(db: Db, namespace: str, after: str, limit: int) -> list[str]:
     """Names greater than `after`, sorted."""
     query = "SELECT name FROM blobs WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?"
-    return [_text(name, "a blob") for (name,) in db.execute(query, (namespace, after, limit))]
+    found: list[str] = []
+    for (name,) in db.execute(query, (namespace, after, limit)):
+        _check_behind(_text(name, "a blob"), found[-1] if found else after, "blobs")
+        found.append(name)
+    return found
 
 
 def _blob(row: tuple[Any, ...]) -> bytes:
@@ -219,6 +244,7 @@ def cells(db: Db, namespace: str, prefix: str, now_ms: int, *, after: str, limit
     for row in rows:
         if len(found) == limit or not _text(row[0], "a cell").startswith(prefix):
             break
+        _check_behind(row[0], found[-1].name if found else after, "cells")
         here = _unexpired(_cell(row), now_ms)
         if here is not None:
             found.append(here)

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -225,6 +226,50 @@ def test_a_log_that_two_processes_share_is_put_back_with_what_both_wrote(tmp_pat
             assert store.workflow("theirs").get("/n") == 1
     with quire.sync.open(path) as store:
         assert (store.workflow("ours").get("/n"), store.workflow("theirs").get("/n")) == (4, 1)
+        assert store.verify().ok
+
+
+WRITING = """
+import sys, time, quire
+from quire.errors import QuireError
+with quire.sync.open(sys.argv[1]) as store:
+    wf = store.create(sys.argv[2], {"l": []})
+    print("ready", flush=True)
+    acked, refused = [], 0
+    until = time.monotonic() + 60
+    while len(acked) < 400 and time.monotonic() < until:
+        n = len(acked) + refused
+        try:
+            wf.append("/l", n)
+            acked.append(n)
+        except QuireError:
+            refused += 1
+            time.sleep(0.01)
+        time.sleep(0.001)
+    there = wf.get("/l")
+    assert [n for n in acked if n not in there] == [], (acked, there)
+    print(len(acked), refused, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("names", [("-shm",), ("-wal",), ("-wal", "-shm")], ids="".join)
+def test_two_processes_go_on_when_the_log_they_share_was_removed(tmp_path, names):
+    path = str(tmp_path / "s.db")
+    args = [sys.executable, "-c", WRITING, path]
+    both = [subprocess.Popen([*args, name], stdin=-1, stdout=-1, text=True) for name in ("one", "two")]
+    assert [writer.stdout.readline() for writer in both] == ["ready\n"] * 2
+    time.sleep(0.2)
+    for name in names:
+        Path(f"{path}{name}").unlink()
+    done = [writer.stdout.readline().split() for writer in both]
+    for writer in both:
+        writer.communicate("\n", timeout=60)
+    assert [writer.returncode for writer in both] == [0, 0]
+    assert [acked for acked, _ in done] == ["400", "400"]
+    assert sum(int(refused) for _, refused in done) < 20, done
+    with quire.sync.open(path) as store:
+        assert all(len(store.workflow(name).get("/l")) >= 400 for name in ("one", "two"))
         assert store.verify().ok
 
 

@@ -47,7 +47,7 @@ _IN_USE = 128
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
-_LOCKS = "/proc/locks"
+_LOCKS, _HANDLES = "/proc/locks", "/proc/self/fd"
 _COARSE_NS, _COARSEST_NS = 50_000_000, 3_000_000_000
 """A folder that changed less than so long ago may change again and keep its time. Clocks of kernels go in steps of up to 10 ms;
 some file systems count in steps of 2 s."""
@@ -177,6 +177,8 @@ class Presence(Inodes):
         if not self._locks:
             raise StorageUnavailable(f"{said}; close the store in all processes, then open it again")
         with self.turn():
+            if self._is_replaced() and self._is_empty():
+                return  # another process that had the same log copied it, emptied it and began anew: there is nothing left
             self._take(self._file, fcntl.F_WRLCK, _PENDING, 1)  # nobody opens the database meanwhile
             try:
                 left = [path for path in self.of if path != self.path and self._is_ours(path, said)]
@@ -188,6 +190,24 @@ class Presence(Inodes):
                     os.unlink(path)  # noqa: PTH108 - as cheap as the rest here
             finally:
                 _try(self._file, fcntl.F_UNLCK, _PENDING, 1)
+
+    def _is_replaced(self) -> bool:
+        """Tell whether there is a write-ahead log that is not the one that we opened."""
+        log = f"{self.path}-wal"
+        with suppress(FileNotFoundError):
+            return log in self.of and inode_of(os.lstat(log)) != self.of[log]
+        return False
+
+    def _is_empty(self) -> bool:
+        """Tell whether the log that we opened holds nothing, wherever it is now. On systems without /proc it says no."""
+        ours = self.of[f"{self.path}-wal"]
+        with suppress(OSError):
+            for handle in Path(_HANDLES).iterdir():
+                with suppress(OSError):
+                    found = handle.stat()
+                    if inode_of(found) == ours:
+                        return found.st_size == 0
+        return False
 
     def _is_ours(self, path: str, said: str) -> bool:
         try:

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import apsw
@@ -270,6 +270,105 @@ def test_two_processes_go_on_when_the_log_they_share_was_removed(tmp_path, names
     assert sum(int(refused) for _, refused in done) < 20, done
     with quire.sync.open(path) as store:
         assert all(len(store.workflow(name).get("/l")) >= 400 for name in ("one", "two"))
+        assert store.verify().ok
+
+
+ASKED = """
+import sys, quire
+from quire.errors import QuireError
+from quire.storage import _sqlite_presence as presences
+path, blind = sys.argv[1:]
+if blind == "True":
+    presences._another_is_held = lambda *_: False
+with quire.sync.open(path) as store:
+    wf = store.workflow("theirs")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            wf.inc("/n")
+            print("wrote", flush=True)
+        except QuireError as error:
+            print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_no_log_is_begun_beside_one_that_was_removed_and_holds_something(tmp_path, blind):
+    """One process puts a log back and begins another, which is removed as well; one that slept has the first log still."""
+    path, acked = str(tmp_path / "s.db"), []
+    store = quire.sync.open(path)
+    wf = store.create("ours", {})
+    store.create("theirs", {"n": 0})
+    args = [sys.executable, "-c", ASKED, path, str(blind)]
+    with subprocess.Popen(args, stdin=-1, stdout=-1, text=True) as other:
+
+        def ask():
+            other.stdin.write("go\n")
+            other.stdin.flush()
+            return other.stdout.readline().strip()
+
+        def write(count):
+            for n in range(len(acked), len(acked) + count):
+                with suppress(StorageError):
+                    wf.set(f"/k{n}", n)
+                    acked.append(f"k{n}")
+
+        def remove():
+            for name in ("-wal", "-shm"):
+                Path(f"{path}{name}").unlink()
+
+        assert other.stdout.readline() == "ready\n"
+        assert ask() == "wrote"
+        write(3)
+        remove()
+        write(30)
+        remove()
+        assert ask() in ("OutcomeUnknown", "StorageUnavailable")
+        write(3)
+        if not blind:
+            assert ask() == "wrote"
+            write(3)
+            assert ask() == "wrote"
+        store.close()
+        other.stdin.close()
+        assert other.wait(30) == 0
+    with quire.sync.open(path) as store:
+        there = store.workflow("ours").state()
+        lost = [name for name in acked if name not in there]
+        assert (len(acked) > 30 and lost == []) if not blind else len(lost) > 20  # the control
+        assert store.verify().ok
+
+
+GOING = """
+import os, sys, quire
+from quire.errors import QuireError
+from quire.storage import _sqlite_presence as presences
+path, real = sys.argv[1], presences.await_log
+def then_removed(path):
+    real(path)
+    os.unlink(path + "-wal")
+presences.await_log = then_removed
+try:
+    quire.sync.open(path).close()
+except QuireError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_no_log_is_begun_where_one_goes_in_the_midst_of_opening(tmp_path):
+    path = str(tmp_path / "s.db")
+    with quire.sync.open(path) as store:
+        wf = store.create("w", {"n": 0})
+        for n in range(20):
+            wf.set("/n", n)
+        done = subprocess.run([sys.executable, "-c", GOING, path], stdout=-1, check=False, text=True)
+        assert done.stdout.split() == ["StorageUnavailable"]
+        with pytest.raises(StorageUnavailable):
+            wf.set("/n", 20)
+        wf.set("/n", 21)
+    with quire.sync.open(path) as store:
+        assert store.workflow("w").get("/n") == 21
+        assert store.workflow("w").get("/n", version=20) == 19
         assert store.verify().ok
 
 

@@ -7,7 +7,9 @@ file description (`F_OFD_SETLK`, Linux) conflict with fcntl's, even within a pro
 
 1. A shared lock on the bytes that SQLite locks to remove a log, and on the byte that says that the shared memory is in
    use: no library, here or in another process, removes or empties either while a store is open.
-2. An exclusive lock on a byte behind SQLite's, the turn, around every write of ours: two processes never write at once, even
+2. A shared lock on a byte that stands for the log that is open: who would begin a new log sees that somebody holds another,
+   which was removed and may not be in the database yet, and gives up.
+3. An exclusive lock on a byte behind SQLite's, the turn, around every write of ours: two processes never write at once, even
    where SQLite's own lock was dropped.
 
 Files can be removed, moved or replaced all the same, by hand. Each write compares device and inode of the three files,
@@ -42,6 +44,12 @@ from quire.storage._sqlite_worker import Db
 _PENDING = 0x40000000  # SQLite's bytes are in its src/os.h and os_unix.c
 _SHARED, _SHARED_BYTES = _PENDING + 2, 510
 _TURN = _PENDING + 512
+_HOLDS, _HOLDS_BYTES = 0x50000000, 0x10000000
+"""A byte in this range stands for a write-ahead log: see `_hold`."""
+_HELD = (
+    "{0}-wal was removed while another process has the store open; only that one can put back what it wrote: write something "
+    "there, or close it there, then try again"
+)
 _IN_USE = 128
 """Of the shared memory's file: locked by all who use it (UNIX_SHM_DMS)."""
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
@@ -84,6 +92,8 @@ class Presence(Inodes):
     def lock(self) -> None:
         """Keep others from removing the write-ahead log. Waits for one who is about to. Raises BusyError."""
         self.of, self._unchanged = {self.path: self.inode}, None
+        if self._locks:
+            _try(self._file, fcntl.F_UNLCK, _HOLDS, _HOLDS_BYTES)
         if self._wal:
             self._take(self._file, fcntl.F_RDLCK, _SHARED, _SHARED_BYTES)
 
@@ -107,12 +117,32 @@ class Presence(Inodes):
         """Remember which files a connection has opened since `lock`, and mark the shared memory as in use."""
         if not self._wal or len(self.of) > 1:
             return
-        shm = os.open(f"{self.path}-shm", os.O_RDONLY | os.O_CLOEXEC)
-        self._others.append(shm)
-        self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
-        log = f"{self.path}-wal"
+        log, shared = f"{self.path}-wal", f"{self.path}-shm"
+        try:
+            shm = os.open(shared, os.O_RDONLY | os.O_CLOEXEC)
+            self._others.append(shm)
+            self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
+            of = {log: inode_of(os.lstat(log)), shared: inode_of(os.fstat(shm))}
+            self._take(self._file, fcntl.F_RDLCK, _hold(of[log]), 1)
+            if self._locks and self._is_surplus(log, of[log]):
+                with self.turn():
+                    self._end_surplus(log, of)
+        except FileNotFoundError:
+            raise StorageUnavailable(f"{log} was removed while it was opened; open the store again") from None
         self._unchanged = None
-        self.of = self.of | {log: inode_of(os.lstat(log)), f"{self.path}-shm": inode_of(os.fstat(shm))}
+        self.of = self.of | of
+
+    def _is_surplus(self, log: str, inode: Inode) -> bool:
+        """Tell whether a log holds nothing and only we have it, while somebody has another, which may hold something."""
+        return os.lstat(log).st_size == 0 and _another_is_held(self.path, inode)
+
+    def _end_surplus(self, log: str, of: dict[str, Inode]) -> None:
+        """Remove a log that should not have been begun, as the other could not be put back beside it. Raises StorageUnavailable."""
+        if self._is_surplus(log, of[log]):
+            for path, inode in of.items():
+                if inode_of(os.lstat(path)) == inode:
+                    os.unlink(path)  # noqa: PTH108 - as cheap as the rest here
+            raise StorageUnavailable(_HELD.format(self.path))
 
     # while it is open
 
@@ -178,6 +208,7 @@ class Presence(Inodes):
             raise StorageUnavailable(f"{said}; close the store in all processes, then open it again")
         with self.turn():
             if self._is_replaced() and self._is_empty():
+                self._remember()
                 return  # another process that had the same log copied it, emptied it and began anew: there is nothing left
             self._take(self._file, fcntl.F_WRLCK, _PENDING, 1)  # nobody opens the database meanwhile
             try:
@@ -186,6 +217,7 @@ class Presence(Inodes):
                 busy, pages, copied = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy or pages != copied:
                     raise StorageUnavailable(f"{said}, and a reader keeps it from being copied; write again later")
+                self._remember()
                 for path in left:  # who still uses them would not see what is written from now on
                     os.unlink(path)  # noqa: PTH108 - as cheap as the rest here
             finally:
@@ -200,14 +232,31 @@ class Presence(Inodes):
 
     def _is_empty(self) -> bool:
         """Tell whether the log that we opened holds nothing, wherever it is now. On systems without /proc it says no."""
-        ours = self.of[f"{self.path}-wal"]
+        log = self._log()
+        return log is not None and log.stat().st_size == 0
+
+    def _log(self) -> Path | None:
+        """Return where the log that SQLite has open here can be opened, whatever became of its name."""
+        ours = self.of.get(f"{self.path}-wal")
         with suppress(OSError):
             for handle in Path(_HANDLES).iterdir():
                 with suppress(OSError):
-                    found = handle.stat()
-                    if inode_of(found) == ours:
-                        return found.st_size == 0
-        return False
+                    if inode_of(handle.stat()) == ours:
+                        return handle
+        return None
+
+    def _remember(self) -> None:
+        """Remember that the log which we opened holds nothing: others may hold it still, and need not put it back.
+
+        It stays open here, so that no other log gets its inode.
+        """
+        log = self._log()
+        if log is not None:
+            handle = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+            left = _saved.setdefault(self.inode, {}).pop(_hold(self.of[f"{self.path}-wal"]), None)
+            if left is not None:
+                os.close(left)
+            _saved[self.inode][_hold(self.of[f"{self.path}-wal"])] = handle
 
     def _is_ours(self, path: str, said: str) -> bool:
         try:
@@ -263,10 +312,7 @@ def await_log(path: str) -> None:
     until = time.monotonic() + _AWAIT_LOG_S
     while _is_without_log(path):
         if time.monotonic() > until:
-            raise StorageUnavailable(
-                f"{path}-wal was removed while another process has the store open; only that one can put back what it wrote: "
-                "write something there, or close it there, then open it here"
-            )
+            raise StorageUnavailable(_HELD.format(path))
         time.sleep(_LOOK_S)
 
 
@@ -279,17 +325,43 @@ def _is_without_log(path: str) -> bool:
         locks = Path(_LOCKS).read_text()
     except OSError:
         return False
-    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return any(first < _SHARED + _SHARED_BYTES and last >= _SHARED for first, last in _locked(found, locks))
+
+
+def _locked(of: os.stat_result, locks: str) -> Generator[tuple[int, int]]:
+    """Yield the first and the last byte of each lock on a file. locks: what is in `/proc/locks`."""
+    inode = f"{os.major(of.st_dev):02x}:{os.minor(of.st_dev):02x}:{of.st_ino}"
     for line in locks.splitlines():
         place, *bounds = line.split()[-3:]
         if place == inode and "->" not in line:  # an arrow is before those who wait for a lock
             first, last = (sys.maxsize if bound == "EOF" else int(bound) for bound in bounds)
-            if first < _SHARED + _SHARED_BYTES and last >= _SHARED:
-                return True
-    return False
+            yield first, last
+
+
+def _hold(log: Inode) -> int:
+    """Return the byte that those lock who have a write-ahead log open."""
+    return _HOLDS + log[1] % _HOLDS_BYTES
+
+
+def _another_is_held(path: str, log: Inode) -> bool:
+    """Tell whether somebody holds another log than this, which nobody else has, and may have to put it back.
+
+    On systems other than Linux it says no.
+    """
+    try:
+        found, locks = os.lstat(path), Path(_LOCKS).read_text()
+    except OSError:
+        return False
+    held = [first for first, last in _locked(found, locks) if first == last and _HOLDS <= first < _HOLDS + _HOLDS_BYTES]
+    saved = _saved.get(inode_of(found), {})
+    for byte in [byte for byte in saved if byte not in held]:
+        os.close(saved.pop(byte))
+    return held.count(_hold(log)) < 2 and not {*held} - {_hold(log)} <= saved.keys()
 
 
 _open: dict[Inode, Presence] = {}
+_saved: dict[Inode, dict[int, int]] = {}
+"""Of each file, the bytes of logs that were removed and whose content is in the file, with a descriptor of each log."""
 _registry = threading.Lock()
 
 

@@ -121,7 +121,11 @@ class SqliteBackend:
         """
         await self._writer.run(self._enter)
         if self._log.presence is not None:
-            await self._writer.do(self._note)
+            try:
+                await self._writer.do(self._note)
+            except BaseException as error:
+                await self._writer.run(partial(self._give_up, str(error)))
+                raise
 
     def _enter(self) -> None:
         if not self._wal:
@@ -134,6 +138,12 @@ class SqliteBackend:
                 self._log.gone = ""
         finally:
             db.close(True)
+
+    def _give_up(self, why: str) -> None:
+        """Close what was opened, before anything is written there: the files are not in a state to be used."""
+        assert self._log.presence is not None
+        self._log.gone = why
+        self._leave(self._log.presence)
 
     def _note(self, db: Db) -> None:
         assert self._log.presence is not None

@@ -428,7 +428,7 @@ async def test_a_folder_that_did_not_change_stands_for_its_files_and_one_that_di
             patched.setattr(Inodes, "trouble", lambda self: looks.append(self) or looked(self))
             await wf.set("/n", 2)
         assert looks == []
-        (presence,) = _sqlite_presence._open.values()
+        (presence,) = (found for found in _sqlite_presence._open.values() if found.path == str(place / "s.db"))
         GOES[goes](place)
         assert presence.trouble() is not None
         assert presence.trouble() is not None

@@ -153,7 +153,10 @@ def _read(
     wide = msgspec.structs.replace(settings, write_bytes_max=max(settings.write_bytes_max, most or sys.maxsize))
     read: _Read | None = None
     end: _End | None = None
-    digest = blake3(_line(head))
+    try:
+        digest = blake3(_line(head))
+    except InvalidState as cause:
+        raise InvalidState(f"{what} line 1 is damaged: {cause}") from None
     count = 0
     for number in count_from(2):
         line = call(next, lines, _NO_MORE)

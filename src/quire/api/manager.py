@@ -43,7 +43,7 @@ from quire.core.diff import diff
 from quire.core.path import format as pointer
 from quire.core.path import get
 from quire.core.updated_at import Tail, UpdatedAt, following
-from quire.core.values import clean, copied, is_large
+from quire.core.values import copied, is_large
 from quire.engine.updated_at import of_version
 from quire.engine.watch import Cursor, deliver, stream_records
 from quire.engine.write import Write
@@ -163,8 +163,7 @@ class StateManager:
         started = time.perf_counter()
         validate(state)
         workflow = self.store.workflow(workflow_id)
-        given, bounds = dict(state), writes.limits_of_wholes(self.store.engine.settings)
-        whole, _ = await writes.in_time(lambda meter: clean(given, **bounds, meter=meter), bounds["bytes_max"])
+        whole, _ = await writes.cleaned(dict(state), writes.limits_of_wholes(self.store.engine.settings))
         how = {"author": author, "message": change_description, "allow_empty": True}
         states = self._states()
         made, since = await states.write(workflow.stream, whole, how)

@@ -215,14 +215,12 @@ async def scan(
     engine: Engine, stream: str, top: int, order: Order, matches: Callable[[Record], bool], limit: int | None
 ) -> list[Version]:
     """Return the versions up to `top` that match, in the order asked, at most `limit`. Raises Invalid."""
-    if limit is not None and type(limit) is not int:
-        raise Invalid(f"limit={limit!r} is not a number of versions")
-    if limit is not None and limit < 0:
-        raise Invalid(f"limit={limit} is below 0; leave it out for all versions")
-    if limit == 0:
-        return []
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise Invalid(f"limit={limit!r} is not a number of versions; leave it out for all of them")
     if order not in ("newest", "oldest"):
         raise Invalid(f"order={order!r}; there are newest and oldest")
+    if limit == 0:
+        return []
     found: list[Version] = []
     step = _PAGE if limit is None else max(1, min(limit, _PAGE))
     read = pages(engine.backend, stream, 0, top, limit=step)

@@ -25,7 +25,7 @@ from quire.core.path import get, parse, resolve
 from quire.core.redact import ByPath, ByText
 from quire.core.resolve import ABSENT, Policy
 from quire.core.schema import KEY
-from quire.core.values import SMALL, clean, is_large, same
+from quire.core.values import clean, is_large, same
 from quire.engine.actor import DELETED
 from quire.engine.engine import Engine
 from quire.engine.idempotency import write_once
@@ -42,7 +42,6 @@ from quire.model import (
     Fork,
     Increment,
     Insert,
-    Path,
     Point,
     Remove,
     Set,
@@ -179,7 +178,7 @@ class Workflow(Reader):
         "" replaces the state.
         """
         tokens = writes.place(path, self.bounds)
-        value, heavy = await self._private(value, tokens)
+        value, heavy = await writes.cleaned(value, self.bounds, tokens)
 
         def plan(state: dict[str, Any]) -> Sequence[Change]:
             where = resolve(state, tokens)
@@ -204,7 +203,7 @@ class Workflow(Reader):
     async def append(self, path: Pointer, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Add values at the end of a list."""
         tokens = writes.place(path, self.bounds)
-        new, heavy = await self._private(list(values), tokens)
+        new, heavy = await writes.cleaned(list(values), self.bounds, tokens)
         return await self._write(
             lambda state: [Append(resolve(state, tokens), new)], ["append", tokens, new], how, heavy=heavy
         )
@@ -212,7 +211,7 @@ class Workflow(Reader):
     async def insert(self, path: Pointer, index: int, *values: Any, **how: Unpack[BasedWriting]) -> Version:
         """Insert values into a list before `index` (0 to its length)."""
         tokens = writes.place(path, self.bounds)
-        new, heavy = await self._private(list(values), tokens)
+        new, heavy = await writes.cleaned(list(values), self.bounds, tokens)
         return await self._write(
             lambda state: [Insert(resolve(state, tokens), index, new)], ["insert", tokens, index, new], how, heavy=heavy
         )
@@ -326,9 +325,7 @@ class Workflow(Reader):
 
         content = plain
         if how.get("idempotency_key") is not None:
-            content, _ = await writes.in_time(
-                lambda meter: clean(dict(plain), **bounds, meter=meter), bounds["bytes_max"]
-            )
+            content, _ = await writes.cleaned(dict(plain), bounds)
         return await self._write(plan, ["save", content], {**how, "base": base}, heavy=heavy)
 
     async def rebase(self, changes: Sequence[Step], base: Base, **how: Unpack[Writing]) -> Version | None:
@@ -547,14 +544,6 @@ class Workflow(Reader):
         return made if made is not None else await self.version()
 
     # inside
-
-    async def _private(self, value: Any, path: Path) -> tuple[Any, bool]:
-        """Return a private copy of a value that will be at a path, and whether it is large."""
-        if type(value) in SMALL:
-            return clean(value, path=path, **self.bounds), False
-        return await writes.in_time(
-            lambda meter: clean(value, path=path, **self.bounds, meter=meter), self.bounds["bytes_max"]
-        )
 
     async def _write(
         self, plan: Sequence[Step | Fork] | Plan, content: Any, how: Mapping[str, Any], **inside: Unpack[_Inside]

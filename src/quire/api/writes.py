@@ -17,7 +17,7 @@ from quire.core.guards import Step, Within
 from quire.core.meter import Meter
 from quire.core.path import parse
 from quire.core.resolve import Policy, check_policy
-from quire.core.values import clean
+from quire.core.values import SMALL, clean
 from quire.engine.actor import DELETED
 from quire.engine.limits import REDACT
 from quire.engine.write import Plan, Write
@@ -137,6 +137,16 @@ async def in_time(work: Callable[[Meter], T], bytes_max: int | None) -> tuple[T,
         return await aside(call, work, Meter(bytes_max)), True
 
 
+async def cleaned(value: Any, bounds: Bounds, path: Path = ()) -> tuple[Any, bool]:
+    """Return what `clean` makes of a value, in a thread where it is large; and whether it is.
+
+    path: where it will be.  Raises what `clean` and `in_time` raise.
+    """
+    if type(value) in SMALL:
+        return clean(value, path=path, **bounds), False
+    return await in_time(lambda meter: clean(value, path=path, **bounds, meter=meter), bounds["bytes_max"])
+
+
 @contextmanager
 def unaltered() -> Generator[None]:
     """Raise Invalid where an object of the program is altered while it is read in a thread."""
@@ -246,8 +256,7 @@ async def creation(
     stream: str, state: Mapping[str, Any] | msgspec.Struct, author: str, message: str, settings: Settings
 ) -> Write:
     """Return the write that starts a workflow."""
-    given, bounds = dict(plain(state)), limits(settings)
-    whole, heavy = await in_time(lambda meter: clean(given, **bounds, meter=meter), settings.write_bytes_max)
+    whole, heavy = await cleaned(dict(plain(state)), limits(settings))
     how = {"author": author, "message": message}
     return write(stream, [Set((), whole)], how, kind="create", exists=False, allow_empty=True, heavy=heavy)[0]
 

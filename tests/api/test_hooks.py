@@ -700,6 +700,7 @@ async def test_a_raising_callback_is_told_again_loses_no_order_and_disturbs_nobo
         for _ in range(5):
             await wf.inc("/n")
         await other.count(5)  # neither writers nor others wait for it
+        await told.count(1)
         assert [e.new for e in told] == [1]
         for _ in range(3):
             while not clock.sleepers:

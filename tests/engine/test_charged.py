@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import quire
-from quire import Append, Insert, Remove, Set, Settings, Splice
+from quire import Append, Insert, Remove, Set, Settings, Splice, threads
 from quire.core.changes import Working
 from quire.core.meter import Meter
 from quire.core.patch import from_json_patch
@@ -298,13 +298,13 @@ MANY = [{"op": "add", "path": f"/o/k{n}", "value": {"n": n}} for n in range(6_00
 
 
 async def test_a_large_write_is_prepared_beside_the_loop(tmp_path, monkeypatch):
-    begun, threads = [], asyncio.to_thread
+    begun, own = [], threads._own.call
 
-    async def counted(work, *arguments, **options):
+    async def counted(work, *arguments):
         begun.append(work)
-        return await threads(work, *arguments, **options)
+        return await own(work, *arguments)
 
-    monkeypatch.setattr(asyncio, "to_thread", counted)
+    monkeypatch.setattr(threads._own, "call", counted)
     async with quire.open("memory:") as store:
         wf, other = await store.create("w", {"o": {}, "l": []}), await store.create("other", {"n": 0})
         for write in (

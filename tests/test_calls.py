@@ -320,7 +320,7 @@ OWN_JOBS = {
     "api/manager.py": {"record.canonical"},
     "api/reading.py": {"copied", "_difference"},
     "api/views.py": {"partial(history.blame, made, path, kinds=kinds)"},
-    "api/whole_states.py": {"diff", "lambda: reliant(_changes(state, whole))"},
+    "api/whole_states.py": {"diff", "settle", "lambda: reliant(_changes(state, whole))"},
     "api/workflow.py": {"_guarded"},
     "api/writes.py": {"call"},
     "api/tables.py": {

@@ -210,3 +210,27 @@ async def test_without_a_thread_a_large_write_is_refused_and_never_done(tmp_path
 
 def refused(_thread):
     raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("others", "beside"),
+    [
+        ([Append(("list",), [n]) for n in range(400)], True),
+        ([Set(("text",), "x" * 300_000)], True),
+        ([Append(("list",), [n]) for n in range(10)], False),
+    ],
+    ids=["many", "long", "few"],
+)
+async def test_a_write_that_meets_much_is_rebased_in_a_thread(store, monkeypatch, others, beside):
+    wf = await store.create("w", {"list": [], "text": ""})
+    seen, settle = [], layout.settle
+
+    def noted(*args, **how):
+        seen.append(threading.current_thread())
+        return settle(*args, **how)
+
+    monkeypatch.setattr(layout, "settle", noted)
+    await wf.apply(others)
+    await wf.apply([Append(("list",), [-n]) for n in range(1, 11)], base=1)
+    assert (seen[-1] is not threading.current_thread()) is beside
+    assert (await wf.get("/list"))[-10:] == list(range(-1, -11, -1))

@@ -6,8 +6,9 @@ import pytest
 
 from quire.core.changes import apply
 from quire.core.guards import reliant
+from quire.core.meter import Meter
 from quire.core.resolve import settle
-from quire.errors import MergeConflict
+from quire.errors import LimitExceeded, MergeConflict
 from quire.model import Append, Insert, Remove, Set
 
 LIST = ("items",)
@@ -73,3 +74,44 @@ def test_two_changes_of_a_list_pass_each_other_in_few_calls(mine, other, policy)
     count = 100
     base = {"items": [{"x": i} for i in range(count)]}
     assert calls(mine(count, "ours"), other(count, "theirs"), base, policy) < 40 * count**2
+
+
+@pytest.mark.parametrize("policy", ["last", "ours", "theirs", "queue"])
+def test_each_item_of_a_removal_that_met_a_conflict_costs_the_same(policy):
+    def each(count):
+        base = {"items": [{"n": n} for n in range(2 * count)]}
+        ours = reliant([Remove(LIST, 0, count)])
+        return calls(ours, [Set((*LIST, 3, "x"), 1)], base, policy) / count
+
+    assert each(1000) < 1.2 * each(100)
+
+
+def counted(ours, theirs, base, policy, steps_max):
+    meter = Meter(steps_max=steps_max)
+    settle(ours, theirs, base=base, head=apply(base, theirs), policy=policy, meter=meter)
+    return meter.steps
+
+
+MANY = {
+    "conflicts": (edited, edited),
+    "items gone": (emptied, edited),
+    "items moved": (grown, grown),
+    "insertions": (grown, emptied),
+    "appends": (extended, extended),
+    "one removal": (lambda count, _: reliant([Remove(LIST, 0, count)]), edited),
+}
+
+
+@pytest.mark.parametrize("policy", ["theirs", "both", lambda met: met.theirs], ids=["theirs", "both", "fn"])
+@pytest.mark.parametrize("sides", MANY)
+def test_work_that_grows_with_the_product_of_both_sides_is_charged(sides, policy):
+    mine, other = (side(200, name) for side, name in zip(MANY[sides], ("ours", "theirs"), strict=True))
+    base = {"items": [{"x": i} for i in range(200)]}
+    try:
+        steps = counted(mine, other, base, policy, 10**9)
+    except MergeConflict:
+        return  # of which nothing stands
+    made = calls(mine, other, base, policy)
+    assert made < 20 * (steps + 40 * len(mine + other))  # besides what each change costs by itself
+    with pytest.raises(LimitExceeded):
+        counted(mine, other, base, policy, steps // 2)

@@ -353,3 +353,35 @@ async def test_large_writes_of_two_handles_are_as_their_log(tmp_path):
         assert state == await again.state()
     async with quire.open(url) as store:
         assert await store.workflow("w").state() == state and (await store.verify()).ok
+
+
+def crowded(count):
+    return [Insert(("l",), 0, [n]) for n in range(count)]
+
+
+async def test_a_write_that_meets_too_much_is_refused_and_holds_nobody(store):
+    wf = await store.create("w", {"l": []})
+    await wf.apply(crowded(100))
+    error = await refused(wf.apply(crowded(100), base=1), "write_steps_max")
+    assert error.found < TIGHT.write_steps_max + 100
+    assert (await wf.version()).number == 2
+    made = await wf.apply(crowded(10), base=1)
+    assert made.number == 3 and len(await wf.get("/l")) == 110
+
+
+@pytest.mark.parametrize("policy", ["last", "ours", "theirs", "both", "queue"])
+async def test_a_merge_that_meets_too_much_is_refused_whole(policy):
+    async with quire.open("memory:", settings=Settings(merge_steps_max=16_000)) as store:
+        wf = await store.create("w", {"l": []})
+        fork = await wf.fork("f")
+        for each in (wf, fork):
+            await each.apply(crowded(40))
+            await each.apply(crowded(40))
+        error = await refused(wf.merge(fork, on_conflict=policy), "merge_steps_max")
+        assert "80 changes of ours since w@1 meet 80 of theirs" in str(error)
+        assert (await wf.version()).number == 3 and len(await wf.get("/l")) == 80
+        assert await wf.conflicts() == []
+        await wf.merge(fork, at=2, on_conflict=policy)
+        assert len(await wf.get("/l")) == 120
+        await wf.merge(fork, on_conflict=policy)
+        assert len(await wf.get("/l")) == 160

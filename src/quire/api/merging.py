@@ -17,6 +17,7 @@ from quire.core import record
 from quire.core.changes import Working
 from quire.core.diff import diff
 from quire.core.history import summary
+from quire.core.meter import Meter
 from quire.core.resolve import Policy
 from quire.core.threeway import Branch, Lead, Merged, three_way
 from quire.engine import lineage
@@ -24,7 +25,7 @@ from quire.engine.conflicts import CONFLICTS, settled, stored
 from quire.engine.engine import Engine
 from quire.engine.lineage import MERGES, Made, ancestor, knows, route
 from quire.engine.write import Write
-from quire.errors import HeadMoved, Invalid
+from quire.errors import HeadMoved, Invalid, LimitExceeded
 from quire.model import WORKFLOWS, Change, Conflict, Point, Set, Side, Version
 
 _ATTEMPTS = 20
@@ -123,8 +124,20 @@ async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> 
     where = f"merging {theirs} into {ours}"
     # states that are published are never altered, so another thread may look at them
     kinds, policy = engine.schemas.kinds(us.state), write.policy or "last"
-    decide = partial(three_way, where=where, kinds=kinds)
-    merged = await engine.threads.call(decide, start, us.branch(), them.branch(), policy)
+    meter = Meter(steps_max=engine.settings.merge_steps_max)
+    decide = partial(three_way, where=where, kinds=kinds, meter=meter)
+    try:
+        merged = await engine.threads.call(decide, start, us.branch(), them.branch(), policy)
+    except LimitExceeded as error:
+        if error.limit != "write_steps_max":  # a policy's own
+            raise
+        raise LimitExceeded(
+            f"{where} takes more than {meter.steps_max:,} steps (merge_steps_max): {len(us.made):,} changes of ours since "
+            f"{base} meet {len(them.made):,} of theirs; nothing was written: merge an earlier version of theirs first",
+            limit="merge_steps_max",
+            allowed=meter.steps_max,
+            found=meter.steps,
+        ) from None
     return MergeResult(
         version=at,
         base=base,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from quire.api import writes
@@ -22,6 +23,7 @@ from quire.core.diff import diff
 from quire.core.guards import Step, reliant
 from quire.core.history import touches
 from quire.core.layout import Stamps
+from quire.core.meter import Meter
 from quire.core.record import decode
 from quire.core.schema import KEY
 from quire.core.updated_at import UpdatedAt, read
@@ -163,7 +165,8 @@ class WholeStates:
         given = apply(base.state, known.back)
         others = await beside(is_large(given), diff, given, base.state)
         ours = await _made_on(given, whole)
-        settled = layout.settle(
+        settle = partial(
+            layout.settle,
             ours,
             others,
             base=given,
@@ -176,7 +179,9 @@ class WholeStates:
                 [f"{base.version:012d}.{number:06d}" for number in range(len(others))],
             ),
             whole=True,
+            meter=Meter(steps_max=engine.settings.write_steps_max, where=stream),
         )
+        settled = await beside(is_large(given) or are_large(ours), settle)
         write = _whole(stream, base, settled.changes, how)
         if settled.met:
             theirs = await engine.backend.read(stream, after=known.since, upto=base.version)

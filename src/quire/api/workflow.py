@@ -423,7 +423,8 @@ class Workflow(Reader):
         beside each other, "queue" keeps ours until somebody decides, "reject" raises; or a function of the conflict.
         dry_run: only say what would be done. Merging again takes in only what came since.
         Raises Invalid where the two have no common history, MergeConflict, HeadMoved, LimitExceeded.
-        Cost: the changes of both sides since they parted, and twice the state.
+        Cost: the changes of both sides since they parted, and twice the state; of changes of one list or object each of
+        ours meets each of theirs (`merge_steps_max`). It is done in a thread.
         """
         await self._live()
         source = Workflow(self._engine, other if isinstance(other, str) else other.id)

@@ -23,6 +23,7 @@ from quire.core.diff import diff
 from quire.core.guards import Read, Step
 from quire.core.items import Items, Mapper, Side, Unfit, followed
 from quire.core.kinds import PLAIN, Kinds
+from quire.core.meter import Meter
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
 from quire.core.resolve import ABSENT, Merging, Met, Policy, Settled, Writer
@@ -59,6 +60,7 @@ def settle(
     mine: dict[str, Any] | None = None,
     writer: Writer | None = None,
     whole: bool = False,
+    meter: Meter | None = None,
 ) -> Settled:
     """Return what `resolve.settle` does, merging declared places by their kind.
 
@@ -71,12 +73,21 @@ def settle(
             laid = _lay(positional, base, changes, over, stamps())
             if others := laid.other_orders(changes, over, base, head, writer):
                 raise refusal(where, "read", others)
-            found = laid.settled(policy, where, merging, writer, whole=whole)
+            found = laid.settled(policy, where, merging, writer, whole=whole, meter=meter)
             return laid.listed(found, head, mine, len(over))
         except Unfit as unfit:
             positional = positional.without(unfit.pattern)
     return resolve.settle(
-        changes, over, base=base, head=head, policy=policy, where=where, merging=merging, writer=writer, whole=whole
+        changes,
+        over,
+        base=base,
+        head=head,
+        policy=policy,
+        where=where,
+        merging=merging,
+        writer=writer,
+        whole=whole,
+        meter=meter,
     )
 
 
@@ -118,7 +129,14 @@ class _Laid:
         self._start = start
 
     def settled(
-        self, policy: Policy | None, where: str, merging: Merging | None, writer: Writer | None, *, whole: bool
+        self,
+        policy: Policy | None,
+        where: str,
+        merging: Merging | None,
+        writer: Writer | None,
+        *,
+        whole: bool,
+        meter: Meter | None,
     ) -> Settled:
         """Return what is settled of objects. Raises MergeConflict, told of lists."""
         try:
@@ -132,6 +150,7 @@ class _Laid:
                 merging=None if merging is None else self.merging(merging),
                 writer=None if writer is None else self.writer(writer),
                 whole=whole,
+                meter=meter,
             )
         except MergeConflict as refused:
             met = [self.seen(cast("Met", each)) for each in refused.conflicts]

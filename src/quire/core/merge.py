@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from quire.core.changes import Gone, Working
 from quire.core.guards import Guard, Step
+from quire.core.meter import Meter
 from quire.core.path import get
 from quire.core.trail import moved
 from quire.core.values import same
@@ -106,6 +107,12 @@ class _Somewhere(Append, frozen=True, array_like=True, tag="append"):
 Moving = TypeVar("Moving", Change, Guard)
 
 
+_PASSED_PER_STEP = 4
+"""Changes elsewhere that one change is moved past in one step."""
+_STEPS_PER_SWAP = 4
+"""Steps that two changes of one place take."""
+
+
 _Theirs = tuple[int, Change]
 """Which of their changes it was, and how it reads by now."""
 
@@ -116,15 +123,15 @@ _TAKING = (Set, Delete, _Somewhere)
 
 
 class _Rules(NamedTuple):
-    """How one change of ours meets theirs: see `both`. Each is asked with the number of their change."""
+    """How one change of ours meets theirs: see `both`. Each is asked with the number of their change.
 
-    wins: Callable[[int], bool] | None
-    ahead: Callable[[int], bool] | None
-    twin: Callable[[int], bool] | None
+    None: ours wins and comes second.  meter: what counts the work.
+    """
 
-
-_OURS = _Rules(None, None, None)
-"""Ours wins and comes second."""
+    meter: Meter
+    wins: Callable[[int], bool] | None = None
+    ahead: Callable[[int], bool] | None = None
+    twin: Callable[[int], bool] | None = None
 
 
 class _Swap(NamedTuple):
@@ -159,13 +166,15 @@ def both(
     stands: Stands | None = None,
     ahead: Ahead | None = None,
     twins: Twins | None = None,
+    meter: Meter | None = None,
 ) -> Rebased:
     """Return both sides as they apply after each other. Otherwise as `rebase`.
 
     stands: who wins; None: ours.  ahead: of two insertions at one place, who comes first; None: theirs.  twins: which
     changes of both sides are one and the same, done once; where it is given, two branches are merged as equals: a number
-    that one sets and the other adds to gets both, whoever is moved.
+    that one sets and the other adds to gets both, whoever is moved.  meter: what counts the work.
     """
+    meter = meter or Meter()
     lists = {c.path for side in (changes, over) for c in side if isinstance(c, Insert | Remove)}
     ourplaces, theirplaces = [_fixed(c.path, lists) for c in changes], [_fixed(c.path, lists) for c in over]
     roots = _roots(ourplaces, theirplaces)
@@ -180,6 +189,7 @@ def both(
     result: list[list[Step]] = []
     clashes: list[Clash] = []
     lost: set[Path] = set()
+    plain = _Rules(meter)
     back: list[_Theirs] = []
     """What puts the items back that ours took out and that stay: what ours does later is written without them."""
     for number, (change, parts) in enumerate(zip(changes, ours, strict=True)):
@@ -191,18 +201,19 @@ def both(
         root = roots[ourplaces[number]]
         met: dict[int, bool] = {}
         if isinstance(change, Guard):
-            (guard,) = _followed(change, back, {})  # what is put back takes nothing away
-            result.append(_followed(cast("Guard", guard), waiting.get(root, []), met))
+            (guard,) = _followed(change, back, {}, meter)  # what is put back takes nothing away
+            result.append(_followed(cast("Guard", guard), waiting.get(root, []), met, meter))
             clashes += [Clash(change.path, change, over[i], dropped, number, i) for i, dropped in met.items()]
             continue
         rules = _Rules(
+            meter,
             None if stands is None else partial(stands, number),
             None if ahead is None else partial(ahead, number),
             None if twins is None else partial(twins, number),
         )
         written = cast("list[Change]", parts)
         if back:
-            written, back = _past(written, back, {}, _OURS)
+            written, back = _past(written, back, {}, plain)
         theirs = waiting.get(root, [])
         now, waiting[root] = _past(written, theirs, met, rules)
         if lost and isinstance(change, Insert | Remove):
@@ -224,15 +235,18 @@ def both(
     return Rebased(result, [_joined(parts) for parts in left], clashes)
 
 
-def past(changes: Sequence[Step], moves: Sequence[Insert | Remove]) -> tuple[list[Step], list[Insert | Remove]]:
+def past(
+    changes: Sequence[Step], moves: Sequence[Insert | Remove], meter: Meter | None = None
+) -> tuple[list[Step], list[Insert | Remove]]:
     """Return few changes as they apply after moves of items, and those after them: as `both` does, at less cost."""
+    rules = _Rules(meter or Meter())
     ours: list[Step] = []
     theirs: list[_Theirs] = list(enumerate(moves))
     for change, parts in zip(changes, _parts(changes, None), strict=True):
         if isinstance(change, Guard):
-            ours += _followed(change, theirs, {})
+            ours += _followed(change, theirs, {}, rules.meter)
         else:
-            now, theirs = _past(cast("list[Change]", parts), theirs, {}, _OURS)
+            now, theirs = _past(cast("list[Change]", parts), theirs, {}, rules)
             ours += _joined(now)
     return ours, [cast("Insert | Remove", move) for _, move in theirs]
 
@@ -303,10 +317,11 @@ def _joined(parts: Iterable[Change]) -> list[Change]:
     return result
 
 
-def _followed(guard: Guard, theirs: Sequence[_Theirs], met: dict[int, bool]) -> list[Step]:
+def _followed(guard: Guard, theirs: Sequence[_Theirs], met: dict[int, bool], meter: Meter) -> list[Step]:
     """Return a guard as it reads after theirs, nothing where its place is gone; note in `met` what touched it."""
     mine = guard.path
     depth = len(mine)
+    meter.add_steps(len(theirs) // _PASSED_PER_STEP)
     for number, change in theirs:
         other = change.path
         if other[:depth] != mine[: len(other)]:
@@ -343,8 +358,9 @@ def _one_past(
 ) -> tuple[list[Change], list[_Theirs]]:
     """Move one change past a run of theirs. What stays as it is on either side is not made anew."""
     behind: list[_Theirs] = []
-    mine, twin = ours.path, rules.twin
+    mine, twin, meter = ours.path, rules.twin, rules.meter
     depth = len(mine)
+    meter.add_steps(len(theirs) // _PASSED_PER_STEP)
     for place, each in enumerate(theirs):
         number, change = each
         other = change.path
@@ -370,6 +386,7 @@ def _one_past(
                     continue
                 swap = _Swap([ours], [], False)
             else:
+                meter.add_steps(_STEPS_PER_SWAP)
                 ahead = rules.ahead is not None and rules.ahead(number)
                 swap = _same_place(ours, change, ahead=ahead, late=twin is None)
         if swap.dropped is False and rules.wins is not None and not rules.wins(number):

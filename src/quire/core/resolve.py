@@ -25,6 +25,7 @@ from quire.calls import call
 from quire.core import merge
 from quire.core.changes import Gone, Working, apply
 from quire.core.guards import Guard, Read, Step, pure, reliant, sought
+from quire.core.meter import Meter
 from quire.core.path import get
 from quire.core.refusals import Reason, refusal
 from quire.core.trail import Trail, moved
@@ -109,6 +110,8 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 _LATE = Merging()
+_LOOKS_PER_STEP = 4
+"""Places that are compared with a change in one step of a meter."""
 
 
 def check_policy(policy: Any) -> Policy:
@@ -129,26 +132,28 @@ def settle(
     merging: Merging | None = None,
     writer: Writer | None = None,
     whole: bool = False,
+    meter: Meter | None = None,
 ) -> Settled:
     """Return our changes as they go onto the head, by a policy.
 
     changes, over: ours and theirs, each made on `base`; ours with guards.  head: `base` after theirs.  policy: None
     refuses what is stale and lets the later of two writes stand otherwise.  where: what messages call it.
     merging: how two workflows are merged, None for a write that comes late.  writer: of theirs, for messages.
-    whole: ours is a whole state (rule 5).
-    Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored.
+    whole: ours is a whole state (rule 5).  meter: what counts the work.
+    Raises MergeConflict (rules 2 to 4), Invalid for a value of a callable that cannot be stored, LimitExceeded.
     Cost: that of merge.both, twice where the policy yields; where something clashed also applying ours to `base`, comparing
     what was read, and following each place that clashed (see Trail).
     """
     yields = policy in ("theirs", "queue")
+    meter = meter or Meter()
     rules = merging or _LATE
-    both = partial(merge.both, changes, over, base=base, ahead=rules.ahead, twins=rules.twins)
+    both = partial(merge.both, changes, over, base=base, ahead=rules.ahead, twins=rules.twins, meter=meter)
     late = merging is None
     stands = rules.stands if late or not yields else partial(_among, set[int]())
-    ways = _Ways(changes, over, both(stands=stands), base, head)
+    ways = _Ways(changes, over, both(stands=stands), base, head, meter)
     alike = _unchanged(ways) if late else set[int]()
     if yields and late and ways.clashes:
-        ways = _Ways(changes, over, both(stands=partial(_among, alike)), base, head)
+        ways = _Ways(changes, over, both(stands=partial(_among, alike)), base, head, meter)
     stale = _stale(ways)
     refused = [
         msgspec.structs.replace(meeting, **_named(writer or _unnamed, meeting.other))
@@ -180,6 +185,7 @@ def settle(
         merging=None if merging is None else merging.numbered(numbers.__getitem__, int),
         writer=writer,
         whole=whole,
+        meter=meter,
     )
     return done.numbered(numbers)
 
@@ -194,7 +200,9 @@ class _Ways:
         found: merge.Rebased,
         base: dict[str, Any],
         head: dict[str, Any],
+        meter: Meter,
     ) -> None:
+        self.meter = meter
         self.changes = changes
         self.over = over
         self.found = found
@@ -209,11 +217,11 @@ class _Ways:
 
     @cached_property
     def ours(self) -> Trail:
-        return Trail(self.changes)
+        return Trail(self.changes, self.meter)
 
     @cached_property
     def theirs(self) -> Trail:
-        return Trail(self.over)
+        return Trail(self.over, self.meter)
 
     def moves(self, path: Path) -> bool:
         """Tell whether ours moves what is at a path: it goes through a list that ours moves items of."""
@@ -226,7 +234,7 @@ class _Ways:
     @cached_property
     def _ahead(self) -> tuple[Trail, list[int]]:
         rebased = self.found.ours
-        return Trail([step for steps in rebased for step in steps]), [0, *accumulate(map(len, rebased))]
+        return Trail((step for steps in rebased for step in steps), self.meter), [0, *accumulate(map(len, rebased))]
 
     def places(self, number: int) -> tuple[Path | None, Path | None]:
         """Return where the place of one of ours is in the base and in the head; None where it is not there."""
@@ -269,9 +277,10 @@ class _Ways:
 class _Result:
     """What goes onto the head: guards with what they guard, and all in its place beside what "both" put into lists."""
 
-    def __init__(self, head: dict[str, Any]) -> None:
+    def __init__(self, head: dict[str, Any], meter: Meter) -> None:
         self.steps: list[tuple[int | None, Step]] = []
-        self.trail = Trail()
+        self.trail = Trail((), meter)
+        self._meter = meter
         self._working = Working(head)
         self._worked = 0
         self._guards: list[tuple[int, Sequence[Step]]] = []
@@ -299,6 +308,7 @@ class _Result:
     def _put_guards(self, removal: Step | None) -> None:
         """Put the guards of what a removal takes out, and move the others past it; of anything else, put all."""
         left: list[tuple[int, Sequence[Step]]] = []
+        self._meter.add_steps(len(self._guards))
         for guard, parts in self._guards:
             there = [moved(part.path, removal) for part in parts] if isinstance(removal, Remove) else [None]
             if None in there:
@@ -330,6 +340,7 @@ class _Result:
     def place(self, path: Path) -> Path:
         """Return where a place of ours is beside what was put there."""
         there: Path | None = path
+        self._meter.add_steps(len(self._beside) // _LOOKS_PER_STEP)
         for step in self._beside:
             there = there and moved(there, step)
         return there or path
@@ -341,7 +352,7 @@ class _Result:
     def _moved(self, steps: Sequence[Step]) -> list[Step]:
         if not self._beside or not steps:
             return list(steps)
-        put, self._beside = merge.past(steps, self._beside)
+        put, self._beside = merge.past(steps, self._beside, self._meter)
         return put
 
 
@@ -386,7 +397,7 @@ class _Settling:
         first = min(settled, default=0) if self._decides else len(ways.changes)
         later = [n for n in range(first, len(ways.changes)) if isinstance(ways.changes[n], Set | Delete | Remove)]
         self._wanted = _wanted({*settled, *later}, ways) if settled else {}
-        self._result = _Result(ways.head)
+        self._result = _Result(ways.head, ways.meter)
         self._met: list[tuple[Met, int, int]] = []
         """With the number of the step it is about, and of those that were put before it."""
         self._closed: set[Path] = set()
@@ -398,6 +409,8 @@ class _Settling:
         """Settle all."""
         for number, parts in enumerate(self._ways.found.ours):
             step = self._ways.changes[number]
+            if isinstance(step, Set | Delete | Insert | Remove):  # what looks at all that was settled
+                self._ways.meter.add_steps((len(self._closed) + len(self._keeping)) // _LOOKS_PER_STEP)
             if isinstance(step, Read) and not step.strict:
                 self._result.guard(number, parts)
             elif self._is_settled_above(step, parts):
@@ -777,15 +790,14 @@ def _apart(changes: Sequence[Step]) -> tuple[list[int], list[Step]]:
             first = len(apart)
             while first and isinstance(guard := apart[first - 1], Read) and not guard.strict:
                 first -= 1
-            guards = apart[first:]
+            depth = len(change.path)
+            guards: dict[Path, list[Step]] = {}
+            for guard in apart[first:]:
+                of_item = msgspec.structs.replace(guard, path=(*change.path, change.index, *guard.path[depth + 1 :]))
+                guards.setdefault(guard.path[: depth + 1], []).append(of_item)
             del apart[first:], numbers[first:]
             for index in range(change.index, change.index + change.count):
-                depth = len(change.path)
-                of_item = [g for g in guards if g.path[: depth + 1] == (*change.path, index)]
-                moved = [
-                    msgspec.structs.replace(g, path=(*change.path, change.index, *g.path[depth + 1 :])) for g in of_item
-                ]
-                parts = [*moved, Remove(change.path, change.index)]
+                parts = [*guards.get((*change.path, index), ()), Remove(change.path, change.index)]
                 apart += parts
                 numbers += [number] * len(parts)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -18,6 +19,7 @@ from quire.core.changes import Working
 from quire.core.diff import diff
 from quire.core.kinds import Kinds
 from quire.core.layout import Stamps, settle
+from quire.core.meter import Meter
 from quire.core.resolve import Merging, Met, Outcome, Policy
 from quire.errors import ChangeError, MergeConflict
 from quire.model import Change
@@ -64,6 +66,7 @@ def three_way(
     *,
     where: str = "",
     kinds: Kinds | None = None,
+    meter: Meter | None = None,
 ) -> Merged:
     """Merge their branch into ours. The states given are not altered.
 
@@ -71,21 +74,21 @@ def three_way(
     "both" keeps the two beside each other; "reject" raises; a function of the conflict returns the value that stands.
     Where one side removed or replaced what the other edited inside, that stands unless the policy is for the side that
     edited.
-    kinds: what was declared of lists, numbers and texts.
-    Raises MergeConflict for "reject".
+    kinds: what was declared of lists, numbers and texts.  meter: what counts the work.
+    Raises MergeConflict for "reject", LimitExceeded.
     Cost: that of merge.both, plus applying both sides once.
     """
+    settled = partial(_settled, base, ours, theirs, where=where, kinds=kinds, meter=meter)
     if policy == "theirs":
-        return _settled(base, ours, theirs, ours_moves=True, policy="theirs", where=where, kinds=kinds)
+        return settled(ours_moves=True, policy="theirs")
     if policy in ("ours", "queue"):
-        found = _settled(base, ours, theirs, ours_moves=False, policy="theirs", where=where, kinds=kinds)
+        found = settled(ours_moves=False, policy="theirs")
         if policy == "ours":
             return found
         pending = [msgspec.structs.replace(m, outcome="pending") if m.outcome == "ours" else m for m in found.met]
         return msgspec.structs.replace(found, met=pending)
     # the branch whose name comes later is moved over the other
-    ours_moves = ours.name > theirs.name
-    return _settled(base, ours, theirs, ours_moves=ours_moves, policy=policy, where=where, kinds=kinds)
+    return settled(ours_moves=ours.name > theirs.name, policy=policy)
 
 
 def _settled(
@@ -97,6 +100,7 @@ def _settled(
     policy: Policy,
     where: str,
     kinds: Kinds | None,
+    meter: Meter | None,
 ) -> Merged:
     """Move one branch over the other, and orient what comes of it."""
     mover, stayer = (ours, theirs) if ours_moves else (theirs, ours)
@@ -126,6 +130,7 @@ def _settled(
             kinds=kinds,
             stamps=lambda: _stamps(mover, stayer),
             mine=mover.state,
+            meter=meter,
         )
     except MergeConflict as refused:
         if not ours_moves:

@@ -14,7 +14,11 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from quire.core.guards import Guard, Step
+from quire.core.meter import Meter
 from quire.model import Delete, Insert, Path, Remove, Set
+
+_GLANCES_PER_STEP = 8
+"""Steps that move items of a list that a place is followed through, in one step of a meter."""
 
 _Put = tuple[int]
 """The number of a step that puts something else at a place, or nothing."""
@@ -55,14 +59,15 @@ class _ByPath(Generic[Entry]):
 
 
 class Trail:
-    """A list of changes, guards among them, that places are followed through.
+    """A list of changes, guards among them, that places are followed through. meter: what counts the work.
 
     Cost of following a place: a few lookups for each of its tokens, and a glance at each step that moves items of a list
     that it goes through.
     """
 
-    def __init__(self, steps: Iterable[Step] = ()) -> None:
+    def __init__(self, steps: Iterable[Step] = (), meter: Meter | None = None) -> None:
         self._count = 0
+        self._meter = meter or Meter()
         self._moves: _ByPath[_Move] = _ByPath()
         self._puts: _ByPath[_Put] = _ByPath()
         self._all: dict[Path, list[int]] = {}
@@ -116,6 +121,7 @@ class Trail:
             if type(token) is not int:
                 taken = end = moves[0][0]
                 continue
+            self._meter.add_steps(len(moves) // _GLANCES_PER_STEP)
             nested = self._moves.below(around, len(path)) or self._puts.below(around, items)
             for number, index, stop, shift in moves:
                 if token < index:
@@ -161,6 +167,7 @@ class Trail:
             moves = self._moves.between(around, start, end) if type(token) is int else []
             if not moves or type(token) is not int:
                 continue
+            self._meter.add_steps(len(moves) // _GLANCES_PER_STEP)
             if inside:
                 nested = len(self._all[around]) > len(moves)
             else:

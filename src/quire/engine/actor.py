@@ -39,10 +39,20 @@ _UTF8_MAX = 4
 """Bytes of a character."""
 _STANDS: tuple[Policy | None, ...] = (None, "last", "ours", "reject")
 """Policies that leave no change out: a write stands whole, or is refused."""
+_QUICK_RECORDS = 1000
+"""Records that a write is rebased over on the event loop..."""
+_QUICK_BYTES = 256 * 1024
+"""...bytes that they have together..."""
+_QUICK_STEPS = 10_000
+"""...and the steps that this takes; what is more is done in a thread."""
 
 
 class NeedHistory(Exception):
     """The write's base is older than the records the actor remembers."""
+
+
+class NeedThread(Exception):
+    """It takes long to rebase the write: it is prepared again, in a thread if that may be."""
 
 
 class Actor:
@@ -128,7 +138,7 @@ class Actor:
 
         before: asked of its changes once they are adjusted to the state they meet.  onto: the version that its transaction
         meets, None where it is the first here.
-        Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory.
+        Raises the caller's error (ChangeError, HeadMoved, ...) with the batch as it was, or NeedHistory, NeedThread.
         """
         tip = self.pending[-1] if self.pending else self.head
         version = tip.version
@@ -315,7 +325,7 @@ class Actor:
         return sealed
 
     def _onto(self, write: Write, base: Base, head: dict[str, Any]) -> tuple[Sequence[Step | Fork], list[Meeting]]:
-        """Return the write's steps as they go onto the head, and all that they met. Raises MergeConflict, NeedHistory."""
+        """Return the write's steps as they go onto the head, and all that they met. Raises MergeConflict, Need..."""
         try:
             if write.late and not write.anew and base.version < self.head.version:
                 base = self._advanced(write, base)
@@ -358,8 +368,14 @@ class Actor:
     ) -> tuple[Sequence[Step], list[Meeting]]:
         """Return the write's steps as they go onto the head, over records since its base, and all that they met.
 
-        Raises MergeConflict with the whole write in it.
+        Raises MergeConflict with the whole write in it, NeedThread, LimitExceeded.
         """
+        quick = not write.heavy
+        if quick and (len(records) > _QUICK_RECORDS or sum(len(entry.body) for entry in records) > _QUICK_BYTES):
+            raise NeedThread
+        meter = Meter(steps_max=self._settings.write_steps_max, where=write.stream)
+        if quick:
+            meter.steps_max = min(meter.steps_max, _QUICK_STEPS)
         over: list[Change] = []
         sources: list[Record] = []
         for entry in records:
@@ -385,9 +401,14 @@ class Actor:
                 stamps=lambda: _stamps(len(ours), sources),
                 writer=lambda number: (sources[number].author, sources[number].version),
                 whole=write.whole,
+                meter=meter,
             )
         except MergeConflict as refused:
             raise _carrying(refused, write) from None
+        except LimitExceeded:
+            if quick and meter.steps > meter.steps_max:
+                raise NeedThread from None
+            raise
         write.anew = write.anew or settled.by_kind
         passed = [part for parts in settled.behind for part in parts] or over
         earlier: dict[Path, list[Meeting]] = {}

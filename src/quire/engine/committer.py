@@ -28,7 +28,7 @@ from quire.calls import failure
 from quire.config import Settings
 from quire.core.refusals import between_parts
 from quire.engine import conflicts
-from quire.engine.actor import Actor, NeedHistory
+from quire.engine.actor import Actor, NeedHistory, NeedThread
 from quire.engine.bundle import Bundle, Stamp, Submission, join
 from quire.engine.clock import Clock
 from quire.engine.correlation import CAUSE, sign
@@ -56,8 +56,6 @@ log = logging.getLogger("quire.engine")
 
 _WEIGHINGS_MAX = 3
 """How often a state is weighed that other processes go on writing, before that is done without letting go of it."""
-_QUICK_RECORDS = 1000
-"""Records that a write is rebased over on the event loop; more are looked at in a thread."""
 _TOOK_KEPT = 512
 """Commits whose duration is remembered; older ones are forgotten."""
 
@@ -316,6 +314,9 @@ class Committer:
                     return size
             except NeedHistory:
                 await self._catch_up(submission, actors)
+            except NeedThread:
+                for write in submission.writes:
+                    write.heavy = True
             except _NeedStream as need:
                 await self._residents.get(need.stream)
             except Exception as error:
@@ -432,7 +433,6 @@ class Committer:
                 after = known[-1].version if known else write.base.version
                 more = [entry async for entry in pages(self._backend, write.stream, after, upto)]
                 write.history = [*known, *more]
-                write.heavy = write.heavy or len(write.history) > _QUICK_RECORDS
                 if [r.version for r in write.history] != list(range(first, upto + 1)):
                     name = write.stream.removeprefix(WORKFLOWS)
                     raise MergeConflict(

@@ -17,7 +17,7 @@ import pytest
 
 import quire
 from quire.config import Retention
-from quire.errors import FilesChanged, StorageError, StorageUnavailable
+from quire.errors import CorruptRecord, FilesChanged, StorageError, StorageUnavailable
 from quire.storage import _inodes, _sqlite_presence
 from quire.storage._files_disk import Disk
 from quire.storage._inodes import Inodes
@@ -548,16 +548,93 @@ async def test_what_goes_between_commit_and_answer_is_not_acknowledged(tmp_path,
                 await wf.set("/n", 1)
 
 
-async def test_a_workflows_file_that_was_removed_takes_no_more_versions(tmp_path):
+def take(file, aside):
+    file.rename(aside)
+
+
+def cut(file, aside):
+    """Leave the first lines of a file, as an older copy has them."""
+    aside.write_bytes(file.read_bytes())
+    file.write_bytes(b"".join(aside.read_bytes().splitlines(True)[:2]))
+
+
+TAKEN = [("workflows/w.state", take), ("workflows/w.state", cut), ("feed.log", take), ("cells.log", take)]
+
+
+@pytest.mark.parametrize(("name", "how"), TAKEN, ids=[f"{how.__name__} {name}" for name, how in TAKEN])
+async def test_a_file_that_was_taken_out_of_a_folder_counts_as_lost_until_it_is_back(tmp_path, name, how):
     async with quire.open(f"file:///{tmp_path}/s") as store:
-        wf = await store.create("w", {"n": 0})
-        await wf.set("/n", 1)
+        wf, other = await store.create("w", {"n": 0}), await store.create("other", {"n": 0})
+        for n in range(1, 5):
+            await wf.set("/n", n, idempotency_key=f"key {n}")
+        file, aside = tmp_path / "s" / name, tmp_path / "aside"
+        how(file, aside)
+        left = file.read_bytes() if file.exists() else None
+        writes = {
+            "workflows/w.state": [
+                lambda: wf.set("/n", 9),
+                lambda: store.create("w", {"anew": True}),
+                wf.state,
+                wf.history,
+                store.workflows,
+            ],
+            "feed.log": [lambda: wf.set("/n", 9), lambda: other.set("/n", 9), lambda: store.create("third", {})],
+            "cells.log": [
+                lambda: wf.set("/n", 4, idempotency_key="key 4"),
+                lambda: other.set("/n", 9, idempotency_key="key 5"),
+            ],
+        }[name]
+        with pytest.raises(StorageError):
+            await writes[0]()
+        for write in writes * 2:
+            with pytest.raises(CorruptRecord, match=f"{file} (is gone|ends at version 1)"):
+                await write()
+        if name.startswith("workflows"):
+            await other.set("/n", 1)  # whose own file is well
+        assert (file.read_bytes() if file.exists() else None) == left
+        health = await store.health()
+        assert health.status != "ok" and str(file) in str(health.reasons)
+        assert not (await store.verify()).ok
+        file.unlink(missing_ok=True)
+        aside.rename(file)
+        assert await wf.state() == {"n": 4}
+        for _ in range(2):  # a descriptor may be on the file that was there
+            with suppress(StorageError):
+                await other.set("/n", 9, idempotency_key="key 5")
+        assert (await wf.set("/n", 9)).number == 6
+        assert (await wf.set("/n", 4, idempotency_key="key 4")).number == 5
+        assert await other.get("/n") == 9
+        assert (await store.verify()).ok and (await store.health()).status == "ok"
+
+
+async def test_what_another_process_removed_by_its_word_does_not_count_as_lost(tmp_path):
+    async with quire.open(f"file:///{tmp_path}/s") as store, quire.open(f"file:///{tmp_path}/s") as other:
+        for name in ("w", "v"):
+            await (await store.create(name, {"n": 0})).set("/n", 1)
+        assert await other.workflows() == ["v", "w"]
+        backend = store.engine.backend
+        await backend.drop("workflows/w")
+        await backend.trim("workflows/v", 1)
+        assert await other.engine.backend.streams("workflows/") == ["workflows/v"]
+        assert (await other.engine.backend.heads(["workflows/w"]))[0].version == 0
+        assert [r.version for r in await other.engine.backend.read("workflows/v")] == [2]
+        await backend.drop("workflows/v")
+        await backend.scrub()  # which leaves no word of either
+        assert await other.engine.backend.streams("workflows/") == []
+        assert (await other.engine.backend.heads(["workflows/v"]))[0].version == 0
+        (tmp_path / "s" / "feed.log").unlink(missing_ok=True)
+        await other.create("w", {"n": 0})
+        assert (await store.verify()).ok
+
+
+async def test_a_feed_is_not_made_anew_without_what_is_gone(tmp_path):
+    async with quire.open(f"file:///{tmp_path}/s") as store:
+        for name in ("w", "v"):
+            await store.create(name, {})
         (tmp_path / "s" / "workflows" / "w.state").unlink()
-        with pytest.raises(quire.errors.QuireError):
-            await wf.set("/n", 2)
-        other = await store.create("other", {"n": 0})
-        await other.set("/n", 1)
-        assert not (tmp_path / "s" / "workflows" / "w.state").exists()
+        with pytest.raises(CorruptRecord, match="is gone, but workflows/w was written up to version 1"):
+            await store.engine.backend.scrub()
+        assert "workflows/w: 1 records were committed" in str((await store.verify()).problems)
 
 
 @pytest.mark.parametrize("how", [remove, move])

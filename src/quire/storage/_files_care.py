@@ -72,37 +72,42 @@ def problems(place: Place, state: State) -> list[str]:
 
 def _log(reader: Reader, place: Place, state: State) -> Iterator[str]:
     """Compare every stream with what the feed says was committed and not removed."""
-    file = reader.open_feed()
-    wanted: dict[str, dict[int, int]] = {}
-    if file is not None:
-        with file:
-            wanted = feeds.remaining(file, state.position)
+    committed = _wanted(reader, state)
     for stream in reader.streams(state):
         try:
             held = _positions(reader, state, stream)
         except CorruptRecord as error:
             yield str(error)
-            wanted.pop(stream, None)
+            committed.pop(stream, None)
             continue
         versions = list(held)
         if versions != list(range(versions[0], versions[0] + len(versions))):
             yield f"{place.path}: {stream}: its versions are {versions[:3]}... without being consecutive"
         if list(held.values()) != sorted(set(held.values())):
             yield f"{place.path}: {stream}: its positions do not grow"
-        if held != wanted.pop(stream, {}):
+        if held != committed.pop(stream, {}):
             yield (
                 f"{place.path}: {stream}: what is there is not what the feed says was committed and not removed; "
                 "restore a backup"
             )
-    for stream, versions in wanted.items():
+    for stream, versions in committed.items():
         if versions:
             yield f"{place.path}: {stream}: {len(versions)} records were committed, but its file is gone"
+
+
+def _wanted(reader: Reader, state: State) -> dict[str, dict[int, int]]:
+    """Return what the feed says is there: for each stream its versions, and their positions."""
+    file = reader.open_feed(state)
+    if file is None:
+        return {}
+    with file:
+        return feeds.remaining(file, state.position)
 
 
 def _positions(reader: Reader, state: State, stream: str) -> dict[int, int]:
     """Return the versions of a stream and their positions, after checking every line."""
     held: dict[int, int] = {}
-    file = reader.open(stream)
+    file = reader.open(state, stream)
     if file is not None:
         with file:
             for _, line in file.forward():
@@ -136,7 +141,17 @@ def _beside(reader: Reader, place: Place, state: State) -> Iterator[str]:
 
 
 def feed_anew(reader: Reader, state: State) -> Iterator[bytes]:
-    """Yield the lines of a feed of what is there, without a word of what was removed."""
+    """Yield the lines of a feed of what is there, without a word of what was removed.
+
+    Raises CorruptRecord where a file is gone: nobody would know that by the new feed.
+    """
+    try:
+        committed = _wanted(reader, state)
+    except CorruptRecord:  # it is damaged, and made anew
+        committed = {}
+    for stream, versions in committed.items():
+        reader.know(state, stream, max(versions, default=0))
+        reader.head(state, stream)
     held: list[tuple[int, str, int]] = []
     for stream in reader.streams(state):
         held += ((position, stream, version) for version, position in _positions(reader, state, stream).items())

@@ -66,6 +66,8 @@ class Cells:
         self._path = path
         self._whose = whose_cells(namespace)
         self._lock = threading.Lock()
+        self.found = False
+        """Whether there is a file: it is never removed."""
         self._forget()
 
     def _forget(self) -> None:
@@ -95,6 +97,7 @@ class Cells:
         cells = dict(self._cells)  # who reads the old ones goes on undisturbed
         with_file = LineFile.open(self._path, self._whose)
         if with_file is None:
+            self.check_absent()
             return cells
         with with_file as file:
             if file.size < self._offset:
@@ -104,6 +107,7 @@ class Cells:
                 if found.seq > seq:
                     break
                 self._offset = start + len(line) + 1
+                self.found = True
                 if start:  # not the first line of the file
                     self._lines += 1
                     value = _value(found)
@@ -112,6 +116,15 @@ class Cells:
                     else:
                         cells[found.cell] = Cell(found.cell, value, found.expires)
         return cells
+
+    def check_absent(self) -> None:
+        """Raise CorruptRecord for a file that is not there, if it was."""
+        if self.found:
+            raise CorruptRecord(
+                f"{self._path} is gone, which holds leases, keys and counters: put back the file that was there, or "
+                "restore a backup",
+                at=self._path,
+            )
 
     def crowded(self, now_ms: int) -> bool:
         """Whether the file holds much more than it need."""

@@ -119,6 +119,23 @@ def entries(file: LineFile, after: int, upto: int) -> Iterator[Entry]:
             position += count
 
 
+def newest(file: LineFile, stream: str, upto: int) -> int:
+    """Return the newest version of a stream as of a position; 0 where it was dropped, or is not in the feed.
+
+    Cost: reads back to where the stream is mentioned last.
+    """
+    for _, line in file.backward():
+        found = _decode(line)
+        if found.position > upto:
+            continue
+        if found.dropped == stream:
+            return 0
+        versions = [version + count - 1 for name, version, count in found.runs if name == stream]
+        if versions:
+            return versions[-1]
+    return 0
+
+
 def remaining(file: LineFile, upto: int) -> dict[str, dict[int, int]]:
     """Return what must be there as of a position: for each stream its versions, and their positions."""
     held: dict[str, dict[int, int]] = {}

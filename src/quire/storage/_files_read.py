@@ -1,7 +1,8 @@
 """Questions to a folder store: each function is one of the protocol's reads, of a namespace, as of a state.
 
 What lies beyond the state's position was not committed yet and is passed over, so that a reader needs no lock and never
-sees half of a commit. What comes out of a file may be damaged in any way: see _files_lines.py.
+sees half of a commit. What comes out of a file may be damaged in any way: see _files_lines.py. A file that is gone, or
+shorter than this process knew it, is looked up in the feed: unless that says so too, it is damage.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from quire.storage.base import PAGE_BYTES, more_may_follow, page_of
 
 _VISIBLE_MAX = 100_000
 """Streams remembered as committed; beyond that all are looked at again."""
+_KNOWN_MAX = 100_000
+"""Streams whose newest version is remembered; beyond that all are forgotten."""
 _KEYFRAME, _BLOB = ".keyframe", ".blob"
 
 
@@ -55,15 +58,61 @@ class Reader:
         self.base = base_of(namespace)
         self._visible: tuple[int, set[str]] = (0, set())
         """The generation, and streams known to be committed."""
+        self._known: dict[str, tuple[int, int]] = {}
+        """The newest version of streams that were seen, and the position of the store then."""
+        self._gone: dict[str, str] = {}
+        """Streams whose files were found to be gone or cut, and what was said of them; "" for the feed."""
         self._guard = threading.Lock()
 
     def path_of(self, stream: str) -> str:
         """Return where a stream lies in the store."""
         return f"{self.base}{names.file_of(stream, self._ending)}"
 
-    def open(self, stream: str) -> LineFile | None:
-        """Return the file of a stream, None where there is none."""
-        return LineFile.open(self._disk.at(self.path_of(stream)), owner(self.namespace, stream))
+    def open(self, state: State, stream: str) -> LineFile | None:
+        """Return the file of a stream, None where there is none. Raises CorruptRecord where it should be there."""
+        file = LineFile.open(self._disk.at(self.path_of(stream)), owner(self.namespace, stream))
+        if file is None and stream in self._known:
+            self._check_less(state, stream, 0)
+        return file
+
+    def know(self, state: State, stream: str, version: int) -> None:
+        """Remember that a stream has had a version as of a state."""
+        if len(self._known) >= _KNOWN_MAX and stream not in self._known:
+            self._known.clear()
+        self._known[stream] = version, state.position
+
+    def _check_less(self, state: State, stream: str, found: int) -> None:
+        """Raise CorruptRecord for a stream that has fewer versions than it had, unless it was dropped."""
+        version, position = self._known.get(stream, (0, 0))
+        if found >= version or state.position < position:  # or a later state is known than the one that is asked for
+            return
+        file = self.open_feed(state)
+        if file is None:
+            return
+        with file:
+            newest = feeds.newest(file, stream, state.position)
+        if newest > found:
+            what = f"ends at version {found}" if found else "is gone"
+            self._gone[stream] = (
+                f"{self._disk.at(self.path_of(stream))} {what}, but {stream} was written up to version {newest}: put back "
+                "the file that was there, or restore a backup"
+            )
+            raise CorruptRecord(self._gone[stream], at=stream)
+        self._known.pop(stream, None)
+
+    def gone(self, state: State) -> list[str]:
+        """Return what was found to be gone or cut, and is so still, in words."""
+        said: list[str] = []
+        for stream in list(self._gone):
+            try:
+                if stream:
+                    self.head(state, stream)
+                elif (file := self.open_feed(state)) is not None:
+                    file.close()
+                self._gone.pop(stream, None)
+            except CorruptRecord as error:
+                said.append(str(error))
+        return said
 
     # log
 
@@ -71,16 +120,19 @@ class Reader:
         self, state: State, stream: str, *, after: int, upto: int | None = None, limit: int | None = None
     ) -> list[Record]:
         """Records of a stream, oldest first."""
-        file = self.open(stream)
+        file = self.open(state, stream)
         if file is None:
             return []
 
         def found(file: LineFile) -> Generator[Record]:
+            last = max(after, 0)
             for _, line in file.forward(file.beyond(max(after, 0), version_of)):
                 record = record_of(stream, line)
                 if record.position > state.position or (upto is not None and record.version > upto):
                     return
+                last = record.version
                 yield record
+            self._check_less(state, stream, last)
 
         with file:
             return page_of(found(file), limit)
@@ -91,15 +143,19 @@ class Reader:
 
     def head(self, state: State, stream: str) -> Head:
         """The head of a stream, version 0 where there is none."""
-        file = self.open(stream)
+        file = self.open(state, stream)
         if file is None:
             return Head(stream)
         with file:
-            return head_at(file, stream, state.position)
+            head = head_at(file, stream, state.position)
+        self._check_less(state, stream, head.version)
+        if head.version:
+            self.know(state, stream, head.version)
+        return head
 
     def span(self, state: State, stream: str) -> tuple[int, int]:
         """The oldest and the newest version of a stream, zeros where there is none."""
-        file = self.open(stream)
+        file = self.open(state, stream)
         if file is None:
             return 0, 0
         with file:
@@ -108,7 +164,10 @@ class Reader:
 
     def streams(self, state: State, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[str]:
         """Names of streams, sorted by code point. Cost: lists all of them."""
-        there = sorted(s for s in self._listed() if s.startswith(prefix) and s > after)
+        listed = set(self._listed())
+        for stream in [s for s in list(self._known) if s not in listed]:
+            self._check_less(state, stream, 0)
+        there = sorted(s for s in listed if s.startswith(prefix) and s > after)
         found: list[str] = []
         for stream in there:
             if len(found) == limit:
@@ -120,12 +179,13 @@ class Reader:
     def _listed(self) -> Iterator[str]:
         """Yield the streams that files are named after, whatever is in them."""
         for folder in names.FOLDERS:
-            for entry in os.scandir(self._disk.at(f"{self.base}{folder}")):
-                stream = names.stream_of(folder, entry.name, self._ending)
-                if stream is None and names.hashed(entry.name):
-                    stream = self._named_within(f"{folder}/{entry.name}")
-                if stream is not None:
-                    yield stream
+            with os.scandir(self._disk.at(f"{self.base}{folder}")) as entries:
+                for entry in entries:
+                    stream = names.stream_of(folder, entry.name, self._ending)
+                    if stream is None and names.hashed(entry.name):
+                        stream = self._named_within(f"{folder}/{entry.name}")
+                    if stream is not None:
+                        yield stream
 
     def _named_within(self, file: str) -> str | None:
         """Return the stream whose name is too long to be its file's, as the file's first line says."""
@@ -147,7 +207,7 @@ class Reader:
             self._visible = (state.generation, known)
         if stream in known:
             return True
-        file = self.open(stream)
+        file = self.open(state, stream)
         if file is None:
             return False
         with file:
@@ -161,7 +221,7 @@ class Reader:
     def feed(self, state: State, after: int, limit: int) -> list[Record]:
         """A page of the records of the namespace. Those that were removed meanwhile are passed over."""
         found: list[Record] = []
-        file = self.open_feed() if limit > 0 else None
+        file = self.open_feed(state) if limit > 0 else None
         if file is None:
             return found
         with file:
@@ -175,9 +235,17 @@ class Reader:
             self._taken(state, page, found, limit)
         return page_of(found, limit)
 
-    def open_feed(self) -> LineFile | None:
-        """Return the file of the feed, None where there is none."""
-        return LineFile.open(self._disk.at(f"{self.base}{feeds.FEED}"), feeds.whose_feed(self.namespace))
+    def open_feed(self, state: State) -> LineFile | None:
+        """Return the file of the feed, None where nothing was committed yet. Raises CorruptRecord where it is gone."""
+        path = f"{self.base}{feeds.FEED}"
+        file = LineFile.open(self._disk.at(path), feeds.whose_feed(self.namespace))
+        if file is None and any(self._committed(state, stream) for stream in self._listed()):
+            self._gone[""] = (
+                f"{self._disk.at(path)} is gone, which says in which order all was committed: put back the file that was "
+                "there, or restore a backup"
+            )
+            raise CorruptRecord(self._gone[""], at=path)
+        return file
 
     def _taken(self, state: State, page: list[feeds.Entry], found: list[Record], limit: int) -> list[feeds.Entry]:
         """Add the records of entries to `found` until that makes a page; return the entries that are left."""

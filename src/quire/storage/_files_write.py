@@ -108,10 +108,10 @@ class Writer:
                 cell_line(self._whose_cells, name, seq, cell and cell.value, cell and cell.expires)
                 for name, cell in draft.cells.items()
             ]
-            self._add_beside(work, parts, CELLS, self._whose_cells, lines)
+            self._add_beside(state, work, parts, CELLS, self._whose_cells, lines)
         if draft.records:
             line = feeds.commit_line(self._whose_feed, draft.first, draft.records)
-            self._add_beside(work, parts, FEED, self._whose_feed, [line])
+            self._add_beside(state, work, parts, FEED, self._whose_feed, [line])
         data = b"".join(parts)
         try:
             after = self._place.journal.commit(state, work, data)
@@ -120,6 +120,9 @@ class Writer:
             self.broken = state
             raise
         self._seen = (after.seq, after.generation)
+        self._cells.found = self._cells.found or bool(draft.cells)
+        for name in draft.lines:
+            self._reader.know(after, name, self._heads[name].version)
 
     def _add(self, work: Work, parts: list[bytes], path: str, size: int, lines: list[bytes]) -> int:
         data = b"".join(lines)
@@ -127,12 +130,18 @@ class Writer:
         parts.append(data)
         return len(data)
 
-    def _add_beside(self, work: Work, parts: list[bytes], file: str, whose: bytes, lines: list[bytes]) -> None:
+    def _add_beside(
+        self, state: State, work: Work, parts: list[bytes], file: str, whose: bytes, lines: list[bytes]
+    ) -> None:
         path = f"{self._base}{file}"
         size = self._sizes.get(path)
         if size is None:
             size = self._disk.size(path)
         if size == 0:
+            if file == CELLS:
+                self._cells.check_absent()
+            elif (found := self._reader.open_feed(state)) is not None:
+                found.close()
             lines.insert(0, first_line(whose, self._namespace, file, "file"))
         self._sizes[path] = size + self._add(work, parts, path, size, lines)
 
@@ -212,7 +221,7 @@ class Writer:
     def trim(self, stream: str, upto: int) -> int:
         """Remove old records of a stream, never the head's; return how many."""
         with self._changing() as state:
-            file = self._reader.open(stream)
+            file = self._reader.open(state, stream)
             if file is None:
                 return 0
             with file:
@@ -244,7 +253,7 @@ class Writer:
         with self._changing() as state:
             renames: list[tuple[str, str]] = []
             for stream, bodies in wanted.items():
-                found, lines = self._rewritten(stream, bodies)
+                found, lines = self._rewritten(state, stream, bodies)
                 if found:
                     renames.append((self._disk.write_temp(lines), self._reader.path_of(stream)))
                     count += found
@@ -252,8 +261,8 @@ class Writer:
                 self._replace(state, renames=renames)
         return count
 
-    def _rewritten(self, stream: str, bodies: dict[tuple[int, bytes], bytes]) -> tuple[int, list[bytes]]:
-        file = self._reader.open(stream)
+    def _rewritten(self, state: State, stream: str, bodies: dict[tuple[int, bytes], bytes]) -> tuple[int, list[bytes]]:
+        file = self._reader.open(state, stream)
         if file is None:
             return 0, []
         count, lines = 0, list[bytes]()
@@ -284,7 +293,7 @@ class Writer:
         work = Work(state.position, state.generation + 1, renames=list(renames), removes=list(removes))
         parts: list[bytes] = []
         if told is not None:
-            self._add_beside(work, parts, FEED, self._whose_feed, [told])
+            self._add_beside(state, work, parts, FEED, self._whose_feed, [told])
         self._place.journal.commit(state, work, b"".join(parts))
         self._place.inodes.confirm()
         self._forget()

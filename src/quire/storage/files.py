@@ -269,7 +269,7 @@ class FilesBackend:
                 disk_total_bytes=disk.total_bytes,
                 file_system=disk.file_system,
                 log_bytes=bytes_of(place.journal.path),
-                warnings=disk.warnings(self._path),
+                warnings=(*disk.warnings(self._path), *self._reader.gone(place.journal.published())),
             )
 
         async with within(timeout_s, self._path):

@@ -734,3 +734,94 @@ async def test_a_log_that_was_put_back_after_it_was_rescued_undoes_nothing(tmp_p
     async with quire.open(path) as again:
         assert await again.workflow("w").get("/n") == 39
         assert (await again.verify()).ok
+
+
+# a log that is cut where it is
+
+
+@pytest.mark.parametrize("left", [0, 32, 30_000, -1])
+async def test_a_log_that_was_cut_takes_no_more_writes(tmp_path, left):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        for n in range(1, 20):
+            await wf.set("/n", n)
+        size = Path(path + "-wal").stat().st_size
+        os.truncate(path + "-wal", left % size)
+        for _ in range(3):
+            with pytest.raises(
+                FilesChanged, match=f"s.db-wal was cut while the store was open: it has {left % size:,} bytes"
+            ):
+                await wf.set("/n", 100)
+        with pytest.raises(FilesChanged, match="was cut"):
+            await wf.history()
+        health = await store.health()
+        assert health.status == "unhealthy" and "was cut" in str(health.reasons)
+    with closing(sqlite3.connect(path)) as db:  # what is left is whole, if old
+        assert db.execute("pragma integrity_check").fetchall() == [("ok",)]
+    async with quire.open(path) as store:
+        names = await store.workflows()
+        assert names == [] or 0 < await store.workflow("w").get("/n") < 20
+        assert (await store.verify()).ok
+
+
+async def test_without_a_look_at_its_length_a_log_that_was_cut_takes_writes_and_loses_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Presence, "_missing", lambda _: None)
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        for n in range(1, 20):
+            await wf.set("/n", n)
+        os.truncate(path + "-wal", 0)
+        await wf.set("/n", 100)
+    with pytest.raises(StorageError):
+        async with quire.open(path) as store:
+            await store.workflow("w").get("/n")
+
+
+async def test_a_log_that_is_in_the_database_too_may_be_cut(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        for n in range(1, 20):
+            await wf.set("/n", n)
+        with closing(apsw.Connection(path)) as db:
+            db.execute("select count(*) from log").fetchall()
+            pages, copied = db.wal_checkpoint()
+        assert pages == copied > 0
+        os.truncate(path + "-wal", 0)
+        for n in range(20, 40):
+            await wf.set("/n", n)
+        assert (await store.verify()).ok
+    async with quire.open(path) as store:
+        assert [v.number for v in await store.workflow("w").history()] == list(range(40, 0, -1))
+
+
+EMPTYING = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], timeout=0.05)
+db.execute("select count(*) from log").fetchall()
+count = 0
+print("begun", flush=True)
+while not os.path.exists(sys.argv[1] + ".end"):
+    try:
+        count += db.execute("pragma wal_checkpoint(truncate)").fetchone()[0] == 0
+    except sqlite3.OperationalError:
+        pass
+print(count, flush=True)
+"""
+
+
+async def test_another_program_may_empty_the_log_as_often_as_it_likes(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        with subprocess.Popen([sys.executable, "-c", EMPTYING, path], stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout.readline() == "begun\n"
+            try:
+                for n in range(1, 151):
+                    await wf.set("/n", n)
+            finally:
+                Path(path + ".end").touch()
+            assert int(other.stdout.read()) > 3
+        assert (await wf.version()).number == 151

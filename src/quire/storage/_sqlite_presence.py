@@ -36,7 +36,7 @@ from pathlib import Path
 
 import apsw
 
-from quire.errors import StorageUnavailable
+from quire.errors import FilesChanged, StorageUnavailable
 from quire.storage import _sqlite_worker as worker
 from quire.storage._inodes import Inode, Inodes, inode_of
 from quire.storage._sqlite_worker import Db
@@ -52,6 +52,10 @@ _HELD = (
 )
 _IN_USE = 128
 """Of the shared memory's file: locked by all who use it (UNIX_SHM_DMS)."""
+_INDEX = struct.Struct("=14xHI76xI")
+"""How shared memory begins: how large pages are (1: 65,536 bytes), how many are in the log, and how many of those are in the
+database, too (https://sqlite.org/walformat.html section 2)."""
+_LOG_HEADER, _PAGE_HEADER = 32, 24
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
@@ -86,6 +90,10 @@ class Presence(Inodes):
         self.one = threading.Lock()
         """Held by the handle whose turn it is."""
         self._locks = _SET is not None
+        self._shared = -1
+        """The shared memory, once it is known."""
+        self.cut: str | None = None
+        """What is said of a log that has become shorter than it was."""
 
     # joining and leaving: with `_registry` held
 
@@ -98,8 +106,11 @@ class Presence(Inodes):
             self._take(self._file, fcntl.F_RDLCK, _SHARED, _SHARED_BYTES)
 
     def unlock(self) -> None:
-        """Let SQLite remove the log as the last connection is closed. Never while the names may be another store's."""
-        if self.trouble() is None:
+        """Let SQLite remove the log as the last connection is closed. Never while the names may be another store's.
+
+        Nor where the log was cut: half of it in the database would be neither what was nor what is.
+        """
+        if self.trouble() is None and self.cut is None:
             for handle in (self._file, *self._others) if self._locks else ():
                 _try(handle, fcntl.F_UNLCK, 0, 0)
 
@@ -121,6 +132,7 @@ class Presence(Inodes):
         try:
             shm = os.open(shared, os.O_RDONLY | os.O_CLOEXEC)
             self._others.append(shm)
+            self._shared = shm
             self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
             of = {log: inode_of(os.lstat(log)), shared: inode_of(os.fstat(shm))}
             self._take(self._file, fcntl.F_RDLCK, _hold(of[log]), 1)
@@ -168,11 +180,42 @@ class Presence(Inodes):
         return said
 
     def check(self) -> None:
-        """Raise unless the files are those that were opened: FilesChanged for the database, StorageUnavailable for the log."""
+        """Raise unless the files are those that were opened: StorageUnavailable for a log that can be put back, else FilesChanged."""
+        self.cut = self.cut or self._missing()
+        if self.cut is not None:
+            raise FilesChanged(self.cut)
         said = self.trouble()
         if said is not None:
             self.check_file()
             raise StorageUnavailable(f"{said}; nothing of this write is stored: write again, the log is put back first")
+
+    def _missing(self) -> str | None:
+        """Say what is missing of a log that is shorter than the pages in it; None where they are all in the database, too.
+
+        Others may write to the log, or empty it, while it is looked at.
+        """
+        if self._shared < 0:
+            return None
+        log, said, seen = f"{self.path}-wal", None, b""
+        while (index := os.pread(self._shared, _INDEX.size, 0)) != seen:
+            if len(index) < _INDEX.size:
+                return None
+            size, pages, copied = _INDEX.unpack(index)
+            if copied >= pages:
+                return None
+            needed = _LOG_HEADER + pages * (_PAGE_HEADER + (size if size > 1 else 65_536))
+            try:
+                found = os.lstat(log).st_size
+            except FileNotFoundError:
+                return None
+            if found >= needed:
+                return None
+            said = (
+                f"{log} was cut while the store was open: it has {found:,} bytes, {needed:,} were written; nothing more is "
+                "written: close the store in all processes, then restore a backup, or go on with what was in it before"
+            )
+            seen = index
+        return said
 
     def check_file(self) -> None:
         """Raise FilesChanged unless the database is the file that was opened."""

@@ -175,7 +175,10 @@ class SqliteBackend:
 
         Raises FilesChanged, StorageUnavailable.
         """
-        if self._log.presence is not None and not self._in_place():
+        presence = self._log.presence
+        if presence is not None and presence.cut is not None:
+            raise FilesChanged(presence.cut)
+        if presence is not None and not self._in_place():
             async with self._reopening:
                 if not self._in_place():
                     await self._reopen()

@@ -341,6 +341,7 @@ OWN_JOBS = {
     "engine/moving/loading.py": {"_fitting"},
     "engine/lineage.py": {"_all_named"},
     "engine/redaction.py": {"keyframes.make"},
+    "engine/verify.py": {"_is_of"},
     "events/fold.py": {"keyframes.make"},
     "events/keyframes.py": {"keyframes.state_of"},
     "scripting/process.py": {"self._reaped"},

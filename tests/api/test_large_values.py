@@ -8,10 +8,11 @@ import pytest
 import quire
 from quire import Append, Set, threads
 from quire.api import reading, whole_states
-from quire.core import layout, record
+from quire.core import keyframes, layout, record
 from quire.core.changes import are_large
 from quire.core.diff import diff
 from quire.core.values import copied, is_large
+from quire.engine import verify
 from quire.errors import Invalid, StorageUnavailable
 
 LARGE = {f"k{n}": {"n": n, "of": [n, "x"]} for n in range(5000)}
@@ -234,3 +235,43 @@ async def test_a_write_that_meets_much_is_rebased_in_a_thread(store, monkeypatch
     await wf.apply([Append(("list",), [-n]) for n in range(1, 11)], base=1)
     assert (seen[-1] is not threading.current_thread()) is beside
     assert (await wf.get("/list"))[-10:] == list(range(-1, -11, -1))
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+async def test_verify_compares_a_large_keyframe_in_a_thread(monkeypatch, large):
+    async with quire.open("memory:") as store:
+        wf = await store.create("w", {f"key {n}": "x" * 20 for n in range(6000)} if large else SMALL)
+        (head,) = await store.engine.backend.heads([wf.stream])
+        await store.engine.backend.put_keyframe(keyframes.make(head, await wf.state()))
+        threads, work = [], verify._is_of
+
+        def noted(*args):
+            threads.append(threading.current_thread())
+            return work(*args)
+
+        monkeypatch.setattr(verify, "_is_of", noted)
+        assert (await store.verify()).keyframes
+    assert threads and (threading.current_thread() not in threads) is large
+
+
+async def test_others_have_their_turn_while_many_records_are_gone_through(store, monkeypatch):
+    wf = await store.create("w", {"n": ""})
+    await asyncio.gather(*(wf.set("/n", str(n) * 5000) for n in range(300)))
+    turns = []
+
+    async def ticking():
+        while True:
+            await asyncio.sleep(0)
+            turns.append(1)
+
+    ticks = asyncio.create_task(ticking())
+    for ask in (
+        lambda: wf.history(limit=1000),
+        lambda: wf.replay(lambda version, state: None),
+        store.verify,
+        lambda: wf.blame("/n"),
+    ):
+        turns.clear()
+        await ask()
+        assert len(turns) > 5
+    ticks.cancel()

@@ -19,7 +19,7 @@ from quire.core.path import parse
 from quire.core.values import copied
 from quire.engine.engine import Engine
 from quire.engine.lineage import merges, named, point_of, sources
-from quire.engine.moving.paging import backwards, pages
+from quire.engine.moving.paging import Stride, backwards, pages
 from quire.engine.watch import Cursor, store_records, stream_records
 from quire.errors import Closed, CorruptRecord, Invalid, NotFound
 from quire.model import (
@@ -289,9 +289,9 @@ async def blame(engine: Engine, stream: str, version: int, state: dict[str, Any]
     wanted = _mentions(path)
     by_entry: list[Record] = []
     made: list[tuple[int, list[Change]]] = []
-    for number, entry in enumerate(records):
-        if number % _PAGE == 0:
-            await asyncio.sleep(0)
+    stride = Stride()
+    for entry in records:
+        await stride.past(entry)
         if not wanted(entry.body) and not (kinds and kinds.keyed()) and by_entry:
             continue
         for by, changes in await _by_source(engine, entry):

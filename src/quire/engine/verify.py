@@ -6,6 +6,7 @@ Reads everything once. Damage is reported, never raised: a report of ten problem
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -13,13 +14,16 @@ from blake3 import blake3
 from quire.core import keyframes, record
 from quire.core.changes import Working
 from quire.core.values import same
-from quire.engine.moving.paging import names
+from quire.engine.moving.paging import Stride, names
 from quire.engine.resident import Residents
 from quire.errors import ChangeError, CorruptRecord, NotFound, StorageError
-from quire.model import GENESIS, REDACTED, REDACTIONS, WORKFLOWS, Fork, Record
+from quire.model import GENESIS, REDACTED, REDACTIONS, WORKFLOWS, Fork, Keyframe, Record
 from quire.storage.base import Backend
+from quire.threads import beside
 
 _PAGE = 1000
+_LARGE_BYTES = 128 * 1024
+"""JSON of a state whose values take more than a few milliseconds to compare: that is done in a thread."""
 _SILENT_MAX = 3
 """Streams in a row that cannot be read because nobody answers; then nothing more is asked."""
 
@@ -115,7 +119,7 @@ async def _stream(
     """Replay one stream from its beginning, comparing with each keyframe on the way. Raises StorageError."""
     frames = await backend.keyframes(name)
     seen.keyframes = len(frames)
-    chain, working = GENESIS, Working.owning({})
+    chain, working, stride = GENESIS, Working.owning({}), Stride()
     while page := await backend.read(name, after=seen.version, limit=_PAGE):
         if seen.versions == 0 and page[0].version > 1:  # trimmed: the history begins at a keyframe
             try:
@@ -130,6 +134,7 @@ async def _stream(
                 seen.versions = len(page)
                 return
         for entry in page:
+            await stride.past(entry)
             try:
                 record.check(entry, seen.version + 1, chain)
                 if (problem := redacted.problem(entry)) is not None:
@@ -161,11 +166,15 @@ async def _frame(backend: Backend, name: str, version: int, working: Working) ->
         frame = await backend.keyframe(name, version)
         if frame is None or frame.version != version:
             return []  # it was dropped since they were listed
-        if not same(keyframes.state_of(frame), working.state):
+        if not await beside(frame.size > _LARGE_BYTES, _is_of, frame, working.state):
             return [f"{name}@{version}: the keyframe differs from what the log gives"]
     except CorruptRecord as error:
         return [str(error)]
     return []
+
+
+def _is_of(frame: Keyframe, state: dict[str, Any]) -> bool:
+    return same(keyframes.state_of(frame), state)
 
 
 async def _blobs(backend: Backend, problems: list[str]) -> int:

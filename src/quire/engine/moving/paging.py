@@ -17,6 +17,24 @@ T = TypeVar("T")
 _AT_ONCE = 16
 _PAGE = 1000
 _PAGE_MIN = 16
+_RECORD_BYTES = 256
+"""What a record costs beside its body, in bytes of one."""
+_STRETCH_BYTES = 256 * 1024
+"""Bytes of records that are gone through before others have their turn."""
+
+
+class Stride:
+    """Lets others go on, now and then, while many records are gone through: call `past` after each."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    async def past(self, entry: Record) -> None:
+        """Count a record, and pause where it is time."""
+        self._bytes += len(entry.body) + _RECORD_BYTES
+        if self._bytes >= _STRETCH_BYTES:
+            self._bytes = 0
+            await asyncio.sleep(0)
 
 
 async def pages(
@@ -26,6 +44,7 @@ async def pages(
 
     What was trimmed is left out. Raises CorruptRecord where a version is missing between two.
     """
+    stride = Stride()
     while upto is None or after < upto:
         page = await backend.read(stream, after=after, upto=upto, limit=limit)
         for entry in page:
@@ -33,6 +52,7 @@ async def pages(
                 await _check_trimmed(backend, stream, after + 1)
             yield entry
             after = entry.version
+            await stride.past(entry)
         if not more_may_follow(page, limit):
             return
         await asyncio.sleep(0)  # a store in memory answers without letting others go on
@@ -45,7 +65,7 @@ async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PA
     asked for: half of it, and then about as many records as made a page.
     What was trimmed is left out. Raises CorruptRecord where a version is missing in front of another, or `top` itself is.
     """
-    count = limit
+    count, stride = limit, Stride()
     while top > 0:
         low = max(0, top - count)
         page = await backend.read(stream, after=low, upto=top, limit=top - low)
@@ -57,6 +77,7 @@ async def backwards(backend: Backend, stream: str, top: int, *, limit: int = _PA
                 await _check_trimmed(backend, stream, top)
             yield entry
             top = entry.version - 1
+            await stride.past(entry)
         if top > low:
             await _check_trimmed(backend, stream, top)
             return

@@ -85,6 +85,10 @@ def test_every_use_in_the_child_raises_at_once(tmp_path, url):
             assert store.verify().ok
 
 
+async def waited(value):
+    return value
+
+
 @pytest.mark.parametrize("url", URLS)
 async def test_so_does_the_asynchronous_interface_also_beside_work_that_is_under_way(tmp_path, url):
     async with quire.open(url.format(tmp_path)) as store:
@@ -97,6 +101,8 @@ async def test_so_does_the_asynchronous_interface_also_beside_work_that_is_under
                 return lambda: asyncio.run(asyncio.wait_for(call(), LIMIT_S / 2))
 
             calls = (
+                lambda: waited(store.before_change(lambda proposed: proposed)),
+                lambda: waited(store.on_change(print)),
                 lambda: wf.set("/n", 1),
                 lambda: wf.get("/n"),
                 lambda: store.create("other", {}),

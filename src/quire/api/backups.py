@@ -22,7 +22,7 @@ from quire.engine.backing.pruning import Pruned
 from quire.engine.backing.shelf import Kept, Shelf, chosen
 from quire.engine.backing.taking import Source
 from quire.engine.engine import Engine
-from quire.errors import Closed, CorruptRecord, InvalidKey, NotFound, QuireError, StorageError, Unsupported
+from quire.errors import CorruptRecord, InvalidKey, NotFound, QuireError, StorageError, Unsupported
 from quire.storage.base import BACKUP, Backend
 from quire.storage.objects import SCHEMES, open_objects
 from quire.storage.open import Seal, stored
@@ -90,8 +90,7 @@ async def take(
     engine: Engine, namespace: str, dest: str, *, full: bool, progress: Progress | None, shelf: Shelf | None = None
 ) -> Backup:
     """Back up what an engine holds to a place: see `Store.backup`."""
-    if engine.closed:
-        raise Closed("the store is closed; open it again to back it up")
+    engine.check_open("back it up")
     shelf = shelf or Shelf(await open_objects(dest))
     async with engine.key_lock("backup"):
         taken = await taking.take(
@@ -131,8 +130,7 @@ async def source_of(
 
 async def mend(engine: Engine, namespace: str, place: str | None) -> Mended:
     """Mend what an engine holds, with the backups in a place: see `Store.repair`."""
-    if engine.closed:
-        raise Closed("the store is closed; open it again to mend it")
+    engine.check_open("mend it")
     finder = None
     if place is not None:
         source = await source_of(engine.backend, namespace)

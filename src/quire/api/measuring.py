@@ -84,8 +84,7 @@ async def health(
         raise Invalid(f"deadline_s={deadline_s!r}: a number of seconds above 0 is needed")
     if expect_durability not in (None, *_DURABILITIES):
         raise Invalid(f"expect_durability={expect_durability!r}: it is {', '.join(_DURABILITIES)}, or None")
-    if engine.closed:
-        raise Closed("the store is closed; open it again")
+    engine.check_open("look at its health")
     found = await _measured(engine, deadline_s, write, bounds)
     found.upkeep = upkeep()
     return judging.judged(found, bounds, engine.backend.capabilities, expect_durability)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from quire.config import Compression
 from quire.engine.engine import Engine
 from quire.engine.moving.copying import Copied, Step, copy
-from quire.errors import Closed, Invalid
+from quire.errors import Invalid
 from quire.storage.open import open_backend
 
 
@@ -21,8 +21,7 @@ async def copy_to(
     progress: Callable[[Step], None] | None,
 ) -> Copied:
     """Copy what an engine holds to the store at a URL: see `Store.copy_to`."""
-    if engine.closed:
-        raise Closed("the store is closed; open it again to copy it")
+    engine.check_open("copy it")
     if isinstance(url, str) and url.partition("?")[0].lower() in ("memory:", "memory:/", "memory://"):
         raise Invalid("a private store in memory is gone as soon as it was copied to; give it a name: memory:NAME")
     if progress is not None and not callable(progress):

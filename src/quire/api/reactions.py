@@ -214,8 +214,7 @@ class Reactions:
         workflow: str | None,
     ) -> Listener:
         """Register a function, or what will take one, to be called from now on. Raises Invalid, InvalidKey, Closed."""
-        if self._engine.closed:
-            raise Closed("the store is closed; open it again to listen")
+        self._engine.check_open("listen")
         lens = Lens(self._engine, path, types, author, workflow)
         return Listener(fn, lens, self._engine, self)
 

@@ -331,8 +331,9 @@ class Store:
         wrong in it is logged and counted, and the write goes on without it; with guard the write is refused with
         HookFailed. path, workflow: only writes that touch this path, of this workflow.
         It must not wait, as all writers wait for it, and may be asked again about a write that met another process's.
-        Returns the hook: `remove()` ends it. Raises Invalid, InvalidKey.
+        Returns the hook: `remove()` ends it. Raises Invalid, InvalidKey, Closed.
         """
+        self.engine.check_open("change what is written")
         return self._before.add(fn, path=path, workflow=workflow, guard=guard)
 
     def on_change(

@@ -135,13 +135,17 @@ class Engine:
         """One task at a time per name."""
         return self._locks.hold(name)
 
+    def check_open(self, to: str) -> None:
+        """Raise Closed unless the store is open, in this process. to: what for."""
+        forks.check(self.pid)
+        if self.closed:
+            raise Closed(f"the store is closed; open it again to {to}")
+
     # reading
 
     async def current(self, stream: str) -> Actor:
         """Return the actor of a stream with everything that any process had committed before the call."""
-        forks.check(self.pid)
-        if self.closed:
-            raise Closed("the store is closed; open it again to read")
+        self.check_open("read")
         await self._look_around()
         actor = self.residents.peek(stream) or await self.residents.get(stream)
         while actor.outrun:

@@ -75,7 +75,7 @@ def commands(line: int, body: str) -> list[Example]:
 
 def run(example: Example, folder: Path, tools: Path) -> subprocess.CompletedProcess[str]:
     """Run a program or a command in the page's folder; `tools` has what is not part of it."""
-    (tools / "quire").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m quire.cli.main "$@"\n')
+    (tools / "quire").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m quire "$@"\n')
     (tools / "quire").chmod(0o755)
     (tools / "example.py").write_text(example.code)
     words = [sys.executable, str(tools / "example.py")] if example.kind == "python" else ["sh", "-c", example.code]

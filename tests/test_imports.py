@@ -28,6 +28,7 @@ LEVEL = {
     "demo": 8,
     "testing": 8,
     "cli": 9,
+    "__main__": 10,
 }
 BACKENDS = {"memory", "sqlite", "files", "rocksdb", "postgres", "redis", "nats", "wrap"}
 SHARED = {"base", "codec", "open", "objects", "_inodes", "_jobs", "_urls", "_vitals", "_waiting"}

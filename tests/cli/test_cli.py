@@ -1,11 +1,14 @@
 """The command line: what it prints, its exit codes, and that nobody ever sees a traceback."""
 
 import json
+import subprocess
+import sys
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import quire as quire_package
 from quire.cli.main import SECTIONS, main
 
 
@@ -207,3 +210,8 @@ def test_the_shell_completes_names_and_checkpoints(quire):
     assert offered("quire show ghost@p") == []
     assert offered("quire --store nowhere.db show t") == []
     assert "log" in offered("quire lo")
+
+
+def test_the_package_runs_as_the_command():
+    ran = subprocess.run([sys.executable, "-m", "quire", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"quire, version {quire_package.__version__}\n"

@@ -72,7 +72,7 @@ def test_damage_ends_it_with_the_code_for_damage(filled, tmp_path):
 def test_bars_are_drawn_where_a_person_looks(filled, tmp_path):
     pytest.importorskip("rich")
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "quire.cli.main", "copy", "s.db", "t.db", "--json"]
+    command = [sys.executable, "-m", "quire", "copy", "s.db", "t.db", "--json"]
     with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=subprocess.PIPE, stderr=slave) as child:
         os.close(slave)
         said, seen = child.stdout.read(), b""
@@ -91,6 +91,6 @@ def test_bars_are_drawn_where_a_person_looks(filled, tmp_path):
 
 
 def test_elsewhere_quarters_are_told(filled, tmp_path):
-    command = [sys.executable, "-m", "quire.cli.main", "copy", "s.db", "t.db"]
+    command = [sys.executable, "-m", "quire", "copy", "s.db", "t.db"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "100 % of the versions" in done.stderr and "\x1b" not in done.stderr + done.stdout

@@ -14,7 +14,7 @@ import quire
 from quire.demo.audience import proof, steps_of
 from quire.demo.survey import RUN, STAGES, STEPS
 
-DEMO = [sys.executable, "-m", "quire.cli.main", "demo", "--modules", "80"]
+DEMO = [sys.executable, "-m", "quire", "demo", "--modules", "80"]
 
 
 def processes_in(folder):
@@ -184,6 +184,6 @@ def test_a_log_with_a_fault_is_not(history, steps, kept):
 
 def test_json_of_the_store_is_open_to_others(done):
     folder, _ = done
-    command = [sys.executable, "-m", "quire.cli.main", "-s", "demo-out/survey.db", "show", RUN, "/summary/sizes"]
+    command = [sys.executable, "-m", "quire", "-s", "demo-out/survey.db", "show", RUN, "/summary/sizes"]
     shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     assert json.loads(shown.stdout)["modules"] == 80

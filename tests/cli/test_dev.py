@@ -20,7 +20,7 @@ from quire.testing.servers.nats import NatsServer
 from quire.testing.servers.postgres import PostgresServer
 from quire.testing.servers.redis import RedisServer
 
-RUN = [sys.executable, "-m", "quire.cli.main", "dev"]
+RUN = [sys.executable, "-m", "quire", "dev"]
 KINDS = {"postgres": PostgresServer, "redis": RedisServer, "nats": NatsServer}
 WAIT_S = 60
 

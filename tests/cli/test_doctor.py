@@ -11,7 +11,7 @@ from quire.cli import environment
 from quire.testing.servers.fixtures import started
 from quire.testing.servers.redis import RedisServer
 
-RUN = [sys.executable, "-m", "quire.cli.main"]
+RUN = [sys.executable, "-m", "quire"]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_nothing_changed_is_nothing_written(quire, edit):
         ("echo '{\"n\": 3}' > $1; exit 1", 2, "ended with code 1"),
         ("echo '{\"n\": 3}' > $1; kill -INT $$", 2, "ended with code -2"),
         ("echo '{\"n\": 3}' > $1; rm quire.db*", 3, "no store"),
-        ('echo \'{"n": 3}\' > $1; "$PYTHON" -m quire.cli.main set w /n 9 >&2', 4, "version 2, not 1"),
+        ('echo \'{"n": 3}\' > $1; "$PYTHON" -m quire set w /n 9 >&2', 4, "version 2, not 1"),
     ],
 )
 def test_what_could_not_be_stored_is_kept(edit, script, code, why, monkeypatch):
@@ -112,7 +112,7 @@ def test_ctrl_c_is_the_editors_while_it_runs(quire, tmp_path):
     editor.write_text("#!/bin/sh\ntrap '' INT\nkill -INT $PPID\nsed -i s/1/2/ \"$1\"\n")
     editor.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-m", "quire.cli.main", "edit", "w"],
+        [sys.executable, "-m", "quire", "edit", "w"],
         cwd=tmp_path,
         env={**os.environ, "EDITOR": str(editor), "VISUAL": ""},
         capture_output=True,

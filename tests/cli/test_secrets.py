@@ -167,7 +167,7 @@ def test_a_rotation_is_of_one_namespace(namespace, quire, keys):
 
 def test_no_key_is_shown(quire, keys):
     filled("s.db?encryption_key_file=old.key", 4)
-    process = [sys.executable, "-m", "quire.cli.main", "-s", "s.db"]
+    process = [sys.executable, "-m", "quire", "-s", "s.db"]
     for words in (rotation("other.key"), rotation(), rotation("short.key")):
         done = subprocess.run([*process, *words], capture_output=True, text=True, check=False)
         assert not {OLD, NEW, OTHER} & set(done.stdout.split() + done.stderr.split())
@@ -177,7 +177,7 @@ def test_no_key_is_shown(quire, keys):
 @pytest.mark.parametrize("point", ["commit:begin:1", "commit:before:1", "commit:after:1"])
 def test_a_rotation_killed_at_any_point_leaves_one_key_and_may_be_repeated(point, quire, keys):
     filled("s.db?encryption_key_file=old.key", 4)
-    command = [sys.executable, "-m", "quire.cli.main", "-s", "s.db", *rotation()]
+    command = [sys.executable, "-m", "quire", "-s", "s.db", *rotation()]
     done = subprocess.run(command, env={**os.environ, "QUIRE_FAILPOINT": point}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert opens_with("s.db") == (["new"] if point == "commit:after:1" else ["old"])

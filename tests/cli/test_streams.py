@@ -13,7 +13,7 @@ import termios
 
 import pytest
 
-RUN = [sys.executable, "-m", "quire.cli.main"]
+RUN = [sys.executable, "-m", "quire"]
 
 
 @pytest.fixture

@@ -203,7 +203,3 @@ def main(ctx: click.Context, url: str, namespace: str) -> None:
     wf@checkpoint, wf@2026-01-31T12:00. A PATH is a JSON Pointer: /notes/0.
     """
     ctx.obj = (url, namespace)
-
-
-if __name__ == "__main__":
-    main()

@@ -143,7 +143,7 @@ class _Show:
     def __init__(self, store: Store, place: Path, modules: int | None, display: Display) -> None:
         self._store = store
         self._display = display
-        self._command = [sys.executable, "-m", "quire.cli.main", "demo", "--child", "--folder", str(place)]
+        self._command = [sys.executable, "-m", "quire", "demo", "--child", "--folder", str(place)]
         self._command += ["--modules", str(modules)] if modules else []
         self._position = 0
         self._versions = 0
@@ -297,5 +297,5 @@ def _ask(file: Path, module: str, cut_off: Sequence[str], display: Display) -> N
         ["blame", RUN, f"/findings/{module}/knottiest"],
     ):
         display.line(f"\n$ quire {' '.join(words)}")
-        command = [sys.executable, "-m", "quire.cli.main", *words]
+        command = [sys.executable, "-m", "quire", *words]
         subprocess.run(command, env={**os.environ, "QUIRE_STORE": str(file)}, check=True)  # noqa: S603 - ourselves

@@ -1,0 +1,5 @@
+"""The command line, as `python -m quire`."""
+
+from quire.cli.main import main
+
+main(prog_name="quire")

@@ -696,6 +696,8 @@ async def test_who_opens_a_store_whose_log_was_removed_does_not_begin_another(tm
         else f"from quire.storage import _sqlite_presence as p; p.await_log = lambda _: None{OPENING}"
     )
     said = subprocess.run([sys.executable, "-c", program, path], stdout=-1, check=True, text=True).stdout
+    if not checked:  # that its log is empty would be seen, too
+        monkeypatch.setattr(Presence, "_is_stale", lambda *_: False)
     await store.close()
     async with quire.open(path) as again:
         there = await again.workflow("w").exists() and await again.workflow("w").get("/n") == 2
@@ -825,3 +827,90 @@ async def test_another_program_may_empty_the_log_as_often_as_it_likes(tmp_path):
                 Path(path + ".end").touch()
             assert int(other.stdout.read()) > 3
         assert (await wf.version()).number == 151
+
+
+# a log that is moved away and comes back, or is taken for another
+
+
+async def stored(wf, keys):
+    """Write each key until it is stored; return how often that was refused."""
+    refused = 0
+    for key in keys:
+        for _ in range(5):
+            try:
+                await wf.set(f"/{key}", 1)
+                break
+            except StorageError:
+                refused += 1
+        else:
+            raise AssertionError(f"{key} was never written")
+    return refused
+
+
+def come_back(log, aside):
+    aside.rename(log)
+
+
+def come_empty(log, aside):
+    aside.with_name("empty").touch()
+    aside.with_name("empty").rename(log)
+
+
+@pytest.mark.parametrize("back", [come_back, come_empty])
+async def test_a_log_that_was_moved_away_and_comes_back_takes_nothing_with_it(tmp_path, back):
+    path, aside = str(tmp_path / "s.db"), tmp_path / "aside"
+    log = Path(path + "-wal")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {})
+        await stored(wf, "abc")
+        log.rename(aside)
+        assert await stored(wf, "defgh") == 1
+        back(log, aside)
+        assert await stored(wf, "ijk") == 1
+        assert (await store.health()).status == "ok"
+    async with quire.open(path) as store:
+        assert sorted(await store.workflow("w").state()) == list("abcdefghijk")
+        assert (await store.verify()).ok
+
+
+async def test_an_older_copy_of_the_log_takes_nothing_with_it(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {})
+        await stored(wf, "abc")
+        shutil.copy(path + "-wal", tmp_path / "copy")
+        await stored(wf, "def")
+        (tmp_path / "copy").rename(path + "-wal")
+        assert await stored(wf, "ghi") == 1
+    async with quire.open(path) as store:
+        assert sorted(await store.workflow("w").state()) == list("abcdefghi")
+        assert (await store.verify()).ok
+
+
+async def test_a_log_with_something_else_in_it_is_not_removed(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {})
+        await stored(wf, "abc")
+        (tmp_path / "other").write_bytes(Path(path + "-wal").read_bytes()[:-1] + b"?")
+        (tmp_path / "other").rename(path + "-wal")
+        for _ in range(3):
+            with pytest.raises(StorageError, match="was replaced while the store was open"):
+                await wf.set("/d", 1)
+        assert Path(path + "-wal").read_bytes().endswith(b"?")
+
+
+async def test_another_file_in_the_place_of_the_log_is_not_taken_for_a_log_that_was_cut(tmp_path):
+    path, aside = str(tmp_path / "s.db"), tmp_path / "aside"
+    log = Path(path + "-wal")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {})
+        await stored(wf, "abc")
+        log.rename(aside)
+        log.write_bytes(b"?" * 100)
+        with pytest.raises(StorageError, match="was replaced while the store was open"):
+            await wf.set("/d", 1)
+        aside.replace(log)
+        await stored(wf, "def")
+        assert sorted(await wf.state()) == list("abcdef")
+        assert (await store.health()).status == "ok"

@@ -60,6 +60,9 @@ _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
 _LOCKS, _HANDLES = "/proc/locks", "/proc/self/fd"
+_OPEN_FILE = "-1"
+"""Stands in the first for the process, where an open file description holds a lock."""
+_PART_BYTES = 1024 * 1024
 _COARSE_NS, _COARSEST_NS = 50_000_000, 3_000_000_000
 """A folder that changed less than so long ago may change again and keep its time. Clocks of kernels go in steps of up to 10 ms;
 some file systems count in steps of 2 s."""
@@ -90,8 +93,8 @@ class Presence(Inodes):
         self.one = threading.Lock()
         """Held by the handle whose turn it is."""
         self._locks = _SET is not None
-        self._shared = -1
-        """The shared memory, once it is known."""
+        self._shared = self._log_file = -1
+        """The shared memory and the log, once they are known."""
         self.cut: str | None = None
         """What is said of a log that has become shorter than it was."""
 
@@ -130,11 +133,12 @@ class Presence(Inodes):
             return
         log, shared = f"{self.path}-wal", f"{self.path}-shm"
         try:
-            shm = os.open(shared, os.O_RDONLY | os.O_CLOEXEC)
+            self._shared = shm = os.open(shared, os.O_RDONLY | os.O_CLOEXEC)
             self._others.append(shm)
-            self._shared = shm
+            self._log_file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+            self._others.append(self._log_file)
             self._take(shm, fcntl.F_RDLCK, _IN_USE, 1)
-            of = {log: inode_of(os.lstat(log)), shared: inode_of(os.fstat(shm))}
+            of = {log: inode_of(os.fstat(self._log_file)), shared: inode_of(os.fstat(shm))}
             self._take(self._file, fcntl.F_RDLCK, _hold(of[log]), 1)
             if self._locks and self._is_surplus(log, of[log]):
                 with self.turn():
@@ -181,7 +185,8 @@ class Presence(Inodes):
 
     def check(self) -> None:
         """Raise unless the files are those that were opened: StorageUnavailable for a log that can be put back, else FilesChanged."""
-        self.cut = self.cut or self._missing()
+        if self.cut is None:
+            self.cut = self._missing()
         if self.cut is not None:
             raise FilesChanged(self.cut)
         said = self.trouble()
@@ -196,7 +201,7 @@ class Presence(Inodes):
         """
         if self._shared < 0:
             return None
-        log, said, seen = f"{self.path}-wal", None, b""
+        said, seen = None, b""
         while (index := os.pread(self._shared, _INDEX.size, 0)) != seen:
             if len(index) < _INDEX.size:
                 return None
@@ -204,14 +209,11 @@ class Presence(Inodes):
             if copied >= pages:
                 return None
             needed = _LOG_HEADER + pages * (_PAGE_HEADER + (size if size > 1 else 65_536))
-            try:
-                found = os.lstat(log).st_size
-            except FileNotFoundError:
-                return None
+            found = os.fstat(self._log_file).st_size
             if found >= needed:
                 return None
             said = (
-                f"{log} was cut while the store was open: it has {found:,} bytes, {needed:,} were written; nothing more is "
+                f"{self.path}-wal was cut while the store was open: it has {found:,} bytes, {needed:,} were written; nothing more is "
                 "written: close the store in all processes, then restore a backup, or go on with what was in it before"
             )
             seen = index
@@ -301,12 +303,33 @@ class Presence(Inodes):
                 os.close(left)
             _saved[self.inode][_hold(self.of[f"{self.path}-wal"])] = handle
 
+    def _is_stale(self, path: str) -> bool:
+        """Tell whether what is there in the place of our log holds nothing else than that does, and nobody else may use it."""
+        if path != f"{self.path}-wal" or not self._is_alone():
+            return False
+        end, at = Path(path).stat().st_size, 0
+        with Path(path).open("rb") as file:
+            while (
+                at < end and (part := file.read(_PART_BYTES)) == os.pread(self._log_file, _PART_BYTES, at)[: len(part)]
+            ):
+                at += len(part)
+        return at >= end
+
+    def _is_alone(self) -> bool:
+        """Tell whether no other process has the database open. Where that cannot be said it says no."""
+        try:
+            locks = _locked(os.lstat(self.path), Path(_LOCKS).read_text())
+        except OSError:
+            return False
+        holders = [owner for owner, first, last in locks if first < _SHARED + _SHARED_BYTES and last >= _SHARED]
+        return [owner for owner in holders if owner != str(os.getpid())] == [_OPEN_FILE]
+
     def _is_ours(self, path: str, said: str) -> bool:
         try:
             there = inode_of(os.lstat(path))
         except FileNotFoundError:
             return False
-        if there != self.of[path]:
+        if there != self.of[path] and not self._is_stale(path):
             raise StorageUnavailable(
                 f"{said}, and another program has opened the database since, so that the log cannot be put back; close the "
                 "store in all processes, open it again and run `quire verify`"
@@ -368,17 +391,17 @@ def _is_without_log(path: str) -> bool:
         locks = Path(_LOCKS).read_text()
     except OSError:
         return False
-    return any(first < _SHARED + _SHARED_BYTES and last >= _SHARED for first, last in _locked(found, locks))
+    return any(first < _SHARED + _SHARED_BYTES and last >= _SHARED for _, first, last in _locked(found, locks))
 
 
-def _locked(of: os.stat_result, locks: str) -> Generator[tuple[int, int]]:
-    """Yield the first and the last byte of each lock on a file. locks: what is in `/proc/locks`."""
+def _locked(of: os.stat_result, locks: str) -> Generator[tuple[str, int, int]]:
+    """Yield the process that holds each lock on a file, its first and its last byte. locks: what is in `/proc/locks`."""
     inode = f"{os.major(of.st_dev):02x}:{os.minor(of.st_dev):02x}:{of.st_ino}"
     for line in locks.splitlines():
-        place, *bounds = line.split()[-3:]
+        owner, place, *bounds = line.split()[-4:]
         if place == inode and "->" not in line:  # an arrow is before those who wait for a lock
             first, last = (sys.maxsize if bound == "EOF" else int(bound) for bound in bounds)
-            yield first, last
+            yield owner, first, last
 
 
 def _hold(log: Inode) -> int:
@@ -395,7 +418,9 @@ def _another_is_held(path: str, log: Inode) -> bool:
         found, locks = os.lstat(path), Path(_LOCKS).read_text()
     except OSError:
         return False
-    held = [first for first, last in _locked(found, locks) if first == last and _HOLDS <= first < _HOLDS + _HOLDS_BYTES]
+    held = [
+        first for _, first, last in _locked(found, locks) if first == last and _HOLDS <= first < _HOLDS + _HOLDS_BYTES
+    ]
     saved = _saved.get(inode_of(found), {})
     for byte in [byte for byte in saved if byte not in held]:
         os.close(saved.pop(byte))

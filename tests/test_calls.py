@@ -331,7 +331,7 @@ OWN_JOBS = {
         "_finished",
         "partial(part.unlink, missing_ok=True)",
     },
-    "backends/documents.py": {"places.made"},
+    "backends/documents.py": {"partial(places.made, path, create_dirs=create)"},
     "engine/actor.py": {"weigh"},
     "engine/backing/extending.py": {"segment.decode"},
     "engine/committer.py": {"self._seal"},
@@ -346,7 +346,7 @@ OWN_JOBS = {
     "events/keyframes.py": {"keyframes.state_of"},
     "scripting/process.py": {"self._reaped"},
     "storage/files.py": {"self._stop"},
-    "storage/objects/bucket.py": {"work"},
+    "storage/objects/bucket.py": {"partial(work, *args, **named)"},
     "storage/objects/folder.py": {"work", "self._worked"},
     "storage/open.py": {"key_of"},
     "storage/redis.py": {"rows.plan"},
@@ -399,7 +399,7 @@ def strays(source, where):
             continue
         called = ast.unparse(node.func)
         last = called.rpartition(".")[2]
-        job = 0 if last in ("to_thread", "aside") else 1 if called == "beside" else -1
+        job = 0 if last in ("to_thread", "aside", "apart") else 1 if called == "beside" else -1
         if job >= 0 and (len(node.args) <= job or ast.unparse(node.args[job]) not in OWN_JOBS.get(where, ())):
             found.append(f"{where}:{node.lineno} {ast.unparse(node)}")
         if last in ("run_in_executor", "set_default_executor"):
@@ -410,7 +410,7 @@ def strays(source, where):
             found.append(f"{where}:{node.lineno} {called}")
         if last.removeprefix("_") in USERS and (where, called) not in WITHIN:
             found.append(f"{where}:{node.lineno} {ast.unparse(node)}")
-        if last == "partial" and any(ast.unparse(a).endswith("to_thread") for a in node.args):
+        if last == "to_thread" or (last == "partial" and any(ast.unparse(a).endswith("to_thread") for a in node.args)):
             found.append(f"{where}:{node.lineno} {ast.unparse(node)}")
     return found
 

@@ -9,7 +9,7 @@
    alone. Threads are daemons: a function that hangs does not keep the program from ending. A program that ends without
    closing its store cuts running functions off.
 
-Quire's own jobs that take long run in a pool of their own, see `aside`. What functions raise is quire/calls.py's to decide.
+Quire's own jobs that take long run in pools of their own, see `aside` and `apart`. What functions raise is quire/calls.py's to decide.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ log = logging.getLogger("quire.threads")
 
 _OWN_MOST = 8
 """Threads for what Quire itself computes beside the event loop."""
+_APART_MOST = 32
+"""Threads for what Quire itself waits for: files, locks, object stores."""
 _CLOSE_S = 5.0
 """How long `close` waits for running functions; those that take longer are left alone."""
 _IDLE_S = 10.0
@@ -239,15 +241,15 @@ def _stop(lanes: list[_Lane]) -> None:
         lane.stop()
 
 
-_own = Threads(_OWN_MOST, "quire-own")
+_own, _apart = Threads(_OWN_MOST, "quire-own"), Threads(_APART_MOST, "quire-apart")
 _left: list[Threads] = []
 
 
 def _begin_anew() -> None:
     """In the child of a fork, where the threads are not."""
-    global _own  # noqa: PLW0603 - made anew, as its threads cannot be
-    _left.append(_own)  # to end it would take a lock that a thread of the parent may have held
-    _own = Threads(_OWN_MOST, "quire-own")
+    global _own, _apart
+    _left.extend((_own, _apart))  # to end them would take a lock that a thread of the parent may have held
+    _own, _apart = Threads(_OWN_MOST, "quire-own"), Threads(_APART_MOST, "quire-apart")
 
 
 os.register_at_fork(after_in_child=_begin_anew)
@@ -260,6 +262,11 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
     Raises StorageUnavailable where no thread can be started; then the work is not done.
     """
     return cast("T", await _own.call(work, *args))
+
+
+async def apart(work: Callable[..., T], *args: Any) -> T:
+    """Return `work(*args)`, done in a thread as `aside` does, but that may wait: for a disk, a lock, a server."""
+    return cast("T", await _apart.call(work, *args))
 
 
 async def beside(large: bool, work: Callable[..., T], *args: Any) -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -275,3 +276,22 @@ async def test_others_have_their_turn_while_many_records_are_gone_through(store,
         await ask()
         assert len(turns) > 5
     ticks.cancel()
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{}/s.db", "file:///{}/f", "rocksdb:///{}/r"])
+async def test_a_program_that_fills_the_threads_of_its_loop_holds_up_nothing(tmp_path, url):
+    loop, end = asyncio.get_running_loop(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loop.set_default_executor(pool)
+        full = loop.run_in_executor(None, end.wait)
+        try:
+            async with asyncio.timeout(30):
+                async with quire.open(url.format(tmp_path), archive=str(tmp_path / "archive")) as store:
+                    wf = await store.create("w", {"n": 0})
+                    await wf.set("/new", LARGE)
+                    await store.sweep()
+                    if not url.startswith("memory"):
+                        await store.backup(f"file://{tmp_path}/backups")
+        finally:
+            end.set()
+            await full

@@ -213,9 +213,7 @@ async def test_making_that_was_cut_off_is_made_anew(tmp_path):
     await (await open_files(str(tmp_path / "s"), namespace="other")).close()
     (tmp_path / "s/quire.json").unlink()
     for area in (tmp_path / "s/namespaces").iterdir():
-        for folder in area.iterdir():
-            folder.rmdir()
-        area.rmdir()
+        shutil.rmtree(area)
     backend = await open_files(str(tmp_path / "s"), namespace="default")
     await appended(backend, "workflows/a", b"[]")
     assert await backend.check() == []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+from functools import partial
 
 from quire.backends import places
 from quire.backends.keyed import StorageBackend
+from quire.threads import apart
 
 
 class FileStorageBackend(StorageBackend):
@@ -39,7 +40,7 @@ class FileStorageBackend(StorageBackend):
     async def start(self) -> None:
         """Open the store. Idempotent."""
         path, create = self._folder
-        await asyncio.to_thread(places.made, path, create_dirs=create)
+        await apart(partial(places.made, path, create_dirs=create))
         await super().start()
 
 

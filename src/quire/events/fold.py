@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +19,7 @@ from quire.errors import Invalid, ReducerFailed
 from quire.events.keyframes import Keyframes
 from quire.events.log import Event, EventLog, type_of
 from quire.model import GENESIS, Head, Keyframe, Record
+from quire.threads import aside
 
 State = dict[str, Any]
 Reducer = Callable[[State, Event], State]
@@ -100,7 +100,7 @@ class Fold:
             folded = await self._threads.call(self._page, folded, page, event_type)  # reducers are the caller's code
         if kept is not None and self._due(folded):
             head = Head(kept.name, folded.version, folded.chain)
-            frame = await asyncio.to_thread(keyframes.make, head, self.plain(folded.state))
+            frame = await aside(keyframes.make, head, self.plain(folded.state))
             if await kept.keep(frame):
                 folded = folded._replace(changes=0, size=0, kept_size=len(frame.body))
         return folded

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -24,6 +23,7 @@ from quire.engine.engine import Engine
 from quire.errors import CorruptRecord
 from quire.model import Keyframe
 from quire.storage.base import CellWrite
+from quire.threads import aside
 
 log = logging.getLogger("quire.events")
 
@@ -47,7 +47,7 @@ class Keyframes:
                 continue
             try:
                 frame = await self._read(version, blob)
-                return frame, await asyncio.to_thread(keyframes.state_of, frame)
+                return frame, await aside(keyframes.state_of, frame)
             except CorruptRecord as error:
                 log.warning("passed over a keyframe: %s", error)
         return None

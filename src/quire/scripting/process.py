@@ -18,6 +18,7 @@ from pathlib import Path
 
 import quire
 from quire.errors import StorageUnavailable, Unsupported
+from quire.threads import apart
 
 _STDERR_MAX = 65536
 
@@ -114,7 +115,7 @@ class Process:
             for transport in self._transports:
                 transport.close() if isinstance(transport, asyncio.ReadTransport) else transport.abort()
             self._child.kill()
-            self._ending = asyncio.ensure_future(asyncio.to_thread(self._reaped))
+            self._ending = asyncio.ensure_future(apart(self._reaped))
         return await asyncio.shield(self._ending)
 
     def _reaped(self) -> tuple[int, str]:

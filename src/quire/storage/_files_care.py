@@ -97,10 +97,7 @@ def _log(reader: Reader, place: Place, state: State) -> Iterator[str]:
 
 def _wanted(reader: Reader, state: State) -> dict[str, dict[int, int]]:
     """Return what the feed says is there: for each stream its versions, and their positions."""
-    file = reader.open_feed(state)
-    if file is None:
-        return {}
-    with file:
+    with reader.open_feed(state) as file:
         return feeds.remaining(file, state.position)
 
 

@@ -66,8 +66,8 @@ class Cells:
         self._path = path
         self._whose = whose_cells(namespace)
         self._lock = threading.Lock()
-        self.found = False
-        """Whether there is a file: it is never removed."""
+        self._least = (0, 0)
+        """A generation, and so many bytes the file has had in it."""
         self._forget()
 
     def _forget(self) -> None:
@@ -85,7 +85,7 @@ class Cells:
                 if self._seen is not None and self._seen[1] != state.generation:
                     self._forget()  # the file may be another
                 try:
-                    cells = self._read_on(state.seq)
+                    cells = self._read_on(state)
                 except BaseException:
                     self._forget()
                     raise
@@ -93,21 +93,14 @@ class Cells:
                 self._cells = cells
             return self._cells
 
-    def _read_on(self, seq: int) -> dict[str, Cell]:
+    def _read_on(self, state: State) -> dict[str, Cell]:
         cells = dict(self._cells)  # who reads the old ones goes on undisturbed
-        with_file = LineFile.open(self._path, self._whose)
-        if with_file is None:
-            self.check_absent()
-            return cells
-        with with_file as file:
-            if file.size < self._offset:
-                raise CorruptRecord(f"{self._path} is shorter than it was; restore a backup", at=self._path)
+        with self.open(state) as file:
             for start, line in file.forward(self._offset):
                 found = _decode(line)
-                if found.seq > seq:
+                if found.seq > state.seq:
                     break
                 self._offset = start + len(line) + 1
-                self.found = True
                 if start:  # not the first line of the file
                     self._lines += 1
                     value = _value(found)
@@ -115,16 +108,28 @@ class Cells:
                         cells.pop(found.cell, None)
                     else:
                         cells[found.cell] = Cell(found.cell, value, found.expires)
+        self.reached(state, self._offset)
         return cells
 
-    def check_absent(self) -> None:
-        """Raise CorruptRecord for a file that is not there, if it was."""
-        if self.found:
-            raise CorruptRecord(
-                f"{self._path} is gone, which holds leases, keys and counters: put back the file that was there, or "
-                "restore a backup",
-                at=self._path,
-            )
+    def open(self, state: State) -> LineFile:
+        """Return the file. Raises CorruptRecord where it is gone, or shorter than it was in this generation."""
+        file = LineFile.open(self._path, self._whose)
+        generation, least = self._least
+        if file is not None and (generation != state.generation or file.size >= least):
+            return file
+        what = "is gone" if file is None else f"ends at byte {file.size}, but was written up to {least}"
+        if file is not None:
+            file.close()
+        raise CorruptRecord(
+            f"{self._path} {what}, which holds leases, keys and counters: put back the file that was there, or restore a "
+            "backup",
+            at=self._path,
+        )
+
+    def reached(self, state: State, size: int) -> None:
+        """Remember how long the file is as of a state."""
+        generation, least = self._least
+        self._least = state.generation, max(size, least if generation == state.generation else 0)
 
     def crowded(self, now_ms: int) -> bool:
         """Whether the file holds much more than it need."""

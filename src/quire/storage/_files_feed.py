@@ -104,6 +104,11 @@ def last_position(line: bytes) -> int:
     return found.position + max(0, sum(run[2] for run in found.runs) - 1)
 
 
+def last_of(file: LineFile) -> int:
+    """Return the newest position in a feed."""
+    return next((last_position(line) for _, line in file.backward()), 0)
+
+
 def entries(file: LineFile, after: int, upto: int) -> Iterator[Entry]:
     """Yield what was committed with after < position <= upto, removed or not."""
     for _, line in file.forward(file.beyond(after, last_position)):

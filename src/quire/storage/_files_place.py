@@ -32,10 +32,11 @@ from quire.errors import (
 )
 from quire.storage import _files_journal as journals
 from quire.storage import _files_names as names
+from quire.storage._files_cells import CELLS, whose_cells
 from quire.storage._files_disk import TEMP, Disk, Lock, sync_folder
-from quire.storage._files_feed import FEED, last_position, whose_feed
+from quire.storage._files_feed import FEED, last_of, whose_feed
 from quire.storage._files_journal import Journal, State
-from quire.storage._files_lines import LineFile
+from quire.storage._files_lines import LineFile, first_line
 from quire.storage._inodes import Inodes
 
 MARK, LOCK = "quire.json", "quire.lock"
@@ -214,9 +215,15 @@ class Place:
             self.disk.make_folder(folder)
 
     def _furnish(self) -> None:
-        for folder in (self.base.rstrip("/"), *(f"{self.base}{area}" for area in _AREAS)):
-            if folder:
-                self.disk.make_folder(folder)
+        areas = [f"{self.base}{area}" for area in _AREAS]
+        if self.base:
+            self.disk.make_folder(self.base.rstrip("/"))
+        if not any(Path(self.disk.at(area)).exists() for area in areas):
+            for file, whose in ((FEED, whose_feed(self.namespace)), (CELLS, whose_cells(self.namespace))):
+                first = first_line(whose, self.namespace, file, "file")
+                self.disk.publish(self.disk.write_temp([first]), f"{self.base}{file}")
+        for area in areas:
+            self.disk.make_folder(area)
         name = f"{self.base}{_NAME}"
         if names.hashed(self.base) and not Path(self.disk.at(name)).exists():
             self.disk.publish(self.disk.write_temp([msgspec.json.encode(self.namespace)]), name)
@@ -232,8 +239,7 @@ class Place:
             file = LineFile.open(path, whose_feed(namespace))
             if file is not None:
                 with file:
-                    last = next((last_position(line) for _, line in file.backward()), 0)
-                    if last > position:
+                    if last_of(file) > position:
                         return path
         return None
 

@@ -62,6 +62,8 @@ class Reader:
         """The newest version of streams that were seen, and the position of the store then."""
         self._gone: dict[str, str] = {}
         """Streams whose files were found to be gone or cut, and what was said of them; "" for the feed."""
+        self._fed = (0, 0)
+        """A generation, and a position that the feed has come to in it."""
         self._guard = threading.Lock()
 
     def path_of(self, stream: str) -> str:
@@ -86,10 +88,7 @@ class Reader:
         version, position = self._known.get(stream, (0, 0))
         if found >= version or state.position < position:  # or a later state is known than the one that is asked for
             return
-        file = self.open_feed(state)
-        if file is None:
-            return
-        with file:
+        with self.open_feed(state) as file:
             newest = feeds.newest(file, stream, state.position)
         if newest > found:
             what = f"ends at version {found}" if found else "is gone"
@@ -107,8 +106,8 @@ class Reader:
             try:
                 if stream:
                     self.head(state, stream)
-                elif (file := self.open_feed(state)) is not None:
-                    file.close()
+                else:
+                    self.open_feed(state).close()
                 self._gone.pop(stream, None)
             except CorruptRecord as error:
                 said.append(str(error))
@@ -221,10 +220,9 @@ class Reader:
     def feed(self, state: State, after: int, limit: int) -> list[Record]:
         """A page of the records of the namespace. Those that were removed meanwhile are passed over."""
         found: list[Record] = []
-        file = self.open_feed(state) if limit > 0 else None
-        if file is None:
+        if limit <= 0:
             return found
-        with file:
+        with self.open_feed(state) as file:
             page: list[feeds.Entry] = []
             for entry in feeds.entries(file, max(after, 0), state.position):
                 page.append(entry)
@@ -233,19 +231,32 @@ class Reader:
                     if more_may_follow(found, limit):
                         break
             self._taken(state, page, found, limit)
+        if found:
+            self.fed(state, found[-1].position)
         return page_of(found, limit)
 
-    def open_feed(self, state: State) -> LineFile | None:
-        """Return the file of the feed, None where nothing was committed yet. Raises CorruptRecord where it is gone."""
+    def open_feed(self, state: State) -> LineFile:
+        """Return the file of the feed. Raises CorruptRecord where it is gone, or shorter than it was in this generation."""
         path = f"{self.base}{feeds.FEED}"
         file = LineFile.open(self._disk.at(path), feeds.whose_feed(self.namespace))
-        if file is None and any(self._committed(state, stream) for stream in self._listed()):
-            self._gone[""] = (
-                f"{self._disk.at(path)} is gone, which says in which order all was committed: put back the file that was "
-                "there, or restore a backup"
-            )
-            raise CorruptRecord(self._gone[""], at=path)
-        return file
+        generation, fed = self._fed
+        if file is None:
+            what = "is gone"
+        elif generation != state.generation or (last := feeds.last_of(file)) >= fed:
+            return file
+        else:
+            file.close()
+            what = f"ends at position {last}, but was written up to {fed}"
+        self._gone[""] = (
+            f"{self._disk.at(path)} {what}; it says in which order all was committed: put back the file that was there, or "
+            "restore a backup"
+        )
+        raise CorruptRecord(self._gone[""], at=path)
+
+    def fed(self, state: State, position: int) -> None:
+        """Remember that the feed has come to a position as of a state."""
+        generation, fed = self._fed
+        self._fed = state.generation, max(position, fed if generation == state.generation else 0)
 
     def _taken(self, state: State, page: list[feeds.Entry], found: list[Record], limit: int) -> list[feeds.Entry]:
         """Add the records of entries to `found` until that makes a page; return the entries that are left."""

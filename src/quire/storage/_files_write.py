@@ -108,10 +108,10 @@ class Writer:
                 cell_line(self._whose_cells, name, seq, cell and cell.value, cell and cell.expires)
                 for name, cell in draft.cells.items()
             ]
-            self._add_beside(state, work, parts, CELLS, self._whose_cells, lines)
+            self._add_beside(state, work, parts, CELLS, lines)
         if draft.records:
             line = feeds.commit_line(self._whose_feed, draft.first, draft.records)
-            self._add_beside(state, work, parts, FEED, self._whose_feed, [line])
+            self._add_beside(state, work, parts, FEED, [line])
         data = b"".join(parts)
         try:
             after = self._place.journal.commit(state, work, data)
@@ -120,7 +120,10 @@ class Writer:
             self.broken = state
             raise
         self._seen = (after.seq, after.generation)
-        self._cells.found = self._cells.found or bool(draft.cells)
+        if draft.cells:
+            self._cells.reached(after, self._sizes[f"{self._base}{CELLS}"])
+        if draft.records:
+            self._reader.fed(after, draft.position)
         for name in draft.lines:
             self._reader.know(after, name, self._heads[name].version)
 
@@ -130,19 +133,12 @@ class Writer:
         parts.append(data)
         return len(data)
 
-    def _add_beside(
-        self, state: State, work: Work, parts: list[bytes], file: str, whose: bytes, lines: list[bytes]
-    ) -> None:
+    def _add_beside(self, state: State, work: Work, parts: list[bytes], file: str, lines: list[bytes]) -> None:
         path = f"{self._base}{file}"
         size = self._sizes.get(path)
         if size is None:
-            size = self._disk.size(path)
-        if size == 0:
-            if file == CELLS:
-                self._cells.check_absent()
-            elif (found := self._reader.open_feed(state)) is not None:
-                found.close()
-            lines.insert(0, first_line(whose, self._namespace, file, "file"))
+            with self._reader.open_feed(state) if file == FEED else self._cells.open(state) as found:
+                size = found.size
         self._sizes[path] = size + self._add(work, parts, path, size, lines)
 
     def _refresh(self, state: State) -> None:
@@ -293,7 +289,7 @@ class Writer:
         work = Work(state.position, state.generation + 1, renames=list(renames), removes=list(removes))
         parts: list[bytes] = []
         if told is not None:
-            self._add_beside(state, work, parts, FEED, self._whose_feed, [told])
+            self._add_beside(state, work, parts, FEED, [told])
         self._place.journal.commit(state, work, b"".join(parts))
         self._place.inodes.confirm()
         self._forget()
@@ -359,13 +355,11 @@ class Writer:
             state = found
             for namespace in self._place.namespaces():
                 reader = Reader(self._disk, namespace, self._place.ending)
-                if self._disk.size(f"{reader.base}{FEED}"):
-                    temp = self._disk.write_temp(list(care.feed_anew(reader, state)))
-                    work = Work(state.position, state.generation + 1, renames=[(temp, f"{reader.base}{FEED}")])
-                    state = self._place.journal.commit(state, work, b"")
-                if self._disk.size(f"{reader.base}{CELLS}"):
-                    cells = Cells(self._disk.at(f"{reader.base}{CELLS}"), namespace)
-                    state = self._compact_cells(state, cells)
+                temp = self._disk.write_temp(list(care.feed_anew(reader, state)))
+                work = Work(state.position, state.generation + 1, renames=[(temp, f"{reader.base}{FEED}")])
+                state = self._place.journal.commit(state, work, b"")
+                cells = Cells(self._disk.at(f"{reader.base}{CELLS}"), namespace)
+                state = self._compact_cells(state, cells)
             self._place.journal.wipe(state)
         self._forget()
 

@@ -31,11 +31,14 @@ from quire.storage._jobs import Jobs
 from quire.storage._vitals import bytes_of, disk_of, within
 from quire.storage._waiting import Polling
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, tally_of
+from quire.threads import apart
 
 T = TypeVar("T")
 
 _READERS = 2
 """How often commits of other processes are looked for."""
+_DAMAGED_MAX = 16
+"""Damaged places that are remembered and looked at again for `vitals`."""
 _COPIES = 3
 """How often a copy is begun beside writers that replace files; then they have to wait."""
 _LAST_S = 0.5
@@ -84,6 +87,8 @@ class FilesBackend:
         self._pid = os.getpid()
         forks.keep(self)
         self._closed = False
+        self._damaged: dict[str, Callable[[State], object]] = {}
+        """Reads that met damage, by what was damaged."""
         self._place: Place | None = None
         translate = partial(places.ours, path=path)
         self._translate = translate
@@ -122,7 +127,23 @@ class FilesBackend:
             return found
         except CorruptRecord:
             self._alive()
-            return await self._worker.do(lambda: self._held(job))
+            try:
+                return await self._worker.do(lambda: self._held(job))
+            except CorruptRecord as error:
+                if len(self._damaged) < _DAMAGED_MAX:
+                    self._damaged[error.at] = job
+                raise
+
+    def _damage(self, state: State) -> list[str]:
+        """Return what was found damaged, and is so still, in words."""
+        said = self._reader.gone(state)
+        for at, job in list(self._damaged.items()):
+            try:
+                job(state)
+                self._damaged.pop(at, None)
+            except CorruptRecord as error:
+                said.append(str(error))
+        return list(dict.fromkeys(said))
 
     def _held(self, job: Callable[[State], T]) -> T:
         with self._alive().held() as state:
@@ -269,7 +290,7 @@ class FilesBackend:
                 disk_total_bytes=disk.total_bytes,
                 file_system=disk.file_system,
                 log_bytes=bytes_of(place.journal.path),
-                warnings=(*disk.warnings(self._path), *self._reader.gone(place.journal.published())),
+                warnings=(*disk.warnings(self._path), *self._damage(place.journal.published())),
             )
 
         async with within(timeout_s, self._path):
@@ -308,7 +329,7 @@ class FilesBackend:
             return
         self._closed = True
         self._news.wake()
-        await asyncio.to_thread(self._stop)
+        await apart(self._stop)
 
     def _stop(self) -> None:
         for jobs in (*self._readers, self._worker):

@@ -30,6 +30,7 @@ from quire.storage.base import RECOVERING, Archive, Backend
 from quire.storage.wrap import ARCHIVE, BOOK, KEYRING
 from quire.storage.wrap._around import Seal, layers, stored
 from quire.storage.wrap._catalogue import elsewhere
+from quire.threads import apart
 
 __all__ = [
     "Seal",
@@ -117,7 +118,7 @@ async def open_bare(
                 raise InvalidKey(f"{redact_url(url)}: {name} is given in the URL and beside it; give it once")
         compression = options.get("compression", compression)
         if encryption_key is None:
-            encryption_key = await asyncio.to_thread(key_of, options)
+            encryption_key = await apart(key_of, options)
     return await _open_bare(url, namespace), encryption_key, compression
 
 

@@ -37,6 +37,7 @@ from quire.storage._rocksdb_write import (
 )
 from quire.storage._vitals import disk_of, within
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals, page_of, tally_of
+from quire.threads import apart
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ async def open_rocksdb(path: str, *, namespace: str, now_ms: Callable[[], int] |
     now_ms: the clock that cells expire by, UTC milliseconds.
     Raises InvalidKey, IncompatibleFormat, CorruptRecord, and StorageUnavailable where another process has it open.
     """
-    place = await asyncio.to_thread(places.claim, path)
+    place = await apart(places.claim, path)
     return RocksdbBackend(place, namespace, now_ms or (lambda: time.time_ns() // 1_000_000))
 
 
@@ -485,7 +486,7 @@ class RocksdbBackend:
         self._closed = True
         for event in self._events:
             event.set()
-        await asyncio.to_thread(places.release, self._place)
+        await apart(places.release, self._place)
 
 
 def _found(walk: Any, key: bytes) -> bytes | None:

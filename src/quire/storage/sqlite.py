@@ -32,6 +32,7 @@ from quire.storage._sqlite_write import Writer
 from quire.storage._vitals import bytes_of, disk_of, file_system_of, shares_memory, within
 from quire.storage._waiting import Polling
 from quire.storage.base import Capabilities, Item, Outcome, StorageStats, Tally, Vitals
+from quire.threads import apart
 
 log = logging.getLogger("quire.storage")
 
@@ -108,9 +109,9 @@ class SqliteBackend:
 
     async def start(self) -> None:
         """Make, upgrade or refuse the file."""
-        logged = await asyncio.to_thread(files.claim, self._path, self._vfs)
+        logged = await apart(files.claim, self._path, self._vfs)
         if logged and self._wal and self._vfs is None:
-            await asyncio.to_thread(presences.await_log, self._path)
+            await apart(presences.await_log, self._path)
         await self._begin()
 
     async def _begin(self) -> None:
@@ -396,7 +397,7 @@ class SqliteBackend:
         """
         self._alive()
         await self._look()
-        await asyncio.to_thread(self._copy, path)
+        await apart(self._copy, path)
 
     def _copy(self, path: str) -> None:
         with files.translated(self._path):
@@ -460,7 +461,7 @@ class SqliteBackend:
         self._closed = True
         self._close_probe()
         self._news.wake()
-        await asyncio.to_thread(self._stop)
+        await apart(self._stop)
 
     def _stop(self) -> None:
         for reader in self._readers:

@@ -5,10 +5,10 @@ Its calls are made in threads: what it offers for event loops (0.12) aborts the 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import obstore
@@ -17,6 +17,7 @@ from obstore.store import MemoryStore, from_url
 
 from quire.errors import Denied, InvalidKey, NotFound, QuireError, StorageUnavailable
 from quire.storage.objects.names import checked, oversized, shown
+from quire.threads import apart
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class Bucket:
 
     async def _do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         try:
-            return await asyncio.to_thread(work, *args, **named)
+            return await apart(partial(work, *args, **named))
         except (QuireError, said.AlreadyExistsError, said.NotSupportedError):
             raise
         except FileNotFoundError as cause:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from quire.errors import Denied, InvalidKey, QuireError, StorageFull, StorageUnavailable
 from quire.storage._inodes import Inode, inode_of
 from quire.storage.objects.names import checked, oversized
+from quire.threads import apart
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Folder:
 
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
         try:
-            return await asyncio.to_thread(self._worked, work, *args)
+            return await apart(self._worked, work, *args)
         except QuireError:
             raise
         except OSError as cause:

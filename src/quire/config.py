@@ -102,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     write_steps_max: int = 1_000_000
     """Work of one write, about a microsecond a step: each change, each 256 items of a list or object and each 8,192
     characters of a text that are copied or moved for it, and where it meets what others wrote each pair of changes of
-    one place as four, of others in one list or object as a quarter; more raises LimitExceeded."""
+    one place as four, of one inside of what the other alters as two, of others in one list or object as a quarter; more raises LimitExceeded."""
     merge_steps_max: int = 100_000_000
     """Work of merging two workflows, counted in the same way; more raises LimitExceeded. It is done in a thread."""
     depth_max: int = 64

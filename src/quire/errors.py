@@ -216,11 +216,9 @@ class HeadMoved(Conflict):
     code = "head_moved"
     retryable = True
 
-    def __init__(self, workflow_id: str, *, expected: int, actual: int) -> None:
-        super().__init__(
-            f"{workflow_id} is at version {actual}, not {expected}: read it again and retry, "
-            "or leave out if_version to have the write rebased"
-        )
+    def __init__(self, workflow_id: str, *, expected: int, actual: int, advice: str = "") -> None:
+        advice = advice or "read it again and retry, or leave out if_version to have the write rebased"
+        super().__init__(f"{workflow_id} is at version {actual}, not {expected}: {advice}")
         self.workflow_id = workflow_id
         self.expected = expected
         self.actual = actual

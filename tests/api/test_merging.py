@@ -6,6 +6,7 @@ import random
 import pytest
 
 import quire
+from quire.api import merging
 from quire.core import keyframes
 from quire.errors import HeadMoved, Invalid, InvalidKey, MergeConflict, QuireError, WorkflowNotFound
 from quire.model import Head
@@ -291,3 +292,69 @@ async def test_a_new_item_of_a_fork_keeps_all_that_was_done_to_it(store):
     await main.remove("/l", 0)
     await main.merge(fork)
     assert (await main.get("/l"))[0] == {"v": 1, "n": 2}
+
+
+@pytest.mark.parametrize("polite", [5, 100], ids=["held", "control"])
+async def test_a_merge_gets_its_turn_beside_writers_that_never_pause(store, monkeypatch, polite):
+    monkeypatch.setattr(merging, "_POLITE", polite)
+    monkeypatch.setattr(merging, "_ATTEMPTS", 8)
+    wf = await store.create("w", {"notes": [], "n": 0})
+    ended = False
+    decided = merging._decided
+
+    async def slowly(*args):
+        await asyncio.sleep(0.02)
+        return await decided(*args)
+
+    async def noting(name):
+        count = 0
+        while not ended:
+            await wf.append("/notes", f"{name} {count}")
+            count += 1
+            await asyncio.sleep(0)
+        return count
+
+    monkeypatch.setattr(merging, "_decided", slowly)
+    writers = [asyncio.create_task(noting(name)) for name in "ab"]
+    fork = await wf.fork("f")
+    await fork.inc("/n")
+    try:
+        if polite == 5:
+            await wf.merge(fork)
+        else:
+            with pytest.raises(HeadMoved, match="others wrote first 8 times while it was merged; nothing was written"):
+                await wf.merge(fork)
+    finally:
+        ended = True
+        counts = await asyncio.gather(*writers)
+    assert await wf.get("/n") == (polite == 5)
+    assert len(await wf.get("/notes")) == sum(counts)
+
+
+async def test_a_merge_that_is_cancelled_lets_other_writers_go_on(store, monkeypatch):
+    monkeypatch.setattr(merging, "_POLITE", 1)
+    wf = await store.create("w", {"n": 0})
+    fork = await wf.fork("f")
+    await fork.inc("/n")
+    decided, calls = merging._decided, []
+
+    async def stuck(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            await wf.inc("/n")
+        elif len(calls) == 2:
+            await asyncio.sleep(60)
+        return await decided(*args)
+
+    monkeypatch.setattr(merging, "_decided", stuck)
+    merge = asyncio.create_task(wf.merge(fork))
+    while len(calls) < 2:
+        await asyncio.sleep(0.01)
+    late = asyncio.create_task(wf.set("/late", 1))
+    other = await store.create("other", {"n": 0})
+    await other.inc("/n")
+    assert not late.done()
+    merge.cancel()
+    await late
+    with pytest.raises(asyncio.CancelledError):
+        await merge

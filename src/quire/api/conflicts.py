@@ -42,7 +42,7 @@ class Conflicts:
     async def get(self, conflict_id: str) -> Conflict:
         """Return one. Raises ConflictNotFound."""
         entries = (await self._engine.current(self._stream)).state
-        if conflict_id not in entries:
+        if not isinstance(conflict_id, str) or conflict_id not in entries:
             raise ConflictNotFound(self.workflow_id, conflict_id)
         return read(entries[conflict_id])
 

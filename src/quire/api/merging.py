@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -29,7 +30,11 @@ from quire.errors import HeadMoved, Invalid, LimitExceeded
 from quire.model import WORKFLOWS, Change, Conflict, Point, Set, Side, Version
 
 _ATTEMPTS = 20
-"""How often a merge is decided anew because ours moved meanwhile."""
+"""How often a merge is decided because ours moved meanwhile..."""
+_POLITE = 5
+"""...and how often before other writers of this process wait for it..."""
+_HOLD_MAX_S = 2.0
+"""...unless deciding takes longer than this."""
 
 
 class MergeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,29 +91,42 @@ async def merge(engine: Engine, write: Write, theirs: Point, *, dry_run: bool) -
     write: who, why, by which policy, and onto which version if that matters.  dry_run: write nothing.
     Raises Invalid without a common ancestor, MergeConflict, HeadMoved, LimitExceeded.
     """
+    async with AsyncExitStack() as stack:
+        attempts = 0
+        while True:
+            begun = engine.clock.monotonic()
+            try:
+                return await _merged(engine, write, theirs, dry_run=dry_run)
+            except HeadMoved as moved:
+                attempts += 1
+                if write.if_version is not None:
+                    raise
+                if attempts == _ATTEMPTS:
+                    advice = (
+                        f"others wrote first {attempts} times while it was merged; nothing was written: merge again"
+                    )
+                    raise HeadMoved(
+                        moved.workflow_id, expected=moved.expected, actual=moved.actual, advice=advice
+                    ) from None
+            if attempts == _POLITE and engine.clock.monotonic() - begun < _HOLD_MAX_S:
+                await stack.enter_async_context(engine.committer.held(write.stream))
+
+
+async def _merged(engine: Engine, write: Write, theirs: Point, *, dry_run: bool) -> MergeResult:
+    """Decide and write a merge. Raises HeadMoved where ours moved meanwhile."""
     ours = write.stream.removeprefix(WORKFLOWS)
-    head = 0
-    for _ in range(_ATTEMPTS):
-        head = (await engine.current(write.stream)).head.version
-        if write.if_version not in (None, head):
-            break
-        result, merged = await _decided(engine, write, Point(ours, head), theirs)
-        if dry_run or merged is None:
-            return result
-        parts = await _writes(engine, write, head, theirs, merged, result.conflicts)
-        try:
-            made, *_ = await engine.write_all(parts)
-        except HeadMoved:
-            continue
-        assert made is not None
-        left = parts[0].hooked
-        changes = result.changes if left is None else cast("list[Change]", list(left))
-        return msgspec.structs.replace(result, version=made, changes=changes)
-    expected = head if write.if_version is None else write.if_version
-    moved = HeadMoved(ours, expected=expected, actual=(await engine.current(write.stream)).head.version)
-    if write.if_version is None:
-        moved.add_note(f"others wrote first {_ATTEMPTS} times while it was merged; nothing was written, merge again")
-    raise moved
+    head = (await engine.current(write.stream)).head.version
+    if write.if_version not in (None, head):
+        raise HeadMoved(ours, expected=write.if_version, actual=head)
+    result, merged = await _decided(engine, write, Point(ours, head), theirs)
+    if dry_run or merged is None:
+        return result
+    parts = await _writes(engine, write, head, theirs, merged, result.conflicts)
+    made, *_ = await engine.write_all(parts)
+    assert made is not None
+    left = parts[0].hooked
+    changes = result.changes if left is None else cast("list[Change]", list(left))
+    return msgspec.structs.replace(result, version=made, changes=changes)
 
 
 async def _decided(engine: Engine, write: Write, ours: Point, theirs: Point) -> tuple[MergeResult, Merged | None]:

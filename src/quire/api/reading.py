@@ -179,6 +179,8 @@ class Reader:
             state = await private(await self._engine.state_at(self.stream, number))
             return call(bool, await call_async(predicate, state))
 
+        if not callable(predicate):
+            raise Invalid(f"the predicate is a function of a state, not {type(predicate).__name__}")
         low, high = await self._number(good), await self._number(bad)
         if low >= high or await holds(low) or not await holds(high):
             raise Invalid(

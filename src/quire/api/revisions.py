@@ -62,7 +62,7 @@ def moment(text: str) -> datetime:
     """Return an ISO 8601 moment; without a zone it is UTC. Raises Invalid."""
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise Invalid(f"{text!r} is not a moment; write it like 2026-01-31T12:00:00Z") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 

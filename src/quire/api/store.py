@@ -250,6 +250,8 @@ class Store:
         """
         if limit is not None and (type(limit) is not int or limit < 0):
             raise Invalid(f"limit={limit!r} is not a number of workflows; leave it out for all of them")
+        if not isinstance(prefix, str) or not isinstance(after, str):
+            raise Invalid(f"prefix={prefix!r}, after={after!r}: text is needed")
         found: list[str] = []
         last = WORKFLOWS + after if after else ""
         page = _PAGE if limit is None else min(limit, _PAGE)
@@ -407,6 +409,8 @@ class Store:
 
     async def blob(self, name: str) -> bytes | None:
         """Return the bytes of a blob, or None. Raises CorruptRecord if they are not what was put."""
+        if not isinstance(name, str):
+            raise Invalid(f"the name of a blob is text, not {type(name).__name__}")
         data = await self.engine.backend.blob(name)
         if data is not None and blake3(data).hexdigest() != name:
             raise CorruptRecord(f"blob {name[:12]}: its bytes do not match its name; restore a backup", at=name)

@@ -232,6 +232,8 @@ class Workflow(Reader):
     ) -> Version:
         """In a string, at code point `position`, delete `delete` code points and insert `insert`."""
         tokens = writes.place(path, self.bounds)
+        if not isinstance(insert, str):
+            raise Invalid(f"splice puts a string in, not {type(insert).__name__}")
         new = str(clean(insert, path=tokens, **self.bounds))
         return await self._write(
             lambda state: [Splice(resolve(state, tokens), position, delete, new)],
@@ -427,7 +429,7 @@ class Workflow(Reader):
         ours meets each of theirs (`merge_steps_max`). It is done in a thread.
         """
         await self._live()
-        source = Workflow(self._engine, other if isinstance(other, str) else other.id)
+        source = Workflow(self._engine, other.id if isinstance(other, Workflow) else other)
         how = {"author": author, "message": message, "if_version": if_version}
         policy = on_conflict or self._engine.policy or "last"
         write, _ = writes.write(self.stream, [], {**how, "on_conflict": policy}, kind="merge")

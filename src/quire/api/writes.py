@@ -274,9 +274,10 @@ def name(value: Any, what: str) -> str:
 
 
 def _kind(value: Any) -> str:
+    value = name(value, "kind")
     if value in _OURS:
         raise Invalid(f"kind {value!r} is a word of Quire's own, as are {', '.join(sorted(_OURS))}; choose another")
-    return name(value, "kind")
+    return value
 
 
 def _number(value: Any) -> int | None:

@@ -177,6 +177,10 @@ class Working:
 
     def _remove(self, change: Remove) -> bool:
         items = self._list(change.path)
+        if type(change.index) is not int or type(change.count) is not int:
+            raise _misfit(
+                change.path, f"cannot remove {change.count!r} items from {change.index!r} on: these are not integers"
+            )
         if change.count < 0 or change.index < 0 or change.index + change.count > len(items):
             raise _misfit(
                 change.path,
@@ -194,6 +198,10 @@ class Working:
         if type(text) is not str:
             raise _misfit(path, f"splice needs a string, found {'nothing' if text is _MISSING else describe(text)}")
         at, gone = change.position, change.delete
+        if type(at) is not int or type(gone) is not int or type(change.insert) is not str:
+            raise _misfit(
+                path, f"cannot splice {gone!r} characters at {at!r}: these are integers, what is put in is a string"
+            )
         if at < 0 or gone < 0 or at + gone > len(text):
             raise _misfit(path, f"cannot splice {gone} of {len(text)} characters at {at}; positions count code points")
         if text[at : at + gone] == change.insert:

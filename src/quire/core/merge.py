@@ -110,7 +110,9 @@ Moving = TypeVar("Moving", Change, Guard)
 _PASSED_PER_STEP = 4
 """Changes elsewhere that one change is moved past in one step."""
 _STEPS_PER_SWAP = 4
-"""Steps that two changes of one place take."""
+"""Steps that two changes of one place take..."""
+_STEPS_PER_MOVE = 2
+"""...and one that is inside of what the other alters."""
 
 
 _Theirs = tuple[int, Change]
@@ -329,6 +331,7 @@ def _followed(guard: Guard, theirs: Sequence[_Theirs], met: dict[int, bool], met
         if len(other) >= depth:
             met[number] = False
         elif isinstance(change, _MOVING):
+            meter.add_steps(_STEPS_PER_MOVE)
             there = moved(mine, change)
             if there is None:
                 met[number] = True
@@ -370,6 +373,7 @@ def _one_past(
             behind.append(each)
             continue
         if len(other) < depth:
+            meter.add_steps(_STEPS_PER_MOVE)
             there = _inside(mine, change)
             if there is not None:
                 mine = there
@@ -380,6 +384,7 @@ def _one_past(
             if mine is not ours.path:
                 ours = replace(ours, path=mine)
             if len(other) > depth:
+                meter.add_steps(_STEPS_PER_MOVE)
                 there = _inside(other, ours)
                 if there is not None:
                     behind.append(each if there is other else (number, replace(change, path=there)))

@@ -35,7 +35,11 @@ def parse(pointer: str | Sequence[str | int]) -> Path:
         if found := _BAD_ESCAPE.search(pointer):
             raise InvalidKey(f"path {pointer!r}: '~' at {found.start()} must be written ~0, and '/' in a key ~1")
         return tuple(t.replace("~1", "/").replace("~0", "~") for t in pointer[1:].split("/"))
-    if not isinstance(pointer, Sequence) or not all(type(t) in (str, int) for t in pointer):
+    if (
+        not isinstance(pointer, Sequence)
+        or isinstance(pointer, bytes | bytearray)
+        or not all(type(t) in (str, int) for t in pointer)
+    ):
         raise InvalidKey(f"path {pointer!r}: give a JSON Pointer such as '/notes/0', or a sequence of keys and indexes")
     return tuple(pointer)
 

@@ -18,7 +18,9 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from time import perf_counter
 
 import msgspec
@@ -58,6 +60,9 @@ _WEIGHINGS_MAX = 3
 """How often a state is weighed that other processes go on writing, before that is done without letting go of it."""
 _TOOK_KEPT = 512
 """Commits whose duration is remembered; older ones are forgotten."""
+
+_holding: ContextVar[frozenset[str]] = ContextVar("quire_holding", default=frozenset())
+"""The streams that the running code holds, see `held`."""
 
 _place = msgspec.structs.force_setattr
 """For the one field of a record that is not known before its commit: nobody else has seen the record by then."""
@@ -127,6 +132,22 @@ class Committer:
         self.quota = Quota(backend, settings, clock)
         self.before: Before | None = None
         """Asked of every write as it is prepared; None while there is no hook."""
+        self._held: dict[str, asyncio.Event] = {}
+        """Streams that one task holds, and what is set when it lets go."""
+
+    @asynccontextmanager
+    async def held(self, stream: str) -> AsyncGenerator[None]:
+        """Have other writers of this process wait with their writes to a stream, so that what is decided on its head stands."""
+        while (held := self._held.get(stream)) is not None:
+            await held.wait()
+        event = self._held[stream] = asyncio.Event()
+        token = _holding.set(_holding.get() | {stream})
+        try:
+            yield
+        finally:
+            _holding.reset(token)
+            del self._held[stream]
+            event.set()
 
     async def submit(
         self, writes: Sequence[Write], cells: Sequence[CellWrite] = (), *, stamp: Stamp | None = None
@@ -150,6 +171,8 @@ class Committer:
         if cause is not None:
             sign(writes, cause)
         loop = asyncio.get_running_loop()
+        while self._held and (held := self._held_by_others(writes)) is not None:
+            await held.wait()
         while len(self._queue) >= self._settings.queue_writes_max:
             room = loop.create_future()
             self._room.append(room)
@@ -163,6 +186,10 @@ class Committer:
             self._task = loop.create_task(self._drain())
             self._task.add_done_callback(_retrieved)
         return await future
+
+    def _held_by_others(self, writes: Sequence[Write]) -> asyncio.Event | None:
+        mine = _holding.get()
+        return next((self._held[w.stream] for w in writes if w.stream in self._held and w.stream not in mine), None)
 
     async def put(self, item: Item) -> Outcome:
         """Commit an item that was made elsewhere, as one. It is told to readers like the commit of another process.

@@ -15,7 +15,7 @@ from quire.core import keyframes
 from quire.engine.backing import mending
 from quire.engine.backing.finding import Finder
 from quire.engine.verify import Report
-from quire.errors import NotFound, QuireError
+from quire.errors import CorruptRecord, NotFound, QuireError
 from quire.model import Head
 
 KEY = bytes(range(32))
@@ -248,3 +248,18 @@ async def test_control_a_mender_that_does_not_look_whether_it_fits_is_caught(tmp
             assert (await store.repair(shelf)).records
     async with quire.open(url) as store:
         assert not (await store.verify()).ok
+
+
+async def test_what_cannot_be_opened_is_recovered_beside_it_when_it_is_moved_aside(tmp_path):
+    url, shelf, _ = await kept(tmp_path)
+    with open(url, "r+b") as file:
+        file.truncate(8192)
+    with pytest.raises(CorruptRecord) as raised:
+        await quire.recover(shelf, url, replace=True, unsaved=True)
+    assert "move its file or folder aside" in " ".join(raised.value.__notes__)
+    for name in ("", "-wal", "-shm"):
+        if Path(url + name).exists():
+            Path(url + name).rename(url + name + ".aside")
+    await quire.recover(shelf, url)
+    async with quire.open(url) as store:
+        assert (await store.verify()).ok and await store.workflows()

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from quire.api.backups import Progress, moment_of, now_ms, source_of
+from quire.config import Compression
 from quire.engine.backing import recovering, taking
 from quire.engine.backing.extending import About, Extension
 from quire.engine.backing.plan import Plan, planned
@@ -98,13 +99,13 @@ async def recover(
     moment = _at(at)
     bare, key, compression = None, encryption_key, None
     if not dry_run or not _absent(url):
-        bare, key, compression = await open_bare(url, namespace=namespace or "default", encryption_key=encryption_key)
+        bare, key, compression = await _opened(url, namespace or "default", encryption_key)
     try:
         kept, moment = await _meant(shelf, bare, of=of, namespace=namespace, number=number, at=moment)
         there = namespace or kept.manifest.namespace
         if bare is not None and there != (namespace or "default"):
             await bare.close()
-            bare, key, compression = await open_bare(url, namespace=there, encryption_key=encryption_key)
+            bare, key, compression = await _opened(url, there, encryption_key)
             kept, moment = await _meant(shelf, bare, of=of, namespace=namespace, number=number, at=moment)
         _fits(kept, there, key, compression)
         plan = await planned(shelf, kept, moment)
@@ -131,6 +132,20 @@ async def recover(
     finally:
         if bare is not None:
             await bare.close()
+
+
+async def _opened(
+    url: str, namespace: str, encryption_key: bytes | None
+) -> tuple[Backend, bytes | None, Compression | str | None]:
+    """Return what is at a URL, opened. Raises CorruptRecord that says what to do where that cannot be."""
+    try:
+        return await open_bare(url, namespace=namespace, encryption_key=encryption_key)
+    except CorruptRecord as error:
+        error.add_note(
+            "it is too damaged to be opened, so nothing in it can be replaced: move its file or folder aside (of SQLite with "
+            "its -wal and -shm), then recover again"
+        )
+        raise
 
 
 async def _extension(plan: Plan, shown: Seal) -> Extension:

@@ -949,3 +949,44 @@ async def test_another_file_in_the_place_of_the_log_is_not_taken_for_a_log_that_
         await stored(wf, "def")
         assert sorted(await wf.state()) == list("abcdef")
         assert (await store.health()).status == "ok"
+
+
+@pytest.mark.parametrize("left", [0, 50, 4096, 8192, -1])
+async def test_a_database_that_was_cut_takes_no_more_writes(tmp_path, left):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        wf = await store.create("w", {"n": 0})
+        await wf.set("/n", 1)
+        with closing(apsw.Connection(path)) as db:
+            db.execute("select count(*) from log").fetchall()
+            db.wal_checkpoint()
+        await wf.set("/n", 2)
+        size = Path(path).stat().st_size
+        os.truncate(path, left % size)
+        for _ in range(3):
+            with pytest.raises(
+                FilesChanged, match=f"s.db was cut while the store was open: it has {left % size:,} bytes"
+            ):
+                await wf.set("/n", 3)
+        health = await store.health()
+        assert health.status == "unhealthy" and "was cut" in str(health.reasons)
+    assert Path(path + "-wal").stat().st_size  # it is not copied into half a file
+
+
+async def test_a_database_that_became_smaller_by_itself_was_not_cut(tmp_path):
+    path = str(tmp_path / "s.db")
+    async with quire.open(path) as store:
+        name = await store.put_blob(os.urandom(500_000))
+        with closing(apsw.Connection(path)) as db:
+            db.execute("select count(*) from log").fetchall()
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        await store.create("w", {"n": 0})
+        before = Path(path).stat().st_size
+        await store.engine.backend.drop_blob(name)
+        with closing(apsw.Connection(path)) as db:
+            db.execute("vacuum")
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        assert Path(path).stat().st_size < before
+        other = await store.create("other", {"n": 0})
+        await other.set("/n", 1)
+        assert (await store.verify()).ok

@@ -76,7 +76,7 @@ def test_a_url_is_shown_without_its_secrets(url, shown):
         ("sqlite:///state.db?durability=relax", "did you mean relaxed"),
         ("sqlite:///s.db?durability=full&durability=relaxed", "twice"),
         ("state.db?speed=max", "unknown option 'speed'"),
-        ("memory:?durability=relaxed", "known here: none"),
+        ("memory:?durability=relaxed", "known here: compression"),
         ("memory:a/b", "memory name"),
         (":memory:", "named memory:"),
         ("sqlite:///:memory:", "named memory:"),

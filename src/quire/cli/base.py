@@ -84,7 +84,7 @@ def _check(file: str, *, make: bool) -> None:
     try:
         Path(file).stat()
     except FileNotFoundError:
-        if make:
+        if make or Path(f"{file}-wal").exists():  # the file was moved away: the backend says what to do
             return
         command = f"quire --store {shlex.quote(file)} init"
         raise NotFound(f"there is no store at {file}; `{command}` makes one") from None

@@ -56,6 +56,8 @@ _INDEX = struct.Struct("=14xHI76xI")
 """How shared memory begins: how large pages are (1: 65,536 bytes), how many are in the log, and how many of those are in the
 database, too (https://sqlite.org/walformat.html section 2)."""
 _LOG_HEADER, _PAGE_HEADER = 32, 24
+_HEADER = struct.Struct(">16xH10xI")
+"""How the database begins: the size of its pages, and how many there are (https://sqlite.org/fileformat.html section 1.3)."""
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FORK_WAIT_S = 1.0
@@ -95,8 +97,10 @@ class Presence(Inodes):
         self._locks = _SET is not None
         self._shared = self._log_file = -1
         """The shared memory and the log, once they are known."""
+        self._size = 0
+        """What the database had in bytes when it was looked at last."""
         self.cut: str | None = None
-        """What is said of a log that has become shorter than it was."""
+        """What is said of a database or a log that was cut off where it is."""
 
     # joining and leaving: with `_registry` held
 
@@ -186,13 +190,26 @@ class Presence(Inodes):
     def check(self) -> None:
         """Raise unless the files are those that were opened: StorageUnavailable for a log that can be put back, else FilesChanged."""
         if self.cut is None:
-            self.cut = self._missing()
+            self.cut = self._missing_of_file() or self._missing()
         if self.cut is not None:
             raise FilesChanged(self.cut)
         said = self.trouble()
         if said is not None:
             self.check_file()
             raise StorageUnavailable(f"{said}; nothing of this write is stored: write again, the log is put back first")
+
+    def _missing_of_file(self) -> str | None:
+        """Say what is missing of a database that is shorter than it was, and than its header says."""
+        found = os.fstat(self._file).st_size
+        if found < self._size:
+            size, pages = _HEADER.unpack(os.pread(self._file, _HEADER.size, 0).ljust(_HEADER.size, b"\0"))
+            if found < max(pages * (size if size > 1 else 65_536), _HEADER.size):
+                return (
+                    f"{self.path} was cut while the store was open: it has {found:,} bytes, {self._size:,} were there; nothing "
+                    "more is written: close the store in all processes, then restore a backup"
+                )
+        self._size = found
+        return None
 
     def _missing(self) -> str | None:
         """Say what is missing of a log that is shorter than the pages in it; None where they are all in the database, too.

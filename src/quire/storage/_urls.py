@@ -123,8 +123,8 @@ def options_of(query: str, known: Collection[str], url: str) -> dict[str, str]:
     for name in options:
         if name not in known:
             raise InvalidKey(
-                f"{redact_url(url)}: unknown option {name!r}{nearest(name, known)}; "
-                f"known here: {', '.join(known) or 'none'}"
+                f"{redact_url(url)}: unknown option {name!r}{nearest(name, {*known, *_WRAPPING})}; "
+                f"known here: {', '.join(dict.fromkeys([*known, *_WRAPPING]))}"
             )
     if len(options) < len(pairs):
         raise InvalidKey(f"{redact_url(url)}: an option is given twice; give it once")

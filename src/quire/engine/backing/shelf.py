@@ -213,7 +213,7 @@ def chosen(kept: Sequence[Kept], url: str, *, store: str | None, namespace: str 
     ids = sorted({k.manifest.id for k in found})
     if len(ids) > 1:
         raise Invalid(
-            f"{url} has backups of {len(ids)} stores ({', '.join(ids[:5])}): say which, with `store=` or --of; "
+            f"{url} has backups of {len(ids)} stores ({', '.join(ids[:5])}): say which, with `of=` or --of; "
             "`quire backups PLACE` tells them apart"
         )
     return max(found, key=lambda k: (k.manifest.number, k.manifest.taken_at, k.name))

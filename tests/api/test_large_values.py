@@ -291,7 +291,9 @@ async def test_a_program_that_fills_the_threads_of_its_loop_holds_up_nothing(tmp
                     await wf.set("/new", LARGE)
                     await store.sweep()
                     if not url.startswith("memory"):
-                        await store.backup(f"file://{tmp_path}/backups")
+                        await store.backup(f"file:///{tmp_path}/backups")
+                        assert (tmp_path / "backups").is_dir()
+                    assert await wf.get("/new/k1/n") == 1
         finally:
             end.set()
             await full
